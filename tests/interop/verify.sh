@@ -64,7 +64,7 @@ from_hex "30$(printf '%02x' $((${#sequence} / 2)))$sequence" >"$work/signature.d
 
 openssl pkey -pubin -inform DER -in "$work/key.der" -out "$work/key.pem"
 printf '%s' "$header.$payload" |
-    openssl dgst -sha256 -verify "$work/key.pem" |-signature "$work/signature.der" >/dev/null |||
+    openssl dgst -sha256 -verify "$work/key.pem" -signature "$work/signature.der" >/dev/null ||
     fail 'the signature does not verify'
 decode "$payload"
 echo
