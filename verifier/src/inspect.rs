@@ -1,0 +1,204 @@
+//! Explains a token to a person, rule by rule.
+//!
+//! The judgement is that of [`mod@crate::verify`]; this module only words it. Whatever it shows of the
+//! token may come from an attacker, so it is escaped and cut: printed on a terminal it stays text.
+
+use std::error::Error;
+
+use serde_json::Value;
+
+use crate::json::{self, Object};
+use crate::jwk::KeySet;
+use crate::jws::{Compact, Header};
+use crate::verify::{Expectation, RULES, VerifyError, check_typ, find_key};
+
+/// How much of a value is shown, in bytes.
+const MAX_SHOWN_BYTES: usize = 256;
+
+/// What one rule makes of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The part of the token the rule is about: `signature`, a header parameter, a claim; `token` or
+    /// `claims` when that could not be read at all.
+    pub subject: &'static str,
+    /// `Ok`: the value, and what it means. `Err`: what is wrong, and what was expected.
+    pub outcome: Result<String, String>,
+}
+
+/// Applies every rule of [`verify()`](crate::verify()) to a token, also after one is broken.
+///
+/// [`verify()`](crate::verify()) accepts the token if and only if no finding is an `Err`.
+pub fn inspect(
+    token: &str,
+    keys: &KeySet,
+    expected: &Expectation,
+    now_seconds: u64,
+) -> Vec<Finding> {
+    let token = match Compact::parse(token) {
+        Ok(token) => token,
+        Err(error) => {
+            return vec![Finding {
+                subject: "token",
+                outcome: Err(explain(&error)),
+            }];
+        }
+    };
+    let mut findings = inspect_header(&token, keys);
+    // Shown even when the signature does not match: that finding is already in the list.
+    match json::parse_object(token.unverified_payload().expose_unverified()) {
+        Ok(claims) => findings.extend(inspect_claims(&claims, expected, now_seconds)),
+        Err(error) => {
+            findings.push(Finding {
+                subject: "claims",
+                outcome: Err(explain(&error)),
+            });
+        }
+    }
+    findings
+}
+
+fn inspect_header(token: &Compact<'_>, keys: &KeySet) -> Vec<Finding> {
+    let header = token.header();
+    let key = find_key(header, keys);
+    vec![
+        Finding {
+            subject: "typ",
+            outcome: match check_typ(header) {
+                Ok(()) => Ok(show_parameter(header.typ())),
+                Err(error) => Err(contrast(
+                    &error,
+                    &show_parameter(header.typ()),
+                    "\"at+jwt\"",
+                )),
+            },
+        },
+        Finding {
+            subject: "alg",
+            outcome: match header.check_alg() {
+                Ok(()) => Ok(show_parameter(Some(header.alg()))),
+                Err(error) => Err(contrast(
+                    &error,
+                    &show_parameter(Some(header.alg())),
+                    "\"ES256\"",
+                )),
+            },
+        },
+        Finding {
+            subject: "kid",
+            outcome: match key {
+                Ok(_) => Ok(show_parameter(header.kid())),
+                Err(error) => Err(contrast(&error, &show_kid(header), &show_kids(keys))),
+            },
+        },
+        Finding {
+            subject: "signature",
+            outcome: match key.map(|key| token.verify(key)) {
+                Ok(Ok(_)) => Ok("made with the key that `kid` names".to_owned()),
+                Ok(Err(error)) => Err(explain(&error)),
+                Err(_) => Err("not checked, because there is no key to check it with".to_owned()),
+            },
+        },
+    ]
+}
+
+fn inspect_claims<'a>(
+    claims: &'a Object,
+    expected: &'a Expectation,
+    now: u64,
+) -> impl Iterator<Item = Finding> + 'a {
+    RULES.iter().map(move |rule| {
+        let value = show_claim(claims, rule.claim, now);
+        let outcome = match (rule.check)(claims, expected, now) {
+            Ok(()) => Ok(value),
+            Err(error) => Err(match expectation(error, expected, now) {
+                Some(wanted) => contrast(&error, &value, &wanted),
+                None => format!("{}: it is {value}", explain(&error)),
+            }),
+        };
+        Finding {
+            subject: rule.claim,
+            outcome,
+        }
+    })
+}
+
+/// What would have been right, where that depends on more than the token.
+fn expectation(error: VerifyError, expected: &Expectation, now: u64) -> Option<String> {
+    let leeway = expected.leeway_seconds;
+    match error {
+        VerifyError::Audience => Some(show_parameter(expected.audience.as_deref())),
+        VerifyError::Expired => Some(format!("later than {now} less {leeway} s of leeway")),
+        VerifyError::IssuedInFuture | VerifyError::NotYetValid => {
+            Some(format!("at most {now} plus {leeway} s of leeway"))
+        }
+        VerifyError::Issuer => Some(show_parameter(Some(&expected.issuer))),
+        VerifyError::Claim(_)
+        | VerifyError::Jws(_)
+        | VerifyError::MissingKid
+        | VerifyError::Payload(_)
+        | VerifyError::Type
+        | VerifyError::UnknownKid => None,
+    }
+}
+
+fn contrast(error: &impl Error, found: &str, wanted: &str) -> String {
+    format!("{error}: it is {found}, expected {wanted}")
+}
+
+/// The most precise sentence: that of the innermost cause.
+fn explain(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => explain(source),
+        None => error.to_string(),
+    }
+}
+
+fn show_claim(claims: &Object, claim: &'static str, now: u64) -> String {
+    let Some(value) = claims.value(claim) else {
+        return "absent".to_owned();
+    };
+    let value = show(&value.to_string());
+    match claims.numeric_date(claim) {
+        Ok(Some(time)) if time > now => format!("{value}, in {} s", time - now),
+        Ok(Some(time)) => format!("{value}, {} s ago", now - time),
+        _ => value,
+    }
+}
+
+fn show_kid(header: &Header) -> String {
+    show_parameter(header.kid())
+}
+
+fn show_kids(keys: &KeySet) -> String {
+    let kids: Vec<_> = keys.kids().map(|kid| show_parameter(Some(kid))).collect();
+    if kids.is_empty() {
+        "a key, but the key set is empty".to_owned()
+    } else {
+        kids.join(" or ")
+    }
+}
+
+fn show_parameter(value: Option<&str>) -> String {
+    value.map_or_else(
+        || "absent".to_owned(),
+        |value| show(&Value::from(value).to_string()),
+    )
+}
+
+/// Makes text harmless on a terminal: control characters, invisible ones and those that reorder
+/// the line are escaped, and it is cut at [`MAX_SHOWN_BYTES`].
+fn show(text: &str) -> String {
+    let mut shown = String::new();
+    for character in text.chars() {
+        if shown.len() >= MAX_SHOWN_BYTES {
+            shown.push('…');
+            break;
+        }
+        match character {
+            // JSON has escaped these already where needed.
+            '"' | '\'' | '\\' => shown.push(character),
+            _ => shown.extend(character.escape_debug()),
+        }
+    }
+    shown
+}
