@@ -1,1 +1,23 @@
+//! Countersign, a token service.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`cli`] | the command line, one file per family of subcommands |
+//! | [`app`] | building, running and stopping; the tasks behind; the only updater of snapshots |
+//! | [`http`] | everything that knows actix-web |
+//! | [`admin`] | what operators do, for the admin interface and the command line alike |
+//! | [`oauth`] | what clients do: authenticate, exchange credentials for tokens |
+//! | [`registry`] | clients and resources in memory |
+//! | [`keys`] | signing keys: life cycle, sealing, the ring in memory |
+//! | [`store`] | the database |
+//! | [`domain`] | the nouns and their rules, pure |
+//! | [`clock`], [`entropy`] | time and randomness, injected |
+//! | [`config`], [`telemetry`] | settings and logs, for `main`, `cli` and `app` |
+//!
+//! Imports go only downwards in this table; a test holds it so. See docs/architecture.md for the
+//! walk of a request and for how to add a grant, a setting or an admin call.
 
+pub mod clock;
+pub mod domain;
+pub mod entropy;
+pub mod store;

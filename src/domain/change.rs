@@ -1,0 +1,157 @@
+//! What can be changed, by whom and why, and how other nodes learn of it.
+//!
+//! To add a change: a variant of [`Change`], its event types, and its arm in `store::sql`.
+
+use uuid::Uuid;
+
+use super::{
+    client::{Client, Revision},
+    id::{ClientId, ResourceId},
+    key::KeySchedule,
+    name::named,
+    resource::Resource,
+};
+
+/// A change to the stored state. Each is applied whole or not at all, together with its event, its
+/// entries on the revocation feed and its place in the order of changes.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Registers a client (`expected` is none) or replaces one that is at revision `expected`.
+    PutClient {
+        /// The client as it is to be; the store sets its revision.
+        client: Box<Client>,
+        /// The revision that was seen.
+        expected: Option<Revision>,
+        /// What the audit trail calls it.
+        event: EventType,
+    },
+    /// Removes a client that is at revision `expected`.
+    DeleteClient {
+        /// Whom to remove.
+        client_id: ClientId,
+        /// The revision that was seen.
+        expected: Revision,
+    },
+    /// Registers a resource.
+    CreateResource(Resource),
+    /// Removes a resource.
+    DeleteResource(ResourceId),
+    /// Replaces the key schedule that is at `schedule.revision`; the store sets the next one.
+    ///
+    /// A key that was not revoked before and is now goes out on the revocation feed as well.
+    PutKeys {
+        /// The schedule as it is to be.
+        schedule: KeySchedule,
+        /// What the audit trail calls it.
+        event: EventType,
+    },
+}
+
+named!(
+    /// The types of events in the audit trail.
+    EventType {
+        /// A client was registered.
+        ClientCreated = "client.created",
+        /// A client was removed.
+        ClientDeleted = "client.deleted",
+        /// A secret was added to a client.
+        ClientSecretCreated = "client.secret_created",
+        /// A secret of a client was removed.
+        ClientSecretDeleted = "client.secret_deleted",
+        /// Anything else about a client was changed.
+        ClientUpdated = "client.updated",
+        /// The first keys were made, or a next one.
+        KeyCreated = "key.created",
+        /// A key was declared compromised.
+        KeyRevoked = "key.revoked",
+        /// The next key was told to take over.
+        KeyRotated = "key.rotated",
+        /// Every key was sealed anew under the primary master key.
+        KeysRewrapped = "keys.rewrapped",
+        /// Another master key became the primary one.
+        MasterKeyPromoted = "master_key.promoted",
+        /// A resource was registered.
+        ResourceCreated = "resource.created",
+        /// A resource was removed.
+        ResourceDeleted = "resource.deleted",
+    }
+);
+
+/// Who caused a change, from where, and why. Recorded with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cause {
+    /// A client id, `cli:<user>` or `system`.
+    pub actor: String,
+    /// The network address the request came from.
+    pub address: Option<String>,
+    /// The `User-Agent` of the request.
+    pub user_agent: Option<String>,
+    /// The id under which the request is logged.
+    pub request_id: Option<String>,
+    /// What the operator gave as the reason.
+    pub reason: Option<String>,
+}
+
+impl Cause {
+    /// The service itself, on schedule.
+    pub fn system() -> Self {
+        Self {
+            actor: "system".to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A place in the order of changes. Places of different epochs cannot be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// New whenever the order may have broken, as by restoring a backup.
+    pub epoch: Uuid,
+    /// The number of changes so far, without gaps.
+    pub seq: i64,
+}
+
+named!(
+    /// What a change touched: tells other nodes what to read again.
+    Topic {
+        /// A client; the target is its id.
+        Client = "client",
+        /// The key schedule.
+        Keys = "keys",
+        /// A resource; the target is its id.
+        Resource = "resource",
+        /// An entry on the revocation feed.
+        Revocation = "revocation",
+    }
+);
+
+/// One published change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeRow {
+    /// Its place.
+    pub seq: i64,
+    /// What it touched.
+    pub topic: Topic,
+    /// Which one of them, in the form of the topic.
+    pub target: String,
+}
+
+/// The changes after some position.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// The epoch in force. Another one than asked about: nothing known still counts, read it all.
+    pub epoch: Uuid,
+    /// The last place taken.
+    pub head: i64,
+    /// The changes in order, as many as were asked for at most.
+    pub rows: Vec<ChangeRow>,
+}
+
+/// What applying a change led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The place of the change.
+    pub position: Position,
+    /// The revision of what was changed.
+    pub revision: Revision,
+}

@@ -1,0 +1,113 @@
+//! Registered clients, under the names of RFC 7591 §2.
+
+use serde_json::{Value, json};
+
+use super::{
+    id::{ClientId, SecretId},
+    name::named,
+    resource::ResourceUri,
+    scope::Scope,
+    secret::StoredSecret,
+};
+use crate::clock::Timestamp;
+
+/// How many secrets of one client may be live, so that they can be exchanged without a gap.
+pub const MOST_SECRETS: usize = 2;
+
+named!(
+    /// How a client authenticates at the token endpoint (RFC 7591 §2).
+    AuthMethod {
+        /// Secret in the `Authorization` header (RFC 6749 §2.3.1).
+        ClientSecretBasic = "client_secret_basic",
+        /// Secret in the form body (RFC 6749 §2.3.1).
+        ClientSecretPost = "client_secret_post",
+        /// A public client: it has no secret to prove.
+        None = "none",
+    }
+);
+
+named!(
+    /// A grant a client may be allowed.
+    GrantType {
+        /// RFC 6749 §4.4.
+        ClientCredentials = "client_credentials",
+    }
+);
+
+/// Counts the changes of a stored thing; whoever changes it says which one was seen.
+pub type Revision = i64;
+
+/// A registered client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The client's identifier.
+    pub client_id: ClientId,
+    /// A name for people.
+    pub client_name: String,
+    /// The one way in which this client authenticates.
+    pub auth_method: AuthMethod,
+    /// The grants it may use.
+    pub grant_types: Vec<GrantType>,
+    /// Every scope token it may be given.
+    pub scope: Scope,
+    /// Every resource it may ask tokens for.
+    pub resources: Vec<ResourceUri>,
+    /// The resource of a request that names none; one of `resources`.
+    pub default_resource: Option<ResourceUri>,
+    /// Origins whose pages may call the token endpoint in this client's name.
+    pub allowed_origins: Vec<String>,
+    /// Life of its access tokens in seconds; the service's own setting when absent.
+    pub access_token_ttl_seconds: Option<u32>,
+    /// A disabled client is refused whatever it presents.
+    pub disabled: bool,
+    /// Made by the development start; production refuses a database that holds one.
+    pub demo: bool,
+    /// At most [`MOST_SECRETS`].
+    pub secrets: Vec<StoredSecret>,
+    /// Grows by one with each change.
+    pub revision: Revision,
+    /// When the client was registered.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+}
+
+impl Client {
+    /// Whether the client keeps no secret (RFC 6749 §2.1).
+    pub fn is_public(&self) -> bool {
+        self.auth_method == AuthMethod::None
+    }
+
+    /// Everything about the client that may be shown: no secret and no hash of one.
+    pub fn document(&self) -> Value {
+        let names = |uris: &[ResourceUri]| {
+            uris.iter()
+                .map(|uri| uri.as_str().to_owned())
+                .collect::<Vec<_>>()
+        };
+        json!({
+            "client_id": self.client_id.as_str(),
+            "client_name": self.client_name,
+            "token_endpoint_auth_method": self.auth_method.as_str(),
+            "grant_types": self.grant_types.iter().map(|grant| grant.as_str()).collect::<Vec<_>>(),
+            "scope": self.scope.to_string(),
+            "resources": names(&self.resources),
+            "default_resource": self.default_resource.as_ref().map(ResourceUri::as_str),
+            "allowed_origins": self.allowed_origins,
+            "access_token_ttl_seconds": self.access_token_ttl_seconds,
+            "disabled": self.disabled,
+            "revision": self.revision,
+            "created_at": self.created_at.seconds(),
+            "updated_at": self.updated_at.seconds(),
+            "secrets": self.secrets.iter().map(|secret| json!({
+                "id": secret.id.to_string(),
+                "created_at": secret.created_at.seconds(),
+            })).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The stored secret of this id.
+    pub fn secret(&self, id: SecretId) -> Option<&StoredSecret> {
+        self.secrets.iter().find(|secret| secret.id == id)
+    }
+}

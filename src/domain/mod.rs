@@ -1,0 +1,18 @@
+//! The nouns of the service and the rules they obey by themselves.
+//!
+//! Owns ids, secrets, clients, resources, scopes, key records, changes and their causes. Knows no
+//! async, no database and no HTTP: whatever is here can be tested with plain values. Imports only
+//! `clock` and `entropy`.
+//!
+//! To add a noun: a file of its own with private fields where a rule protects them, `parse` for
+//! what comes from outside, and an error enum with one variant per way of being malformed.
+
+pub mod change;
+pub mod client;
+pub mod id;
+pub mod key;
+pub mod name;
+pub mod node;
+pub mod resource;
+pub mod scope;
+pub mod secret;

@@ -1,0 +1,124 @@
+//! What is kept in the database, and the only way to it.
+//!
+//! [`Store`] has one method per atomic use case; there is no transaction object, so nothing above
+//! can forget to commit. Whatever a change causes commits with it. Time comes in as `now`.
+//! Imports `domain` and `clock` only; nothing above this module knows which engine is in use.
+//!
+//! To add a method: declare it here, write it once in `sql` with SQL that both engines read, and
+//! add its case to `tests/it/store`, which runs on both. Only what one engine cannot say goes into
+//! `Dialect`.
+
+mod open;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod sql;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use async_trait::async_trait;
+
+pub use self::open::{Access, OpenError, open};
+use crate::{
+    clock::Timestamp,
+    domain::{
+        change::{Applied, Cause, Change, Changes, Position},
+        client::Client,
+        id::{ClientId, NodeId},
+        key::{KeySchedule, KeyUse},
+        node::Node,
+        resource::Resource,
+    },
+};
+
+/// Why the store did not do as asked; the variants differ in who must act.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached or did not answer: try again later.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// Somebody else was faster, or it exists already: tell the caller.
+    #[error("the stored state is not the expected one")]
+    Conflict,
+    /// A row holds what this program never writes: somebody must look at it.
+    #[error("the database holds a value that cannot be: {table}.{column} of {id}")]
+    Corrupt {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// The row, as far as it is known.
+        id: String,
+    },
+}
+
+/// Everything that the nodes keep in memory, as of one position.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Where in the order of changes it was taken.
+    pub position: Position,
+    /// Every client.
+    pub clients: Vec<Client>,
+    /// Every resource.
+    pub resources: Vec<Resource>,
+    /// The schedule of signing keys.
+    pub schedule: KeySchedule,
+}
+
+/// The database.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Makes a change, with its event, its entries on the feed and its place in the order.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the expected revision has passed, or the id is taken.
+    async fn apply(
+        &self,
+        change: &Change,
+        cause: &Cause,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError>;
+
+    /// The changes after `at`, in the order in which they were committed, at most `limit`.
+    ///
+    /// A head behind `at` means that the database has lost changes, as after a failover: a new
+    /// epoch is then written, so that every node reads everything again.
+    async fn changes_since(
+        &self,
+        at: Position,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Changes, StoreError>;
+
+    /// Returns when there may be changes. A hint: it can stay away, so that its caller also polls.
+    async fn changed(&self);
+
+    /// The database's own clock.
+    async fn database_time(&self) -> Result<Timestamp, StoreError>;
+
+    /// Everything, as of one position.
+    async fn snapshot(&self) -> Result<Snapshot, StoreError>;
+
+    /// One client, if there is one of this id.
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>, StoreError>;
+
+    /// Every client, by id.
+    async fn clients(&self) -> Result<Vec<Client>, StoreError>;
+
+    /// Every resource, by identifier.
+    async fn resources(&self) -> Result<Vec<Resource>, StoreError>;
+
+    /// The key schedule of one use.
+    async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError>;
+
+    /// Records a node's sign of life.
+    async fn heartbeat(&self, node: &Node) -> Result<(), StoreError>;
+
+    /// Forgets a node that has stopped.
+    async fn forget_node(&self, id: NodeId) -> Result<(), StoreError>;
+
+    /// The nodes that gave a sign of life at or after `since`, by name.
+    async fn nodes(&self, since: Timestamp) -> Result<Vec<Node>, StoreError>;
+
+    /// Ends every connection, after what is under way.
+    async fn close(&self);
+}

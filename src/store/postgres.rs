@@ -1,0 +1,111 @@
+//! What only Postgres needs.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{
+    Connection as _, Executor as _, PgConnection, PgPool, Postgres,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+use tokio::sync::Mutex;
+
+use super::{
+    OpenError, Store,
+    sql::{Dialect, SqlStore},
+};
+use crate::{clock::Timestamp, entropy::Entropy};
+
+/// The channel on which nodes tell each other that there are changes.
+const CHANNEL: &str = "countersign";
+
+/// How long to wait for a connection before the database counts as down.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A connection that has been idle for longer is asked whether it still lives before its use.
+const PING_AFTER: Duration = Duration::from_secs(1);
+
+#[async_trait]
+impl Dialect for Postgres {
+    const BEGIN_WRITE: &'static str = "begin";
+    const BEGIN_READ: &'static str = "begin isolation level repeatable read read only";
+    const DATABASE_TIME: &'static str =
+        "select (extract(epoch from clock_timestamp()) * 1000)::bigint";
+    type Hint = Mutex<Option<PgListener>>;
+
+    fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
+        // serialization_failure and deadlock_detected
+        matches!(error.code().as_deref(), Some("40001" | "40P01"))
+    }
+
+    async fn announce(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query("select pg_notify($1, '')")
+            .bind(CHANNEL)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+
+    fn committed(_: &Self::Hint) {}
+
+    async fn hinted(hint: &Self::Hint, pool: &PgPool) {
+        let mut listener = hint.lock().await;
+        if let Some(listening) = listener.as_mut() {
+            if listening.recv().await.is_ok() {
+                return;
+            }
+            *listener = None;
+        } else if let Ok(mut listening) = PgListener::connect_with(pool).await
+            && listening.listen(CHANNEL).await.is_ok()
+        {
+            *listener = Some(listening);
+            // What was announced before is not heard of any more.
+            return;
+        }
+        // Without a listener there are no hints; the caller's own poll comes, and then asks again.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Opens and migrates a Postgres database.
+pub(super) async fn open(
+    url: &str,
+    entropy: &Entropy,
+    now: Timestamp,
+) -> Result<Arc<dyn Store>, OpenError> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|_| OpenError::Url("it is no postgres URL"))?
+        .application_name("countersign");
+    let pool = PgPoolOptions::new()
+        .max_connections(10)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > PING_AFTER {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // A commit that a crash could undo would bring back what was revoked.
+                connection
+                    .execute("set synchronous_commit = on; set statement_timeout = '10s'; set lock_timeout = '5s'")
+                    .await?;
+                Ok(())
+            })
+        })
+        .connect_with(options)
+        .await
+        .map_err(OpenError::Unreachable)?;
+    sqlx::migrate!("migrations/postgres").run(&pool).await?;
+    let store = SqlStore {
+        writers: pool.clone(),
+        readers: pool,
+        entropy: entropy.clone(),
+        hint: Mutex::default(),
+    };
+    store.found(now).await.map_err(OpenError::Store)?;
+    Ok(Arc::new(store))
+}

@@ -1,0 +1,169 @@
+//! What only `SQLite` needs.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sqlx::{
+    Sqlite, SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::sync::Notify;
+
+use super::{
+    OpenError, Store,
+    open::Access,
+    sql::{Dialect, SqlStore},
+};
+use crate::{clock::Timestamp, entropy::Entropy};
+
+/// How long a writer waits for another process to finish writing.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many connections read side by side.
+const READERS: u32 = 4;
+
+/// What wakes `changed`: this process's own commits. Those of other processes are found by polling.
+pub(super) struct Hint {
+    committed: Notify,
+    /// Held for as long as the database is served; released by the operating system at the latest.
+    _serving: Option<File>,
+}
+
+#[async_trait]
+impl Dialect for Sqlite {
+    // Immediate: a transaction that will write waits for its turn before it reads.
+    const BEGIN_WRITE: &'static str = "begin immediate";
+    const BEGIN_READ: &'static str = "begin deferred";
+    const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
+    type Hint = Hint;
+
+    fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
+        // SQLITE_BUSY and its extended codes
+        let code = error.code().and_then(|code| code.parse::<u32>().ok());
+        code.is_some_and(|code| code & 0xff == 5)
+    }
+
+    async fn announce(_: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        Ok(())
+    }
+
+    fn committed(hint: &Hint) {
+        hint.committed.notify_one();
+    }
+
+    async fn hinted(hint: &Hint, _: &SqlitePool) {
+        hint.committed.notified().await;
+    }
+}
+
+/// Opens and migrates a database file, creating it if need be.
+pub(super) async fn open(
+    url: &str,
+    access: Access,
+    entropy: &Entropy,
+    now: Timestamp,
+) -> Result<Arc<dyn Store>, OpenError> {
+    let options =
+        SqliteConnectOptions::from_str(url).map_err(|_| OpenError::Url("it is no sqlite URL"))?;
+    let path = options.get_filename().to_owned();
+    if path.as_os_str().is_empty() || path.as_os_str() == ":memory:" {
+        return Err(OpenError::Url("it names no file"));
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|source| OpenError::File {
+            path: folder.to_owned(),
+            source,
+        })?;
+    }
+    let serving = match access {
+        Access::Serve => {
+            let lock = private_file(&beside(&path, ".serving"))?;
+            match lock.try_lock() {
+                Ok(()) => Some(lock),
+                Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path)),
+                Err(TryLockError::Error(source)) => return Err(OpenError::File { path, source }),
+            }
+        }
+        Access::Command => None,
+    };
+    private_file(&path)?;
+    let options = options
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true);
+    let pool = |connections| {
+        SqlitePoolOptions::new()
+            .max_connections(connections)
+            .test_before_acquire(false)
+    };
+    let writers = pool(1)
+        .connect_with(options.clone())
+        .await
+        .map_err(|error| unusable(error, &path))?;
+    {
+        // SQLite has no lock that spans a migration: two processes could both find one missing.
+        let migrating = private_file(&beside(&path, ".migrating"))?;
+        let locked =
+            tokio::task::spawn_blocking(move || migrating.lock().map(|()| migrating)).await;
+        let _migrating = locked
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(|source| OpenError::File {
+                path: path.clone(),
+                source,
+            })?;
+        sqlx::migrate!("migrations/sqlite").run(&writers).await?;
+    }
+    let readers = pool(READERS)
+        .connect_with(options.read_only(true))
+        .await
+        .map_err(|error| unusable(error, &path))?;
+    let store = SqlStore {
+        writers,
+        readers,
+        entropy: entropy.clone(),
+        hint: Hint {
+            committed: Notify::new(),
+            _serving: serving,
+        },
+    };
+    store.found(now).await.map_err(OpenError::Store)?;
+    Ok(Arc::new(store))
+}
+
+/// The path of a file that belongs to the database.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Opens a file, creating it readable by its owner only: the database holds hashes and sealed keys.
+fn private_file(path: &Path) -> Result<File, OpenError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| OpenError::File {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn unusable(error: sqlx::Error, path: &Path) -> OpenError {
+    OpenError::File {
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    }
+}
