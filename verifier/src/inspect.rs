@@ -9,11 +9,17 @@ use serde_json::Value;
 
 use crate::json::{self, Object};
 use crate::jwk::KeySet;
-use crate::jws::{Compact, Header};
+use crate::jws::Compact;
 use crate::verify::{Expectation, RULES, VerifyError, check_typ, find_key};
 
 /// How much of a value is shown, in bytes.
 const MAX_SHOWN_BYTES: usize = 256;
+
+/// How a member that is not there is shown.
+const ABSENT: &str = "nothing";
+
+/// The claims that are shown as a distance from now too.
+const TIMES: [&str; 4] = ["exp", "nbf", "iat", "auth_time"];
 
 /// What one rule makes of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub fn inspect(
             }];
         }
     };
-    let mut findings = inspect_header(&token, keys);
+    let mut findings = inspect_header(&token, keys).to_vec();
     // Shown even when the signature does not match: that finding is already in the list.
     match json::parse_object(token.unverified_payload().expose_unverified()) {
         Ok(claims) => findings.extend(inspect_claims(&claims, expected, now_seconds)),
@@ -57,37 +63,32 @@ pub fn inspect(
     findings
 }
 
-fn inspect_header(token: &Compact<'_>, keys: &KeySet) -> Vec<Finding> {
+fn inspect_header(token: &Compact<'_>, keys: &KeySet) -> [Finding; 4] {
     let header = token.header();
     let key = find_key(header, keys);
-    vec![
+    let typ = show_string(header.typ());
+    let alg = show_string(Some(header.alg()));
+    let kid = show_string(header.kid());
+    [
         Finding {
             subject: "typ",
             outcome: match check_typ(header) {
-                Ok(()) => Ok(show_parameter(header.typ())),
-                Err(error) => Err(contrast(
-                    &error,
-                    &show_parameter(header.typ()),
-                    "\"at+jwt\"",
-                )),
+                Ok(()) => Ok(typ),
+                Err(error) => Err(contrast(&error, &typ, "\"at+jwt\"")),
             },
         },
         Finding {
             subject: "alg",
             outcome: match header.check_alg() {
-                Ok(()) => Ok(show_parameter(Some(header.alg()))),
-                Err(error) => Err(contrast(
-                    &error,
-                    &show_parameter(Some(header.alg())),
-                    "\"ES256\"",
-                )),
+                Ok(()) => Ok(alg),
+                Err(error) => Err(contrast(&error, &alg, "\"ES256\"")),
             },
         },
         Finding {
             subject: "kid",
             outcome: match key {
-                Ok(_) => Ok(show_parameter(header.kid())),
-                Err(error) => Err(contrast(&error, &show_kid(header), &show_kids(keys))),
+                Ok(_) => Ok(kid),
+                Err(error) => Err(contrast(&error, &kid, &show_kids(keys))),
             },
         },
         Finding {
@@ -107,12 +108,12 @@ fn inspect_claims<'a>(
     now: u64,
 ) -> impl Iterator<Item = Finding> + 'a {
     RULES.iter().map(move |rule| {
-        let value = show_claim(claims, rule.claim, now);
+        let found = show_claim(claims, rule.claim, now);
         let outcome = match (rule.check)(claims, expected, now) {
-            Ok(()) => Ok(value),
+            Ok(()) => Ok(found),
             Err(error) => Err(match expectation(error, expected, now) {
-                Some(wanted) => contrast(&error, &value, &wanted),
-                None => format!("{}: it is {value}", explain(&error)),
+                Some(wanted) => contrast(&error, &found, &wanted),
+                None => format!("{}: found {found}", explain(&error)),
             }),
         };
         Finding {
@@ -122,16 +123,16 @@ fn inspect_claims<'a>(
     })
 }
 
-/// What would have been right, where that depends on more than the token.
+/// What would have been right, where the error does not say that already.
 fn expectation(error: VerifyError, expected: &Expectation, now: u64) -> Option<String> {
     let leeway = expected.leeway_seconds;
     match error {
-        VerifyError::Audience => Some(show_parameter(expected.audience.as_deref())),
-        VerifyError::Expired => Some(format!("later than {now} less {leeway} s of leeway")),
+        VerifyError::Audience => Some(show_string(expected.audience.as_deref())),
+        VerifyError::Expired => Some(format!("later than {}", now.saturating_sub(leeway))),
         VerifyError::IssuedInFuture | VerifyError::NotYetValid => {
-            Some(format!("at most {now} plus {leeway} s of leeway"))
+            Some(format!("at most {}", now.saturating_add(leeway)))
         }
-        VerifyError::Issuer => Some(show_parameter(Some(&expected.issuer))),
+        VerifyError::Issuer => Some(show_string(Some(&expected.issuer))),
         VerifyError::Claim(_)
         | VerifyError::Jws(_)
         | VerifyError::MissingKid
@@ -142,7 +143,7 @@ fn expectation(error: VerifyError, expected: &Expectation, now: u64) -> Option<S
 }
 
 fn contrast(error: &impl Error, found: &str, wanted: &str) -> String {
-    format!("{error}: it is {found}, expected {wanted}")
+    format!("{error}: found {found}, expected {wanted}")
 }
 
 /// The most precise sentence: that of the innermost cause.
@@ -155,32 +156,30 @@ fn explain(error: &dyn Error) -> String {
 
 fn show_claim(claims: &Object, claim: &'static str, now: u64) -> String {
     let Some(value) = claims.value(claim) else {
-        return "absent".to_owned();
+        return ABSENT.to_owned();
     };
     let value = show(&value.to_string());
     match claims.numeric_date(claim) {
-        Ok(Some(time)) if time > now => format!("{value}, in {} s", time - now),
-        Ok(Some(time)) => format!("{value}, {} s ago", now - time),
+        Ok(Some(time)) if TIMES.contains(&claim) && time > now => {
+            format!("{value} (in {} s)", time - now)
+        }
+        Ok(Some(time)) if TIMES.contains(&claim) => format!("{value} ({} s ago)", now - time),
         _ => value,
     }
 }
 
-fn show_kid(header: &Header) -> String {
-    show_parameter(header.kid())
-}
-
 fn show_kids(keys: &KeySet) -> String {
-    let kids: Vec<_> = keys.kids().map(|kid| show_parameter(Some(kid))).collect();
+    let kids: Vec<_> = keys.kids().map(|kid| show_string(Some(kid))).collect();
     if kids.is_empty() {
-        "a key, but the key set is empty".to_owned()
+        "a key, but the key set has none".to_owned()
     } else {
         kids.join(" or ")
     }
 }
 
-fn show_parameter(value: Option<&str>) -> String {
+fn show_string(value: Option<&str>) -> String {
     value.map_or_else(
-        || "absent".to_owned(),
+        || ABSENT.to_owned(),
         |value| show(&Value::from(value).to_string()),
     )
 }
