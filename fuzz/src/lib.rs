@@ -1,0 +1,3 @@
+//! What must hold of every input, for the fuzzer and for the tests that replay the corpus.
+
+pub mod verifier;
