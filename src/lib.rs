@@ -20,4 +20,5 @@
 pub mod clock;
 pub mod domain;
 pub mod entropy;
+pub mod keys;
 pub mod store;
