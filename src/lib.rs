@@ -17,8 +17,13 @@
 //! Imports go only downwards in this table; a test holds it so. See docs/architecture.md for the
 //! walk of a request and for how to add a grant, a setting or an admin call.
 
+pub mod admin;
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod entropy;
 pub mod keys;
+pub mod oauth;
+pub mod registry;
 pub mod store;
+pub mod telemetry;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use countersign_verifier::{KeySet, PublicKey, base64url};
 use serde_json::{Value, json};
 
@@ -36,7 +37,7 @@ pub struct SigningKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jwks {
     /// The document.
-    pub body: Arc<str>,
+    pub body: Bytes,
     /// Its strong entity tag, with quotes (RFC 9110 §8.8.3).
     pub etag: Arc<str>,
 }

@@ -1,0 +1,394 @@
+//! Signing keys and the master keys that seal them.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::AdminError;
+use crate::{
+    clock::{AgreedClock, Timestamp},
+    domain::{
+        change::{Cause, Change, EventType},
+        id::{Kid, MasterKeyId},
+        key::{KeySchedule, KeyTimes, KeyUse},
+    },
+    entropy::Entropy,
+    keys::{
+        lifecycle::{self, Command, Policy, Refusal},
+        master::{MasterKeySource, MasterKeys},
+        ring::KeyRing,
+        sealing,
+    },
+    store::{Store, StoreError},
+};
+
+/// How often a change is worked out anew when another node was faster.
+const ATTEMPTS: u32 = 8;
+
+/// How many heartbeats a node may miss before it no longer counts as living.
+const MISSED_HEARTBEATS: u32 = 3;
+
+/// How to rotate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// As soon as every verifier knows the next key.
+    Scheduled,
+    /// At once; the active key is revoked.
+    Emergency {
+        /// Revokes the next keys, too.
+        discard_next: bool,
+    },
+}
+
+/// What a change of the keys has led to.
+#[derive(Debug)]
+pub struct KeyChange {
+    /// Every key as it is now.
+    pub keys: Vec<Value>,
+    /// Until when verifiers may refuse tokens of a key they cannot know yet.
+    pub verifiers_may_lag_until: Option<Timestamp>,
+}
+
+/// What is known of a master key.
+#[derive(Debug)]
+pub struct MasterKeyStatus {
+    /// Which one.
+    pub id: MasterKeyId,
+    /// Whether new keys are sealed under it.
+    pub is_primary: bool,
+    /// Whether this process holds it.
+    pub is_here: bool,
+    /// How many keys are sealed under it.
+    pub seals: usize,
+}
+
+/// The use cases about keys.
+#[derive(Clone)]
+pub struct KeyAdmin {
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// The time.
+    pub clock: AgreedClock,
+    /// Draws keys.
+    pub entropy: Entropy,
+    /// Where master keys are.
+    pub masters: MasterKeySource,
+    /// What the life cycle depends on.
+    pub policy: Policy,
+    /// How often nodes report themselves.
+    pub heartbeat: Duration,
+}
+
+impl KeyAdmin {
+    /// Every key as it is now.
+    pub async fn list(&self) -> Result<Vec<Value>, AdminError> {
+        let schedule = self.schedule().await?;
+        let ring = KeyRing::open(&schedule, &self.masters.load()?, &self.entropy)?;
+        Ok(ring.documents(self.clock.now()))
+    }
+
+    /// Sees to it that keys exist: the first ones, and in time the next one.
+    ///
+    /// Every node may do so at any time; the revision of the schedule lets one of them through.
+    pub async fn ensure(&self) -> Result<(), AdminError> {
+        self.command(EventType::KeyCreated, &Cause::system(), |_, _| {
+            Ok(Command::Ensure)
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Lets the next key take over.
+    pub async fn rotate(&self, rotation: Rotation, cause: &Cause) -> Result<KeyChange, AdminError> {
+        let (event, command) = match rotation {
+            Rotation::Scheduled => (EventType::KeyRotated, Command::RotateScheduled),
+            Rotation::Emergency { discard_next } => (
+                EventType::KeyRevoked,
+                Command::RotateEmergency { discard_next },
+            ),
+        };
+        self.command(event, cause, |_, _| Ok(command)).await
+    }
+
+    /// Declares a key compromised. For the active key that is an emergency rotation.
+    pub async fn revoke(&self, kid: &Kid, cause: &Cause) -> Result<KeyChange, AdminError> {
+        self.command(EventType::KeyRevoked, cause, |schedule, _| {
+            let index = schedule.keys.iter().position(|key| key.kid == *kid);
+            index
+                .map(Command::Revoke)
+                .ok_or(AdminError::NotFound("key"))
+        })
+        .await
+    }
+
+    /// Every master key that is here or needed.
+    pub async fn master_keys(&self) -> Result<Vec<MasterKeyStatus>, AdminError> {
+        let schedule = self.schedule().await?;
+        let here: BTreeSet<MasterKeyId> = self.masters.load()?.ids().collect();
+        let needed = schedule
+            .keys
+            .iter()
+            .map(|key| key.sealed.master_id)
+            .chain(schedule.primary_master);
+        let all: BTreeSet<MasterKeyId> = needed.chain(here.iter().copied()).collect();
+        let status = |id| MasterKeyStatus {
+            id,
+            is_primary: schedule.primary_master == Some(id),
+            is_here: here.contains(&id),
+            seals: sealed_under(&schedule, id),
+        };
+        Ok(all.into_iter().map(status).collect())
+    }
+
+    /// Draws a master key into a file of its own. Nothing is sealed under it until it is promoted.
+    pub fn add_master(&self) -> Result<(MasterKeyId, PathBuf), AdminError> {
+        Ok(self.masters.add(&self.entropy, self.clock.now())?)
+    }
+
+    /// Seals new keys under another master key from now on.
+    ///
+    /// Refused as long as a living node does not hold it: that node could not follow.
+    pub async fn promote_master(&self, id: MasterKeyId, cause: &Cause) -> Result<(), AdminError> {
+        if self.masters.load()?.find(id).is_none() {
+            return Err(AdminError::Conflict(format!(
+                "master key {id} is not here ({})",
+                self.masters
+            )));
+        }
+        let since = self.clock.now().minus(self.heartbeat * MISSED_HEARTBEATS);
+        let nodes = self.store.nodes(since).await?;
+        let without: Vec<&str> = nodes
+            .iter()
+            .filter(|node| !node.master_keys.contains(&id))
+            .map(|node| node.name.as_str())
+            .collect();
+        if !without.is_empty() {
+            return Err(AdminError::Conflict(format!(
+                "master key {id} has not reached every node yet: {} {} it not; copy its file there and try again",
+                without.join(", "),
+                if without.len() == 1 { "has" } else { "have" },
+            )));
+        }
+        self.change(EventType::MasterKeyPromoted, cause, |schedule, _| {
+            if schedule.primary_master == Some(id) {
+                return Ok(None);
+            }
+            let mut promoted = schedule.clone();
+            promoted.primary_master = Some(id);
+            Ok(Some(promoted))
+        })
+        .await
+    }
+
+    /// Seals every key anew under the primary master key; tells how many were moved.
+    pub async fn rewrap(&self, cause: &Cause) -> Result<usize, AdminError> {
+        let masters = self.masters.load()?;
+        let mut moved = 0;
+        let counter = &mut moved;
+        self.change(EventType::KeysRewrapped, cause, |schedule, _| {
+            let primary = primary_of(schedule)?;
+            let mut rewrapped = schedule.clone();
+            *counter = 0;
+            for key in rewrapped.keys.iter_mut().filter(|key| key.sealed.master_id != primary) {
+                key.sealed = sealing::reseal(&masters, key, primary, &self.entropy)?;
+                *counter += 1;
+            }
+            if *counter > 0 {
+                return Ok(Some(rewrapped));
+            }
+            // Nothing to move although a newer master key waits: the order was mistaken.
+            match masters.ids().filter(|id| *id > primary).last() {
+                Some(newer) => Err(AdminError::Conflict(format!(
+                    "every key is sealed under the primary master key {primary} already; promote {newer} first"
+                ))),
+                None => Ok(None),
+            }
+        })
+        .await?;
+        Ok(moved)
+    }
+
+    /// Deletes the file of a master key that is needed no more.
+    pub async fn remove_master(&self, id: MasterKeyId) -> Result<PathBuf, AdminError> {
+        let schedule = self.schedule().await?;
+        if schedule.primary_master == Some(id) {
+            return Err(AdminError::Conflict(format!(
+                "master key {id} is the primary one; promote another first"
+            )));
+        }
+        let seals = sealed_under(&schedule, id);
+        if seals > 0 {
+            return Err(AdminError::Conflict(format!(
+                "{seals} keys are still sealed under master key {id}; run countersign keys rewrap first"
+            )));
+        }
+        Ok(self.masters.remove(id)?)
+    }
+
+    /// Checks at a start that the master keys which the database needs are here; picks the primary
+    /// one for a new database, drawing one only where that is allowed.
+    ///
+    /// A master key is never drawn beside an existing database: its keys would stay closed, and
+    /// the mistake (a lost folder, a wrong path) would go unseen.
+    pub async fn bootstrap(&self, may_draw: bool) -> Result<(), AdminError> {
+        let schedule = self.schedule().await?;
+        let mut masters = self.masters.load()?;
+        let needed = schedule
+            .keys
+            .iter()
+            .map(|key| key.sealed.master_id)
+            .chain(schedule.primary_master);
+        for id in needed.collect::<BTreeSet<_>>() {
+            if masters.find(id).is_none() {
+                return Err(AdminError::Conflict(format!(
+                    "the database needs master key {id}, which is not in {}; restore master-{id}.key there",
+                    self.masters
+                )));
+            }
+        }
+        if schedule.primary_master.is_none() {
+            if masters.ids().next().is_none() {
+                if !may_draw {
+                    return Err(AdminError::Conflict(format!(
+                        "there is no master key in {}; run countersign init, or countersign keys add-master, once",
+                        self.masters
+                    )));
+                }
+                self.add_master()?;
+                masters = self.masters.load()?;
+            }
+            let primary = masters.ids().next();
+            self.change(
+                EventType::MasterKeyPromoted,
+                &Cause::system(),
+                |schedule, _| {
+                    // Another node that starts with this one may have been faster.
+                    Ok(schedule.primary_master.is_none().then(|| KeySchedule {
+                        primary_master: primary,
+                        ..schedule.clone()
+                    }))
+                },
+            )
+            .await?;
+        }
+        self.ensure().await
+    }
+
+    async fn schedule(&self) -> Result<KeySchedule, AdminError> {
+        Ok(self.store.key_schedule(KeyUse::Signing).await?)
+    }
+
+    /// Plans and applies a command of the life cycle.
+    async fn command(
+        &self,
+        event: EventType,
+        cause: &Cause,
+        decide: impl Fn(&KeySchedule, Timestamp) -> Result<Command, AdminError> + Send + Sync,
+    ) -> Result<KeyChange, AdminError> {
+        let masters = self.masters.load()?;
+        let mut lag = None;
+        let lag_of_plan = &mut lag;
+        self.change(event, cause, |schedule, now| {
+            let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
+            let plan = lifecycle::plan(&times, decide(schedule, now)?, &self.policy, now)?;
+            *lag_of_plan = plan.verifiers_may_lag_until;
+            self.carry_out(schedule, plan, &masters)
+        })
+        .await?;
+        let ring = KeyRing::open(&self.schedule().await?, &masters, &self.entropy)?;
+        Ok(KeyChange {
+            keys: ring.documents(self.clock.now()),
+            verifiers_may_lag_until: lag,
+        })
+    }
+
+    /// The schedule after a plan; none if the plan changes nothing.
+    fn carry_out(
+        &self,
+        schedule: &KeySchedule,
+        plan: lifecycle::Plan,
+        masters: &MasterKeys,
+    ) -> Result<Option<KeySchedule>, AdminError> {
+        let mut planned = schedule.clone();
+        for (key, times) in planned.keys.iter_mut().zip(plan.times) {
+            key.times = times;
+        }
+        for times in plan.created {
+            let key = sealing::generate(masters, primary_of(schedule)?, times, &self.entropy)?;
+            planned.keys.push(key);
+        }
+        Ok((planned != *schedule).then_some(planned))
+    }
+
+    /// Applies what `decide` makes of the schedule, deciding anew when somebody else was faster.
+    async fn change(
+        &self,
+        event: EventType,
+        cause: &Cause,
+        mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Option<KeySchedule>, AdminError>
+        + Send,
+    ) -> Result<(), AdminError> {
+        let mut attempt = 1;
+        loop {
+            let now = self.clock.now();
+            let Some(schedule) = decide(&self.schedule().await?, now)? else {
+                return Ok(());
+            };
+            match self
+                .store
+                .apply(&Change::PutKeys { schedule, event }, cause, now)
+                .await
+            {
+                Err(StoreError::Conflict) if attempt < ATTEMPTS => attempt += 1,
+                result => return Ok(result.map(|_| ())?),
+            }
+        }
+    }
+}
+
+impl From<Refusal> for AdminError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TooEarly {
+                earliest_activation_at,
+            } => Self::TooEarly {
+                earliest_activation_at,
+            },
+        }
+    }
+}
+
+impl KeyRing {
+    /// Every key as the admin interfaces show it.
+    pub fn documents(&self, now: Timestamp) -> Vec<Value> {
+        self.list(now)
+            .map(|(key, state, times)| {
+                json!({
+                    "kid": key.kid.as_str(),
+                    "state": state.as_str(),
+                    "published_at": times.published_at.seconds(),
+                    "activates_at": times.activates_at.seconds(),
+                    "withdrawn_at": times.withdrawn_at.map(Timestamp::seconds),
+                    "revoked_at": times.revoked_at.map(Timestamp::seconds),
+                    "jwk": key.public.to_jwk(),
+                })
+            })
+            .collect()
+    }
+}
+
+fn primary_of(schedule: &KeySchedule) -> Result<MasterKeyId, AdminError> {
+    schedule.primary_master.ok_or_else(|| {
+        AdminError::Conflict(
+            "the database has no master key yet; start the service once".to_owned(),
+        )
+    })
+}
+
+fn sealed_under(schedule: &KeySchedule, id: MasterKeyId) -> usize {
+    schedule
+        .keys
+        .iter()
+        .filter(|key| key.sealed.master_id == id)
+        .count()
+}

@@ -1,0 +1,93 @@
+//! What operators do: use cases shared by the admin interface and the command line.
+//!
+//! Each takes a [`Cause`](crate::domain::change::Cause), checks its input as a whole before
+//! anything is written, and applies one change. Imports `keys`, `store` and `domain`.
+//!
+//! To add a call: a method on the struct of its family, an error with a pointer for each field that
+//! can be wrong, its command in `cli`, and its route.
+
+pub mod client;
+pub mod key;
+pub mod resource;
+
+use crate::{
+    clock::Timestamp,
+    entropy::EntropyError,
+    keys::{master::MasterKeyError, sealing::SealingError},
+    store::StoreError,
+};
+
+/// What is wrong with one field of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Which one, as a JSON Pointer (RFC 6901).
+    pub pointer: String,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+impl FieldError {
+    fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            pointer: pointer.into(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Why an operator's request was not carried out. Nothing of it was.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Fields are wrong.
+    #[error("{}", field_list(.0))]
+    Invalid(Vec<FieldError>),
+    /// There is no such thing.
+    #[error("there is no {0} of this id")]
+    NotFound(&'static str),
+    /// It exists already, was changed meanwhile, or its state forbids it.
+    #[error("{0}")]
+    Conflict(String),
+    /// Verifiers may not know the next key yet.
+    #[error("the next key may sign from {} on (Unix time): verifiers may not know it earlier", .earliest_activation_at.seconds())]
+    TooEarly {
+        /// From when on it may.
+        earliest_activation_at: Timestamp,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Store(StoreError),
+    /// A key could not be sealed or opened.
+    #[error(transparent)]
+    Sealing(#[from] SealingError),
+    /// Master keys cannot be used.
+    #[error(transparent)]
+    MasterKey(#[from] MasterKeyError),
+    /// No randomness.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+}
+
+impl From<StoreError> for AdminError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict => Self::Conflict(
+                "it exists already, or was changed meanwhile; read it again".to_owned(),
+            ),
+            other => Self::Store(other),
+        }
+    }
+}
+
+fn field_list(errors: &[FieldError]) -> String {
+    let errors: Vec<String> = errors
+        .iter()
+        .map(|error| {
+            format!(
+                "{}: {}",
+                error.pointer.trim_start_matches('/'),
+                error.detail
+            )
+        })
+        .collect();
+    errors.join("; ")
+}

@@ -1,0 +1,533 @@
+//! Settings: where they come from, and what may be in them.
+//!
+//! `config/default.toml` is the documentation and the defaults in one. To add a setting: a line
+//! with a comment there, a field here, and its check in [`Config::check`] if not every value of its
+//! type will do.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use config::{Environment, File, FileFormat, Source as _, ValueKind};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::keys::{
+    lifecycle::Policy,
+    master::{self, MasterKeySource},
+};
+
+/// Every setting with its default and its meaning.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// What is wrong with the settings; each is one sentence that names the setting.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read, or is no TOML.
+    #[error("cannot read the settings: {0}")]
+    Unreadable(#[source] Box<config::ConfigError>),
+    /// A setting that does not exist.
+    #[error(
+        "there is no setting {key} (from {origin}); the settings are listed in config/default.toml"
+    )]
+    Unknown {
+        /// The setting.
+        key: String,
+        /// Where it came from.
+        origin: String,
+    },
+    /// A value of another type than the setting's.
+    #[error("setting {key}: {problem}")]
+    WrongType {
+        /// The setting.
+        key: String,
+        /// What was found and what was expected.
+        problem: String,
+    },
+    /// A value that cannot be used.
+    #[error("setting {key}: {problem}")]
+    Invalid {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong, and what to write instead.
+        problem: String,
+    },
+}
+
+/// Where settings come from, besides the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file of `--config`.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub environment: std::collections::HashMap<String, String>,
+    /// `--set KEY=VALUE`.
+    pub overrides: Vec<(String, String)>,
+}
+
+/// Whether this is for trying out or for real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Convenient, and reachable from this machine only.
+    Development,
+    /// Refuses whatever is unsafe.
+    Production,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// JSON in production, text in development.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The settings as written; see `config/default.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    issuer: String,
+    environment: Mode,
+    public: Listener,
+    admin: Listener,
+    database: Database,
+    keys: Keys,
+    tokens: Tokens,
+    sync: Sync,
+    limits: Limits,
+    telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listener {
+    listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Database {
+    url: SecretString,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    directory: PathBuf,
+    jwks_max_age_seconds: u32,
+    clock_skew_seconds: u32,
+    rotation_period_seconds: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tokens {
+    access_token_ttl_seconds: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sync {
+    poll_interval_ms: u32,
+    heartbeat_seconds: u32,
+    offline_issuance_limit_seconds: u32,
+}
+
+/// Limits on requests and on stopping.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// The largest body, in bytes.
+    pub request_body_bytes: usize,
+    /// How long a request may take to arrive, in seconds; 0 is for ever.
+    pub request_timeout_seconds: u32,
+    /// How long requests may take to finish on stopping, in seconds.
+    pub shutdown_timeout_seconds: u32,
+}
+
+/// What is told of the inside.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// Which log lines are written.
+    pub log_filter: String,
+    /// How they look.
+    pub log_format: LogFormat,
+}
+
+/// Settings that have been checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Development or production.
+    pub mode: Mode,
+    /// The issuer, where one is set.
+    issuer: Option<String>,
+    /// The public listener.
+    pub public_listen: SocketAddr,
+    /// The admin listener.
+    pub admin_listen: SocketAddr,
+    /// The database.
+    pub database_url: SecretString,
+    /// Where master keys are.
+    pub master_keys: MasterKeySource,
+    /// What the life cycle of keys depends on.
+    pub policy: Policy,
+    /// Life of access tokens.
+    pub access_token_ttl_seconds: u32,
+    /// How often to report life.
+    pub heartbeat: Duration,
+    /// Limits on requests.
+    pub limits: Limits,
+    /// Logs.
+    pub telemetry: Telemetry,
+}
+
+impl Config {
+    /// Reads and checks the settings.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let merged = merge(sources).map_err(|error| ConfigError::Unreadable(Box::new(error)))?;
+        refuse_unknown(&merged)?;
+        let value = plain(config::Value::new(None, merged));
+        let written =
+            serde_path_to_error::deserialize(value).map_err(|error| ConfigError::WrongType {
+                key: error.path().to_string(),
+                problem: error.inner().to_string(),
+            })?;
+        Self::check(written, sources)
+    }
+
+    /// The issuer when the public listener is bound to `public`.
+    pub fn issuer(&self, public: SocketAddr) -> String {
+        self.issuer
+            .clone()
+            .unwrap_or_else(|| format!("http://{public}"))
+    }
+
+    fn check(written: Written, sources: &Sources) -> Result<Self, ConfigError> {
+        let mode = written.environment;
+        let issuer = check_issuer(&written.issuer, mode)?;
+        if mode == Mode::Development {
+            loopback("public.listen", written.public.listen)?;
+            loopback("admin.listen", written.admin.listen)?;
+        }
+        let keys = &written.keys;
+        between(
+            "keys.jwks_max_age_seconds",
+            keys.jwks_max_age_seconds,
+            1,
+            86_400,
+        )?;
+        between("keys.clock_skew_seconds", keys.clock_skew_seconds, 0, 300)?;
+        between(
+            "tokens.access_token_ttl_seconds",
+            written.tokens.access_token_ttl_seconds,
+            1,
+            3600,
+        )?;
+        between(
+            "sync.poll_interval_ms",
+            written.sync.poll_interval_ms,
+            10,
+            10_000,
+        )?;
+        between(
+            "sync.heartbeat_seconds",
+            written.sync.heartbeat_seconds,
+            1,
+            60,
+        )?;
+        between(
+            "sync.offline_issuance_limit_seconds",
+            written.sync.offline_issuance_limit_seconds,
+            1,
+            86_400,
+        )?;
+        if !(1024..=1_048_576).contains(&written.limits.request_body_bytes) {
+            return Err(invalid(
+                "limits.request_body_bytes",
+                "must be between 1024 and 1048576",
+            ));
+        }
+        let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        let policy = Policy {
+            poll: Duration::from_millis(u64::from(written.sync.poll_interval_ms)),
+            jwks_max_age: seconds(keys.jwks_max_age_seconds),
+            clock_skew: seconds(keys.clock_skew_seconds),
+            period: seconds(keys.rotation_period_seconds),
+            offline_limit: seconds(written.sync.offline_issuance_limit_seconds),
+        };
+        let shortest = policy.lead() * 2;
+        if policy.period < shortest {
+            return Err(invalid(
+                "keys.rotation_period_seconds",
+                &format!(
+                    "must be at least {} with these other settings: a key is published for {:.2} s before it signs",
+                    shortest.as_secs() + 1,
+                    policy.lead().as_secs_f64()
+                ),
+            ));
+        }
+        let master_keys = match sources.environment.get(master::VARIABLE) {
+            Some(text) => MasterKeySource::Variable(text.clone().into()),
+            None => MasterKeySource::Folder {
+                group_may_read: keys.directory != Path::new("keys"),
+                path: keys.directory.clone(),
+            },
+        };
+        Ok(Self {
+            mode,
+            issuer,
+            public_listen: written.public.listen,
+            admin_listen: written.admin.listen,
+            database_url: written.database.url,
+            master_keys,
+            policy,
+            access_token_ttl_seconds: written.tokens.access_token_ttl_seconds,
+            heartbeat: seconds(written.sync.heartbeat_seconds),
+            limits: written.limits,
+            telemetry: written.telemetry,
+        })
+    }
+}
+
+fn merge(sources: &Sources) -> Result<config::Map<String, config::Value>, config::ConfigError> {
+    let mut builder =
+        config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+    if let Some(file) = &sources.file {
+        builder = builder.add_source(File::from(file.as_path()).format(FileFormat::Toml));
+    }
+    if let Some(url) = sources
+        .environment
+        .get("DATABASE_URL")
+        .filter(|url| !url.is_empty())
+    {
+        let url = config::Config::builder()
+            .set_override("database.url", url.as_str())?
+            .build()?;
+        builder = builder.add_source(url);
+    }
+    let environment = Environment::with_prefix("COUNTERSIGN")
+        .prefix_separator("__")
+        .separator("__")
+        .try_parsing(true)
+        .source(Some(sources.environment.clone()));
+    builder = builder.add_source(environment);
+    let overrides = sources.overrides.iter().map(|(key, value)| {
+        // Through the same parser as the environment, so that both mean the same.
+        (
+            format!("COUNTERSIGN__{}", key.replace('.', "__")),
+            value.clone(),
+        )
+    });
+    let overrides = Environment::with_prefix("COUNTERSIGN")
+        .prefix_separator("__")
+        .separator("__")
+        .try_parsing(true)
+        .source(Some(overrides.collect()));
+    builder.add_source(overrides).build()?.collect()
+}
+
+/// The settings by their whole paths, with where each came from.
+fn paths(
+    table: &config::Map<String, config::Value>,
+    prefix: &str,
+    into: &mut Vec<(String, String)>,
+) {
+    for (name, value) in table {
+        let path = format!("{prefix}{name}");
+        match &value.kind {
+            ValueKind::Table(inner) => paths(inner, &format!("{path}."), into),
+            _ => into.push((
+                path,
+                value
+                    .origin()
+                    .unwrap_or("the command line or DATABASE_URL")
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+fn refuse_unknown(merged: &config::Map<String, config::Value>) -> Result<(), ConfigError> {
+    let defaults = File::from_str(DEFAULTS, FileFormat::Toml).collect();
+    let defaults = defaults.map_err(|error| ConfigError::Unreadable(Box::new(error)))?;
+    let (mut known, mut given) = (Vec::new(), Vec::new());
+    paths(&defaults, "", &mut known);
+    paths(merged, "", &mut given);
+    let known: BTreeSet<String> = known.into_iter().map(|(key, _)| key).collect();
+    match given.into_iter().find(|(key, _)| !known.contains(key)) {
+        Some((key, origin)) => Err(ConfigError::Unknown { key, origin }),
+        None => Ok(()),
+    }
+}
+
+/// The same value in a form that converts between no types: `true` is no number.
+fn plain(value: config::Value) -> Value {
+    match value.kind {
+        ValueKind::Nil => Value::Null,
+        ValueKind::Boolean(boolean) => boolean.into(),
+        ValueKind::I64(number) => number.into(),
+        ValueKind::U64(number) => number.into(),
+        ValueKind::I128(number) => number.to_string().into(),
+        ValueKind::U128(number) => number.to_string().into(),
+        ValueKind::Float(number) => number.into(),
+        ValueKind::String(text) => text.into(),
+        ValueKind::Table(table) => table
+            .into_iter()
+            .map(|(name, value)| (name, plain(value)))
+            .collect(),
+        ValueKind::Array(items) => items.into_iter().map(plain).collect(),
+    }
+}
+
+fn check_issuer(issuer: &str, mode: Mode) -> Result<Option<String>, ConfigError> {
+    if issuer.is_empty() {
+        return match mode {
+            Mode::Development => Ok(None),
+            Mode::Production => Err(invalid(
+                "issuer",
+                "is missing; production needs the https URL under which clients reach the service",
+            )),
+        };
+    }
+    let url = url::Url::parse(issuer).map_err(|_| invalid("issuer", "is no URL"))?;
+    if mode == Mode::Production && url.scheme() != "https" {
+        return Err(invalid("issuer", "must begin with https:// in production"));
+    }
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(invalid("issuer", "must be an http or https URL"));
+    }
+    let credentials = !url.username().is_empty() || url.password().is_some();
+    if url.query().is_some() || url.fragment().is_some() || credentials {
+        return Err(invalid(
+            "issuer",
+            "must have no query, fragment or credentials (RFC 8414 §2)",
+        ));
+    }
+    if issuer.ends_with('/') {
+        return Err(invalid("issuer", "must not end with a slash"));
+    }
+    // Compared as text by every verifier: the text must be the URL's only spelling.
+    if url.as_str().trim_end_matches('/') != issuer {
+        return Err(invalid(
+            "issuer",
+            &format!("must be written as {}", url.as_str().trim_end_matches('/')),
+        ));
+    }
+    Ok(Some(issuer.to_owned()))
+}
+
+fn loopback(key: &'static str, address: SocketAddr) -> Result<(), ConfigError> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(invalid(
+        key,
+        &format!(
+            "{address} can be reached from other machines; development listens on loopback only (set environment = \"production\" to serve others)"
+        ),
+    ))
+}
+
+fn between(key: &'static str, value: u32, least: u32, most: u32) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(invalid(
+        key,
+        &format!("must be between {least} and {most}, and is {value}"),
+    ))
+}
+
+fn invalid(key: &'static str, problem: &str) -> ConfigError {
+    ConfigError::Invalid {
+        key,
+        problem: problem.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::load(&Sources {
+            environment: environment
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+            ..Sources::default()
+        })
+    }
+
+    #[test]
+    fn the_defaults_are_a_development_setup() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.mode, Mode::Development);
+        assert_eq!(config.issuer(config.public_listen), "http://127.0.0.1:8080");
+        assert_eq!(config.policy.lead(), Duration::from_millis(615_250));
+    }
+
+    #[test]
+    fn the_environment_beats_database_url_and_overrides_beat_the_environment() {
+        use secrecy::ExposeSecret as _;
+        let own = ("COUNTERSIGN__DATABASE__URL", "sqlite://own.db");
+        let common = ("DATABASE_URL", "sqlite://common.db");
+        assert_eq!(
+            load(&[common]).unwrap().database_url.expose_secret(),
+            common.1
+        );
+        assert_eq!(
+            load(&[common, own]).unwrap().database_url.expose_secret(),
+            own.1
+        );
+        let config = Config::load(&Sources {
+            environment: [(own.0.to_owned(), own.1.to_owned())].into(),
+            overrides: vec![("database.url".to_owned(), "sqlite://flag.db".to_owned())],
+            ..Sources::default()
+        });
+        assert_eq!(
+            config.unwrap().database_url.expose_secret(),
+            "sqlite://flag.db"
+        );
+    }
+
+    #[test]
+    fn a_url_with_a_password_never_shows() {
+        let config = load(&[("DATABASE_URL", "postgres://me:hunter2@localhost/db")]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn an_issuer_has_exactly_one_spelling() {
+        for bad in [
+            "https://a.example/",
+            "HTTPS://a.example",
+            "https://A.example",
+            "https://a.example:443",
+            "ftp://a",
+            "https://a/?b",
+            "https://u:p@a",
+            "nonsense",
+            "https://a/#",
+        ] {
+            assert!(load(&[("COUNTERSIGN__ISSUER", bad)]).is_err(), "{bad}");
+        }
+        for good in [
+            "https://a.example",
+            "https://a.example/auth",
+            "http://127.0.0.1:9000",
+        ] {
+            assert!(load(&[("COUNTERSIGN__ISSUER", good)]).is_ok(), "{good}");
+        }
+    }
+}

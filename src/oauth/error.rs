@@ -1,0 +1,103 @@
+//! The errors of RFC 6749 §5.2 and its extensions, and how they are told.
+
+use std::{error::Error, fmt};
+
+/// An error code on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// Client authentication failed (RFC 6749 §5.2). Always 401.
+    InvalidClient,
+    /// "The request is missing a required parameter, includes an unsupported parameter value (other
+    /// than grant type), repeats a parameter, includes multiple credentials, utilizes more than one
+    /// mechanism for authenticating the client, or is otherwise malformed" (RFC 6749 §5.2).
+    InvalidRequest,
+    /// "The requested scope is invalid, unknown, malformed, or exceeds the scope granted"
+    /// (RFC 6749 §5.2).
+    InvalidScope,
+    /// The requested resource is unknown or not granted (RFC 8707 §2).
+    InvalidTarget,
+    /// Something is wrong here, not with the request. 500.
+    ServerError,
+    /// The service cannot answer now. 503 with `Retry-After`.
+    TemporarilyUnavailable,
+    /// The client may not use this grant (RFC 6749 §5.2).
+    UnauthorizedClient,
+    /// The grant type is none that this service knows (RFC 6749 §5.2).
+    UnsupportedGrantType,
+}
+
+impl ErrorCode {
+    /// The code as it stands in the response.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidClient => "invalid_client",
+            Self::InvalidRequest => "invalid_request",
+            Self::InvalidScope => "invalid_scope",
+            Self::InvalidTarget => "invalid_target",
+            Self::ServerError => "server_error",
+            Self::TemporarilyUnavailable => "temporarily_unavailable",
+            Self::UnauthorizedClient => "unauthorized_client",
+            Self::UnsupportedGrantType => "unsupported_grant_type",
+        }
+    }
+}
+
+/// A refused request.
+///
+/// The description is a constant of this program: neither input nor secrets can get into it.
+#[derive(Debug)]
+pub struct OAuthError {
+    code: ErrorCode,
+    reason: &'static str,
+    description: &'static str,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl OAuthError {
+    /// A refusal. `reason` is a stable word for programs, `description` a sentence for developers.
+    pub const fn new(code: ErrorCode, reason: &'static str, description: &'static str) -> Self {
+        Self {
+            code,
+            reason,
+            description,
+            source: None,
+        }
+    }
+
+    /// Our own failure; the cause goes to the log and nowhere else.
+    pub fn internal(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            code: ErrorCode::ServerError,
+            reason: "internal",
+            description: "the service failed",
+            source: Some(source.into()),
+        }
+    }
+
+    /// The code for the response.
+    pub const fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// The word for the header `Countersign-Reason`.
+    pub const fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    /// The sentence for `error_description`.
+    pub const fn description(&self) -> &'static str {
+        self.description
+    }
+}
+
+impl fmt::Display for OAuthError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.description)
+    }
+}
+
+impl Error for OAuthError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

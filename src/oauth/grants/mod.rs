@@ -1,0 +1,3 @@
+//! One file per grant; each exports `exchange`.
+
+pub mod client_credentials;

@@ -1,0 +1,30 @@
+//! Authorization server metadata (RFC 8414), derived from what is there.
+
+use serde_json::{Value, json};
+
+use crate::domain::client::{AuthMethod, GrantType};
+
+/// Where the endpoints are, below the issuer.
+pub const JWKS_PATH: &str = "/.well-known/jwks.json";
+/// Where tokens are issued, below the issuer.
+pub const TOKEN_PATH: &str = "/oauth2/token";
+
+/// The metadata of an issuer.
+///
+/// Nothing of a request goes into it, so that no `Host` header can bend an endpoint.
+pub fn document(issuer: &str) -> Value {
+    let methods: Vec<&str> = AuthMethod::ALL
+        .iter()
+        .map(|method| method.as_str())
+        .collect();
+    let grants: Vec<&str> = GrantType::ALL.iter().map(|grant| grant.as_str()).collect();
+    json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}{JWKS_PATH}"),
+        "token_endpoint": format!("{issuer}{TOKEN_PATH}"),
+        "token_endpoint_auth_methods_supported": methods,
+        "grant_types_supported": grants,
+        // Required by RFC 8414 §2 and truly empty as long as there is no authorization endpoint.
+        "response_types_supported": [],
+    })
+}

@@ -1,0 +1,76 @@
+//! The token endpoint (RFC 6749 §3.2) as a pipeline: form, client, grant.
+
+use serde::Serialize;
+
+use super::{
+    access_token::Minter,
+    client_auth::Credentials,
+    error::{ErrorCode, OAuthError},
+    form::Form,
+    grants,
+};
+use crate::domain::client::GrantType;
+
+/// A successful answer (RFC 6749 §5.1).
+///
+/// Neither printable nor clonable: it holds a token.
+#[derive(Serialize)]
+pub struct TokenResponse {
+    /// The token.
+    pub access_token: String,
+    /// Its type (RFC 6750).
+    pub token_type: &'static str,
+    /// Its life in seconds.
+    pub expires_in: u32,
+    /// What it allows; always told.
+    pub scope: String,
+}
+
+/// Exchanges credentials for tokens.
+pub struct TokenEndpoint {
+    /// Mints what is granted.
+    pub minter: Minter,
+}
+
+impl TokenEndpoint {
+    /// Answers one request.
+    ///
+    /// # Security
+    /// `authorization` and `body` come from whoever sends the request.
+    pub async fn exchange(
+        &self,
+        authorization: Option<&str>,
+        body: &[u8],
+    ) -> Result<TokenResponse, OAuthError> {
+        let form =
+            Form::parse(body).map_err(|_| malformed("the body is not a well-formed form"))?;
+        let grant_type = form
+            .one("grant_type")?
+            .ok_or_else(|| malformed("grant_type is missing"))?;
+        let credentials = Credentials::of_request(authorization, &form)?;
+        let client = credentials.authenticate(&self.minter.snapshots).await?;
+        let grant_type: GrantType = grant_type.parse().map_err(|_| {
+            OAuthError::new(
+                ErrorCode::UnsupportedGrantType,
+                "grant_type",
+                "the grant type is none that this service knows",
+            )
+        })?;
+        if !client.grant_types.contains(&grant_type) {
+            return Err(OAuthError::new(
+                ErrorCode::UnauthorizedClient,
+                "grant_type",
+                "the client may not use this grant",
+            ));
+        }
+        match grant_type {
+            GrantType::ClientCredentials => {
+                grants::client_credentials::exchange(self, &client, &form)
+            }
+        }
+    }
+}
+
+fn malformed(description: &'static str) -> OAuthError {
+    OAuthError::new(ErrorCode::InvalidRequest, "malformed", description)
+}

@@ -1,0 +1,157 @@
+//! What this node knows: clients, resources and keys in memory, and how fresh that is.
+//!
+//! Requests read these snapshots and no database. `app::sync` alone replaces them; everybody else
+//! can ask it, through [`Freshness`], for one more look at the database.
+
+mod freshness;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+
+pub use self::freshness::Freshness;
+use crate::{
+    domain::{
+        client::Client,
+        id::ClientId,
+        resource::{Resource, ResourceUri},
+    },
+    keys::ring::KeyRing,
+};
+
+/// Every client and resource, as of one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    clients: HashMap<ClientId, Arc<Client>>,
+    resources: HashMap<ResourceUri, Arc<Resource>>,
+    origins: HashSet<String>,
+}
+
+impl Registry {
+    /// A registry of these clients and resources.
+    pub fn new(
+        clients: impl IntoIterator<Item = Client>,
+        resources: impl IntoIterator<Item = Resource>,
+    ) -> Self {
+        let clients = clients
+            .into_iter()
+            .map(|client| (client.client_id.clone(), Arc::new(client)))
+            .collect();
+        let mut registry = Self {
+            clients,
+            ..Self::default()
+        };
+        registry.set_resources(resources);
+        registry.collect_origins();
+        registry
+    }
+
+    /// Takes in what has become of some clients; `None` is one that is gone.
+    pub fn update_clients(
+        &mut self,
+        clients: impl IntoIterator<Item = (ClientId, Option<Client>)>,
+    ) {
+        for (id, client) in clients {
+            match client {
+                Some(client) => self.clients.insert(id, Arc::new(client)),
+                None => self.clients.remove(&id),
+            };
+        }
+        self.collect_origins();
+    }
+
+    /// Replaces the resources.
+    pub fn set_resources(&mut self, resources: impl IntoIterator<Item = Resource>) {
+        self.resources = resources
+            .into_iter()
+            .map(|resource| (resource.resource.clone(), Arc::new(resource)))
+            .collect();
+    }
+
+    /// The client of this id.
+    pub fn client(&self, id: &ClientId) -> Option<&Arc<Client>> {
+        self.clients.get(id)
+    }
+
+    /// The resource of this identifier.
+    pub fn resource(&self, uri: &ResourceUri) -> Option<&Arc<Resource>> {
+        self.resources.get(uri)
+    }
+
+    /// Whether some client has registered this origin for its pages.
+    pub fn allows_origin(&self, origin: &str) -> bool {
+        self.origins.contains(origin)
+    }
+
+    fn collect_origins(&mut self) {
+        let enabled = self.clients.values().filter(|client| !client.disabled);
+        self.origins = enabled
+            .flat_map(|client| client.allowed_origins.iter().cloned())
+            .collect();
+    }
+}
+
+/// The snapshots of this node.
+pub struct Snapshots {
+    registry: ArcSwap<Registry>,
+    ring: ArcSwap<KeyRing>,
+    /// When the database was last read, in milliseconds of the monotonic clock.
+    read_at_ms: AtomicU64,
+    /// How to ask for a newer state.
+    pub freshness: Freshness,
+}
+
+impl Snapshots {
+    /// The first snapshots, read when the monotonic clock showed `read_at`.
+    pub fn new(registry: Registry, ring: KeyRing, read_at: Duration) -> Self {
+        let snapshots = Self {
+            registry: ArcSwap::from_pointee(registry),
+            ring: ArcSwap::from_pointee(ring),
+            read_at_ms: AtomicU64::new(0),
+            freshness: Freshness::default(),
+        };
+        snapshots.confirm(read_at);
+        snapshots
+    }
+
+    /// The clients and resources.
+    pub fn registry(&self) -> arc_swap::Guard<Arc<Registry>> {
+        self.registry.load()
+    }
+
+    /// The keys.
+    pub fn ring(&self) -> arc_swap::Guard<Arc<KeyRing>> {
+        self.ring.load()
+    }
+
+    /// Replaces the clients and resources.
+    pub fn set_registry(&self, registry: Registry) {
+        self.registry.store(Arc::new(registry));
+    }
+
+    /// Replaces the keys.
+    pub fn set_ring(&self, ring: KeyRing) {
+        self.ring.store(Arc::new(ring));
+    }
+
+    /// Notes that the snapshots show what the database held when the monotonic clock showed
+    /// `read_at`.
+    pub fn confirm(&self, read_at: Duration) {
+        let millis = u64::try_from(read_at.as_millis()).unwrap_or(u64::MAX);
+        self.read_at_ms.fetch_max(millis, Ordering::Relaxed);
+    }
+
+    /// For how long the database has not been read, given the monotonic clock.
+    pub fn age(&self, monotonic: Duration) -> Duration {
+        monotonic.saturating_sub(Duration::from_millis(
+            self.read_at_ms.load(Ordering::Relaxed),
+        ))
+    }
+}

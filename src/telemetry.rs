@@ -1,0 +1,45 @@
+//! Logs: to standard error, as text for people or JSON for programs.
+//!
+//! Field names are dotted or plain words with the unit in the name (`duration_ms`). Nothing secret
+//! has a `Debug` that shows it, so that nothing secret can be logged.
+
+use std::error::Error;
+
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::config::{Config, ConfigError, LogFormat, Mode};
+
+/// Starts logging for this process; later calls change nothing.
+pub fn init(config: &Config) -> Result<(), ConfigError> {
+    let filter =
+        EnvFilter::try_new(&config.telemetry.log_filter).map_err(|_| ConfigError::Invalid {
+            key: "telemetry.log_filter",
+            problem: "is neither a level nor a list of levels by module".to_owned(),
+        })?;
+    let json = match config.telemetry.log_format {
+        LogFormat::Auto => config.mode == Mode::Production,
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+    };
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    // Fails only where a subscriber is set already, as by another test of the same process.
+    let _ = if json {
+        registry.with(lines.json().flatten_event(true)).try_init()
+    } else {
+        registry.with(lines.with_target(false)).try_init()
+    };
+    Ok(())
+}
+
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
