@@ -58,7 +58,7 @@ impl AccessTokenClaims<'static> {
         Ok(Self {
             iss: owned(claims.required_string("iss")?),
             sub: owned(claims.required_string("sub")?),
-            aud: Audience::from_object(claims)?,
+            aud: Audience::from_object(claims, "aud")?,
             client_id: owned(claims.required_string("client_id")?),
             iat: claims.required_numeric_date("iat")?,
             exp: claims.required_numeric_date("exp")?,
@@ -99,8 +99,7 @@ impl Audience<'_> {
 }
 
 impl Audience<'static> {
-    pub(crate) fn from_object(claims: &Object) -> Result<Self, MemberError> {
-        let name = "aud";
+    pub(crate) fn from_object(claims: &Object, name: &'static str) -> Result<Self, MemberError> {
         let audience = claims
             .member(name, "a string or an array of strings", Self::from_value)?
             .ok_or(MemberError::Missing { name })?;

@@ -8,9 +8,9 @@ use std::error::Error;
 use serde_json::Value;
 
 use crate::json::{self, Object};
-use crate::jwk::KeySet;
+use crate::jwk::{KeySet, PublicKey};
 use crate::jws::Compact;
-use crate::verify::{Expectation, RULES, VerifyError, check_typ, find_key};
+use crate::verify::{Expectation, RULES, Rule, VerifyError, check_typ, find_key};
 
 /// How much of a value is shown, in bytes.
 const MAX_SHOWN_BYTES: usize = 256;
@@ -31,6 +31,12 @@ pub struct Finding {
     pub outcome: Result<String, String>,
 }
 
+impl Finding {
+    fn new(subject: &'static str, outcome: Result<String, String>) -> Self {
+        Self { subject, outcome }
+    }
+}
+
 /// Applies every rule of [`verify()`](crate::verify()) to a token, also after one is broken.
 ///
 /// [`verify()`](crate::verify()) accepts the token if and only if no finding is an `Err`.
@@ -42,64 +48,50 @@ pub fn inspect(
 ) -> Vec<Finding> {
     let token = match Compact::parse(token) {
         Ok(token) => token,
-        Err(error) => {
-            return vec![Finding {
-                subject: "token",
-                outcome: Err(explain(&error)),
-            }];
-        }
+        Err(error) => return vec![Finding::new("token", Err(explain(&error)))],
     };
     let mut findings = inspect_header(&token, keys).to_vec();
-    // Shown even when the signature does not match: that finding is already in the list.
+    // Also when the signature does not match: that finding is in the list already.
     match json::parse_object(token.unverified_payload().expose_unverified()) {
         Ok(claims) => findings.extend(inspect_claims(&claims, expected, now_seconds)),
-        Err(error) => {
-            findings.push(Finding {
-                subject: "claims",
-                outcome: Err(explain(&error)),
-            });
-        }
+        Err(error) => findings.push(Finding::new("claims", Err(explain(&error)))),
     }
     findings
 }
 
 fn inspect_header(token: &Compact<'_>, keys: &KeySet) -> [Finding; 4] {
     let header = token.header();
-    let key = find_key(header, keys);
     let typ = show_string(header.typ());
+    let typ = match check_typ(header) {
+        Ok(()) => Ok(typ),
+        Err(error) => Err(contrast(&error, &typ, "\"at+jwt\"")),
+    };
     let alg = show_string(Some(header.alg()));
+    let alg = match header.check_alg() {
+        Ok(()) => Ok(alg),
+        Err(error) => Err(contrast(&error, &alg, "\"ES256\"")),
+    };
     let kid = show_string(header.kid());
+    let (kid, signature) = match find_key(header, keys) {
+        Ok(key) => (Ok(kid), inspect_signature(token, key)),
+        Err(error) => (
+            Err(contrast(&error, &kid, &show_kids(keys))),
+            Err("not checked, because there is no key to check it with".to_owned()),
+        ),
+    };
     [
-        Finding {
-            subject: "typ",
-            outcome: match check_typ(header) {
-                Ok(()) => Ok(typ),
-                Err(error) => Err(contrast(&error, &typ, "\"at+jwt\"")),
-            },
-        },
-        Finding {
-            subject: "alg",
-            outcome: match header.check_alg() {
-                Ok(()) => Ok(alg),
-                Err(error) => Err(contrast(&error, &alg, "\"ES256\"")),
-            },
-        },
-        Finding {
-            subject: "kid",
-            outcome: match key {
-                Ok(_) => Ok(kid),
-                Err(error) => Err(contrast(&error, &kid, &show_kids(keys))),
-            },
-        },
-        Finding {
-            subject: "signature",
-            outcome: match key.map(|key| token.verify(key)) {
-                Ok(Ok(_)) => Ok("made with the key that `kid` names".to_owned()),
-                Ok(Err(error)) => Err(explain(&error)),
-                Err(_) => Err("not checked, because there is no key to check it with".to_owned()),
-            },
-        },
+        Finding::new("typ", typ),
+        Finding::new("alg", alg),
+        Finding::new("kid", kid),
+        Finding::new("signature", signature),
     ]
+}
+
+fn inspect_signature(token: &Compact<'_>, key: &PublicKey) -> Result<String, String> {
+    match token.verify(key) {
+        Ok(_) => Ok("made with the key that `kid` names".to_owned()),
+        Err(error) => Err(explain(&error)),
+    }
 }
 
 fn inspect_claims<'a>(
@@ -107,19 +99,16 @@ fn inspect_claims<'a>(
     expected: &'a Expectation,
     now: u64,
 ) -> impl Iterator<Item = Finding> + 'a {
-    RULES.iter().map(move |rule| {
-        let found = show_claim(claims, rule.claim, now);
-        let outcome = match (rule.check)(claims, expected, now) {
+    RULES.iter().map(move |Rule(name, check)| {
+        let found = show_claim(claims, name, now);
+        let outcome = match check(claims, name, expected, now) {
             Ok(()) => Ok(found),
             Err(error) => Err(match expectation(error, expected, now) {
                 Some(wanted) => contrast(&error, &found, &wanted),
                 None => format!("{}: found {found}", explain(&error)),
             }),
         };
-        Finding {
-            subject: rule.claim,
-            outcome,
-        }
+        Finding::new(name, outcome)
     })
 }
 

@@ -41,72 +41,33 @@ pub fn verify(
     token.header().check_alg()?;
     let key = find_key(token.header(), keys)?;
     let claims = json::parse_object(token.verify(key)?)?;
-    for rule in &RULES {
-        (rule.check)(&claims, expected, now_seconds)?;
+    for Rule(name, check) in &RULES {
+        check(&claims, name, expected, now_seconds)?;
     }
     Ok(AccessTokenClaims::from_object(&claims)?)
 }
 
-/// What must hold of one claim.
-pub(crate) struct Rule {
-    pub(crate) claim: &'static str,
-    pub(crate) check: fn(&Object, &Expectation, u64) -> Result<(), VerifyError>,
-}
+/// A claim and what must hold of it, given all claims and its name.
+pub(crate) struct Rule(
+    pub(crate) &'static str,
+    pub(crate) fn(&Object, &'static str, &Expectation, u64) -> Result<(), VerifyError>,
+);
 
 /// Every rule about claims, in the order of application.
 pub(crate) static RULES: [Rule; 13] = [
-    Rule {
-        claim: "exp",
-        check: check_exp,
-    },
-    Rule {
-        claim: "nbf",
-        check: check_nbf,
-    },
-    Rule {
-        claim: "iat",
-        check: check_iat,
-    },
-    Rule {
-        claim: "iss",
-        check: check_iss,
-    },
-    Rule {
-        claim: "aud",
-        check: check_aud,
-    },
-    Rule {
-        claim: "sub",
-        check: |claims, _, _| present(claims.required_string("sub")),
-    },
-    Rule {
-        claim: "client_id",
-        check: |claims, _, _| present(claims.required_string("client_id")),
-    },
-    Rule {
-        claim: "jti",
-        check: |claims, _, _| present(claims.required_string("jti")),
-    },
-    Rule {
-        claim: "scope",
-        check: |claims, _, _| present(claims.string("scope")),
-    },
-    Rule {
-        claim: "auth_time",
-        check: |claims, _, _| present(claims.numeric_date("auth_time")),
-    },
-    Rule {
-        claim: "acr",
-        check: |claims, _, _| present(claims.string("acr")),
-    },
-    Rule {
-        claim: "amr",
-        check: |claims, _, _| present(claims.strings("amr")),
-    },
-    Rule {
-        claim: "sid",
-        check: |claims, _, _| present(claims.string("sid")),
-    },
+    Rule("exp", is_not_over),
+    Rule("nbf", has_begun),
+    Rule("iat", is_not_in_the_future),
+    Rule("iss", is_the_issuer),
+    Rule("aud", names_the_audience),
+    Rule("sub", is_text),
+    Rule("client_id", is_text),
+    Rule("jti", is_text),
+    Rule("scope", may_be_string),
+    Rule("auth_time", may_be_time),
+    Rule("acr", may_be_string),
+    Rule("amr", may_be_strings),
+    Rule("sid", may_be_string),
 ];
 
 /// RFC 9068 §4: reject any other value, so that no other kind of JWT passes for an access token.
@@ -133,52 +94,107 @@ pub(crate) fn find_key<'k>(
     keys.find(kid).ok_or(VerifyError::UnknownKid)
 }
 
-fn check_exp(claims: &Object, expected: &Expectation, now: u64) -> Result<(), VerifyError> {
-    let exp = claims.required_numeric_date("exp")?;
-    if now >= exp.saturating_add(expected.leeway_seconds) {
+fn is_not_over(
+    claims: &Object,
+    name: &'static str,
+    expected: &Expectation,
+    now: u64,
+) -> Result<(), VerifyError> {
+    let end = claims.required_numeric_date(name)?;
+    if now >= end.saturating_add(expected.leeway_seconds) {
         return Err(VerifyError::Expired);
     }
     Ok(())
 }
 
-fn check_nbf(claims: &Object, expected: &Expectation, now: u64) -> Result<(), VerifyError> {
-    let nbf = claims.numeric_date("nbf")?;
-    if nbf.is_some_and(|nbf| nbf > now.saturating_add(expected.leeway_seconds)) {
+fn has_begun(
+    claims: &Object,
+    name: &'static str,
+    expected: &Expectation,
+    now: u64,
+) -> Result<(), VerifyError> {
+    let begin = claims.numeric_date(name)?;
+    if begin.is_some_and(|begin| begin > now.saturating_add(expected.leeway_seconds)) {
         return Err(VerifyError::NotYetValid);
     }
     Ok(())
 }
 
-fn check_iat(claims: &Object, expected: &Expectation, now: u64) -> Result<(), VerifyError> {
-    let iat = claims.required_numeric_date("iat")?;
-    if iat > now.saturating_add(expected.leeway_seconds) {
+fn is_not_in_the_future(
+    claims: &Object,
+    name: &'static str,
+    expected: &Expectation,
+    now: u64,
+) -> Result<(), VerifyError> {
+    if claims.required_numeric_date(name)? > now.saturating_add(expected.leeway_seconds) {
         return Err(VerifyError::IssuedInFuture);
     }
     Ok(())
 }
 
-fn check_iss(claims: &Object, expected: &Expectation, _: u64) -> Result<(), VerifyError> {
-    if claims.required_string("iss")? != expected.issuer {
+fn is_the_issuer(
+    claims: &Object,
+    name: &'static str,
+    expected: &Expectation,
+    _: u64,
+) -> Result<(), VerifyError> {
+    if claims.required_string(name)? != expected.issuer {
         return Err(VerifyError::Issuer);
     }
     Ok(())
 }
 
-fn check_aud(claims: &Object, expected: &Expectation, _: u64) -> Result<(), VerifyError> {
-    let aud = Audience::from_object(claims)?;
+fn names_the_audience(
+    claims: &Object,
+    name: &'static str,
+    expected: &Expectation,
+    _: u64,
+) -> Result<(), VerifyError> {
+    let audience = Audience::from_object(claims, name)?;
     if expected
         .audience
         .as_ref()
-        .is_some_and(|audience| !aud.contains(audience))
+        .is_some_and(|me| !audience.contains(me))
     {
         return Err(VerifyError::Audience);
     }
     Ok(())
 }
 
-/// Asks no more of a claim than that it could be read.
-fn present<T>(read: Result<T, MemberError>) -> Result<(), VerifyError> {
-    Ok(read.map(drop)?)
+fn is_text(
+    claims: &Object,
+    name: &'static str,
+    _: &Expectation,
+    _: u64,
+) -> Result<(), VerifyError> {
+    Ok(claims.required_string(name).map(drop)?)
+}
+
+fn may_be_string(
+    claims: &Object,
+    name: &'static str,
+    _: &Expectation,
+    _: u64,
+) -> Result<(), VerifyError> {
+    Ok(claims.string(name).map(drop)?)
+}
+
+fn may_be_strings(
+    claims: &Object,
+    name: &'static str,
+    _: &Expectation,
+    _: u64,
+) -> Result<(), VerifyError> {
+    Ok(claims.strings(name).map(drop)?)
+}
+
+fn may_be_time(
+    claims: &Object,
+    name: &'static str,
+    _: &Expectation,
+    _: u64,
+) -> Result<(), VerifyError> {
+    Ok(claims.numeric_date(name).map(drop)?)
 }
 
 /// Why an access token is not acceptable.

@@ -104,8 +104,8 @@ fn wall_clock() -> u64 {
 /// Tokens with up to two things wrong in the header and in the claims, by either signer, and now
 /// and then with one character changed.
 fn tokens(now: u64, offsets: &'static [i64]) -> impl Strategy<Value = String> {
-    // Not `jwk` and the like: the oracle insists on their type, and here they are not read.
-    let header_names = ["typ", "alg", "kid", "crit", "b64", "zip", "enc", "cty"].to_vec();
+    // Not `jwk`, `cty` and the like: the oracle wants them well-formed, and here they are not read.
+    let header_names = ["typ", "alg", "kid", "crit", "b64", "zip", "enc"].to_vec();
     let claim_names = [
         "iss",
         "sub",
