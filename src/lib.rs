@@ -18,10 +18,12 @@
 //! walk of a request and for how to add a grant, a setting or an admin call.
 
 pub mod admin;
+pub mod app;
 pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod entropy;
+pub mod http;
 pub mod keys;
 pub mod oauth;
 pub mod registry;

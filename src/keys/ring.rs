@@ -7,7 +7,7 @@ use countersign_verifier::{KeySet, PublicKey, base64url};
 use serde_json::{Value, json};
 
 use super::{
-    lifecycle::{self, KeyState},
+    lifecycle::{self, Command, KeyState, Policy},
     master::MasterKeys,
     sealing::{self, SealingError},
     signer::{Es256Signer, Signer},
@@ -107,6 +107,12 @@ impl KeyRing {
             .zip(&self.keys)
             .filter(|(times, _)| lifecycle::is_published(times, now));
         KeySet::from_keys(published.map(|(_, key)| key.public.clone()))
+    }
+
+    /// Whether it is time to make a key.
+    pub fn lacks_key(&self, policy: &Policy, now: Timestamp) -> bool {
+        lifecycle::plan(&self.times, Command::Ensure, policy, now)
+            .is_ok_and(|plan| !plan.created.is_empty())
     }
 
     /// Every key with its state at `now` and its times.

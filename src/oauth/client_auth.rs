@@ -72,11 +72,7 @@ impl Credentials {
             assertion.is_some(),
         ];
         if ways.into_iter().filter(|used| *used).count() > 1 {
-            return Err(OAuthError::new(
-                ErrorCode::InvalidRequest,
-                "several_client_authentications",
-                "the request authenticates the client in more than one way",
-            ));
+            return Err(several_ways());
         }
         if assertion.is_some() {
             return Err(refusal());
@@ -153,6 +149,15 @@ impl Credentials {
             matched | (exists & presented.matches(secret.map_or(&nothing, |secret| &secret.hash)))
         })
     }
+}
+
+/// The refusal of a request that authenticates its client more than once.
+pub fn several_ways() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::InvalidRequest,
+        "several_client_authentications",
+        "the request authenticates the client in more than one way",
+    )
 }
 
 fn refusal() -> OAuthError {

@@ -1,0 +1,215 @@
+//! The development start: demo clients, their secrets, and the lines to paste.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use serde_json::json;
+
+use super::{Context, StartError};
+use crate::{
+    admin::{
+        AdminError,
+        client::{ClientAdmin, ClientMetadata},
+        resource::ResourceMetadata,
+    },
+    domain::{change::Cause, id::ClientId, secret::ClientSecret},
+    oauth::metadata::TOKEN_PATH,
+};
+
+/// Where the secrets of the demo clients are kept between starts.
+const FILE: &str = "data/development.json";
+
+/// The scopes of the demo resource.
+const DEMO_SCOPES: &str = "demo:read demo:write";
+
+/// Sees to it that the demo rows exist and returns the banner.
+pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
+    let resources = context.resources();
+    let demo = format!("{}/demo", context.issuer);
+    let admin = format!("{}/admin", context.issuer);
+    let known = resources.list().await?;
+    if !known
+        .iter()
+        .any(|resource| resource.resource.as_str() == demo)
+    {
+        let metadata = ResourceMetadata {
+            resource: demo.clone(),
+            name: "Demo".to_owned(),
+            scopes: DEMO_SCOPES.split(' ').map(str::to_owned).collect(),
+            introspection_clients: Vec::new(),
+        };
+        resources.create(&metadata, true, &Cause::system()).await?;
+    }
+    let admin_scopes = known
+        .iter()
+        .find(|resource| resource.resource.as_str() == admin)
+        .map(|resource| resource.scopes.to_string())
+        .unwrap_or_default();
+    let mut secrets = kept()?;
+    let demo_client = ClientMetadata {
+        client_name: "Demo".to_owned(),
+        scope: DEMO_SCOPES.to_owned(),
+        default_resource: Some(demo.clone()),
+        resources: vec![demo],
+        ..ClientMetadata::default()
+    };
+    let ops_client = ClientMetadata {
+        client_name: "Demo operator".to_owned(),
+        scope: admin_scopes,
+        resources: vec![admin],
+        ..ClientMetadata::default()
+    };
+    let clients = context.clients();
+    for (id, metadata) in [("demo", demo_client), ("ops", ops_client)] {
+        let secret = ensure_client(&clients, id, &metadata, secrets.remove(id), context).await?;
+        secrets.insert(id.to_owned(), secret);
+    }
+    keep(&secrets)?;
+    Ok(banner(
+        context,
+        secrets.get("demo").map_or("", |secret| secret.expose()),
+    ))
+}
+
+/// Sees to it that a demo client is as it should be; returns its secret.
+async fn ensure_client(
+    clients: &ClientAdmin,
+    id: &str,
+    metadata: &ClientMetadata,
+    kept: Option<ClientSecret>,
+    context: &Context,
+) -> Result<ClientSecret, AdminError> {
+    let cause = Cause::system();
+    let client_id = ClientId::parse(id).map_err(|_| AdminError::NotFound("client"))?;
+    let existing = match clients.show(&client_id).await {
+        Ok(client) => client,
+        Err(AdminError::NotFound(_)) => {
+            clients
+                .create(Some(client_id.clone()), metadata, true, &cause)
+                .await?
+                .0
+        }
+        Err(other) => return Err(other),
+    };
+    if existing
+        .resources
+        .iter()
+        .map(|uri| uri.as_str())
+        .ne(metadata.resources.iter().map(String::as_str))
+    {
+        // The issuer has changed since the last start.
+        let patch =
+            json!({"resources": metadata.resources, "default_resource": metadata.default_resource});
+        clients.update(&client_id, &patch, None, &cause).await?;
+    }
+    let secret = match kept {
+        Some(secret) => secret,
+        None => ClientSecret::mint(&context.entropy)?,
+    };
+    let is_set = existing.secrets.len() == 1
+        && existing
+            .secrets
+            .iter()
+            .all(|stored| bool::from(stored.hash.matches(&secret.hash())));
+    if !is_set {
+        clients.set_secret(&client_id, &secret, &cause).await?;
+    }
+    Ok(secret)
+}
+
+fn kept() -> Result<BTreeMap<String, ClientSecret>, StartError> {
+    let text = match fs::read_to_string(FILE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        text => text.map_err(unusable)?,
+    };
+    let secrets: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|_| {
+        unusable(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it holds no JSON object of secrets; delete it",
+        ))
+    })?;
+    Ok(secrets
+        .into_iter()
+        .map(|(id, secret)| (id, ClientSecret::kept(secret)))
+        .collect())
+}
+
+fn keep(secrets: &BTreeMap<String, ClientSecret>) -> Result<(), StartError> {
+    let document: BTreeMap<&str, &str> = secrets
+        .iter()
+        .map(|(id, secret)| (id.as_str(), secret.expose()))
+        .collect();
+    let text = format!("{:#}\n", json!(document));
+    if fs::read_to_string(FILE).is_ok_and(|kept| kept == text) {
+        return Ok(());
+    }
+    if let Some(folder) = Path::new(FILE).parent() {
+        fs::create_dir_all(folder).map_err(unusable)?;
+    }
+    // Written beside and renamed, so that a crash leaves the old file or the new one.
+    let beside = format!("{FILE}.new");
+    let _ = fs::remove_file(&beside);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(unusable)?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(unusable)?;
+    fs::rename(&beside, FILE).map_err(unusable)
+}
+
+fn unusable(source: io::Error) -> StartError {
+    StartError::DevelopmentFile {
+        path: FILE.to_owned(),
+        source,
+    }
+}
+
+fn banner(context: &Context, secret: &str) -> String {
+    let issuer = &context.issuer;
+    let request =
+        format!("curl -s -u demo:{secret} {issuer}{TOKEN_PATH} -d grant_type=client_credentials");
+    let program = program();
+    // Says which issuer is meant where a default start would mean another one.
+    let settings = match issuer.as_str() {
+        "http://127.0.0.1:8080" => String::new(),
+        other => format!(" --set issuer={other}"),
+    };
+    format!(
+        "\nCountersign serves {issuer} (development)\n\n\
+         Get a token:\n\n{request}\n\n\
+         Get one and verify it:\n\n{request} | {program}{settings} token verify -\n\n\
+         Keys:     {issuer}/.well-known/jwks.json\n\
+         Metadata: {issuer}/.well-known/oauth-authorization-server\n\
+         Secrets of the clients demo and ops: {FILE}\n\n"
+    )
+}
+
+/// How to call this program from the current folder in a shell.
+fn program() -> String {
+    let Ok(program) = std::env::current_exe() else {
+        return "countersign".to_owned();
+    };
+    let here = std::env::current_dir().unwrap_or_default();
+    let path = program
+        .strip_prefix(&here)
+        .unwrap_or(&program)
+        .display()
+        .to_string();
+    let plain = path
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte));
+    if plain {
+        path
+    } else {
+        format!("'{}'", path.replace('\'', "'\\''"))
+    }
+}

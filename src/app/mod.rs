@@ -1,0 +1,329 @@
+//! Building, running and stopping the service.
+//!
+//! The only place where parts are put together: use cases get their store, clock and randomness
+//! here, handlers get the use cases. Runs the tasks behind ([`sync`], [`tasks`]).
+
+mod development;
+mod sync;
+mod tasks;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use secrecy::ExposeSecret as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::sync::SyncError;
+use crate::{
+    admin::{AdminError, client::ClientAdmin, key::KeyAdmin, resource::ResourceAdmin},
+    clock::{AgreedClock, Clock, SystemClock},
+    config::{Config, Mode},
+    entropy::Entropy,
+    http::{self, Listeners, Servers, Services},
+    oauth::{access_token::Minter, metadata, token::TokenEndpoint},
+    store::{self, Access, OpenError, Store, StoreError},
+};
+
+/// Why the service does not start, or a command does not run; each is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database cannot be used.
+    #[error("setting database.url: {0}")]
+    Store(#[source] OpenError),
+    /// Somebody else has the port, or the address is not this machine's.
+    #[error("setting {key}: cannot listen on {address}: {source}")]
+    Listen {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// Keys could not be prepared, or demo clients.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The first snapshots could not be taken.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    /// The database failed after it had been opened.
+    #[error("setting database.url: {0}")]
+    Read(#[from] StoreError),
+    /// Production was pointed at a database of the development start.
+    #[error(
+        "setting database.url: the database holds demo rows ({0}) whose secrets lie in data/development.json; \
+         production needs a database of its own, or delete them with countersign clients delete and \
+         countersign resources delete"
+    )]
+    DemoRows(String),
+    /// The file with the secrets of the demo clients cannot be used.
+    #[error("cannot use {path}: {source}")]
+    DevelopmentFile {
+        /// The file.
+        path: String,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The servers stopped by themselves.
+    #[error("serving failed")]
+    Serve(#[source] io::Error),
+}
+
+/// What every command works with: settings, time, randomness and the database.
+pub struct Context {
+    /// The settings.
+    pub config: Config,
+    /// The time all nodes agree on.
+    pub clock: AgreedClock,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// This issuer's identifier.
+    pub issuer: String,
+}
+
+impl Context {
+    /// Opens the database that the settings name.
+    pub async fn open(config: Config, access: Access) -> Result<Self, StartError> {
+        let issuer = config.issuer(config.public_listen);
+        Self::with_clock(config, issuer, access, Arc::new(SystemClock::new())).await
+    }
+
+    async fn with_clock(
+        config: Config,
+        issuer: String,
+        access: Access,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, StartError> {
+        let entropy = Entropy::new();
+        let clock = AgreedClock::new(clock);
+        let url = config.database_url.expose_secret();
+        let store = store::open(url, access, &entropy, clock.now())
+            .await
+            .map_err(StartError::Store)?;
+        sync::observe_clock(&*store, &clock).await?;
+        Ok(Self {
+            config,
+            clock,
+            entropy,
+            store,
+            issuer,
+        })
+    }
+
+    /// The use cases about clients.
+    pub fn clients(&self) -> ClientAdmin {
+        ClientAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            issuer: self.issuer.clone(),
+        }
+    }
+
+    /// The use cases about resources.
+    pub fn resources(&self) -> ResourceAdmin {
+        ResourceAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            issuer: self.issuer.clone(),
+        }
+    }
+
+    /// The use cases about keys.
+    pub fn keys(&self) -> KeyAdmin {
+        KeyAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            masters: self.config.master_keys.clone(),
+            policy: self.config.policy,
+            heartbeat: self.config.heartbeat,
+        }
+    }
+
+    /// Ends the connections to the database.
+    pub async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+/// The service, ready to run.
+pub struct App {
+    context: Context,
+    services: Services,
+    listeners: Listeners,
+    sync: sync::Sync,
+    banner: Option<String>,
+}
+
+impl App {
+    /// Binds the listeners, opens the database and prepares keys. Nothing is answered before `run`.
+    pub async fn build(config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let public = listen("public.listen", config.public_listen)?;
+        let admin = listen("admin.listen", config.admin_listen)?;
+        let address = public.local_addr().map_err(StartError::Serve)?;
+        let issuer = config.issuer(address);
+        let context = Context::with_clock(config, issuer, Access::Serve, clock).await?;
+        let is_development = context.config.mode == Mode::Development;
+        if !is_development {
+            refuse_demo_rows(&*context.store).await?;
+        }
+        context.keys().bootstrap(is_development).await?;
+        let banner = if is_development {
+            Some(development::prepare(&context).await?)
+        } else {
+            None
+        };
+        let sync = sync::Sync::begin(&context).await?;
+        let services = services(&context, &sync);
+        Ok(Self {
+            context,
+            services,
+            listeners: Listeners { public, admin },
+            sync,
+            banner,
+        })
+    }
+
+    /// Where the public listener is bound.
+    pub fn public_address(&self) -> io::Result<SocketAddr> {
+        self.listeners.public.local_addr()
+    }
+
+    /// Where the admin listener is bound.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.listeners.admin.local_addr()
+    }
+
+    /// This issuer's identifier.
+    pub fn issuer(&self) -> &str {
+        &self.context.issuer
+    }
+
+    /// The use cases and the database behind this service.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// What a development start tells its user.
+    pub fn banner(&self) -> Option<&str> {
+        self.banner.as_deref()
+    }
+
+    /// Serves until `stop` is cancelled, then finishes what has begun.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
+        let tasks = TaskTracker::new();
+        let end_tasks = CancellationToken::new();
+        let snapshots = Arc::clone(&self.services.snapshots);
+        let node = tasks::Node::new(&self.context)?;
+        node.report().await?;
+        tasks.spawn(self.sync.run(end_tasks.clone()));
+        tasks.spawn(tasks::key_schedule(
+            self.context.keys(),
+            snapshots,
+            end_tasks.clone(),
+        ));
+        tasks.spawn(node.run(end_tasks.clone()));
+        tasks.close();
+        let Servers { running, handles } =
+            http::serve(self.listeners, self.services).map_err(StartError::Serve)?;
+        tracing::info!(issuer = self.context.issuer, "serving");
+        let mut running = std::pin::pin!(running);
+        let result = tokio::select! {
+            result = &mut running => result,
+            () = stop.cancelled() => {
+                tracing::info!("stopping");
+                let (result, ()) = tokio::join!(running, http::stop(handles));
+                result
+            }
+        };
+        // The tasks end last: requests under way may still need them.
+        end_tasks.cancel();
+        tasks.wait().await;
+        self.context.close().await;
+        tracing::info!("stopped");
+        result.map_err(StartError::Serve)
+    }
+}
+
+/// Runs the service until SIGTERM or SIGINT.
+pub async fn serve(config: Config) -> Result<(), StartError> {
+    let app = App::build(config, Arc::new(SystemClock::new())).await?;
+    if let Some(banner) = app.banner() {
+        // Nobody may be reading; the service is no worse for it.
+        let _ = io::Write::write_all(&mut io::stdout(), banner.as_bytes());
+    }
+    let stop = CancellationToken::new();
+    let signalled = stop.clone();
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(StartError::Serve)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        signalled.cancel();
+    });
+    app.run(stop).await
+}
+
+fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).map_err(|source| StartError::Listen {
+        key,
+        address,
+        source,
+    })
+}
+
+async fn refuse_demo_rows(store: &dyn Store) -> Result<(), StartError> {
+    let clients = store.clients().await?;
+    let resources = store.resources().await?;
+    let clients = clients
+        .iter()
+        .filter(|client| client.demo)
+        .map(|client| format!("client {}", client.client_id));
+    let resources = resources
+        .iter()
+        .filter(|resource| resource.demo)
+        .map(|resource| format!("resource {}", resource.id));
+    let rows: Vec<String> = clients.chain(resources).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    Err(StartError::DemoRows(rows.join(", ")))
+}
+
+fn services(context: &Context, sync: &sync::Sync) -> Services {
+    let config = &context.config;
+    let minter = Minter {
+        issuer: context.issuer.clone(),
+        default_ttl_seconds: config.access_token_ttl_seconds,
+        offline_limit: config.policy.offline_limit,
+        snapshots: sync.snapshots(),
+        clock: context.clock.clone(),
+        entropy: context.entropy.clone(),
+    };
+    let issuer_path =
+        url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
+    let request_timeout = Duration::from_secs(u64::from(config.limits.request_timeout_seconds));
+    Services {
+        token: TokenEndpoint { minter },
+        snapshots: sync.snapshots(),
+        clock: context.clock.clone(),
+        entropy: context.entropy.clone(),
+        metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
+        issuer_path: issuer_path.unwrap_or_default(),
+        jwks_max_age: config.policy.jwks_max_age,
+        body_limit: config.limits.request_body_bytes,
+        request_timeout: (!request_timeout.is_zero()).then_some(request_timeout),
+        shutdown_timeout: Duration::from_secs(u64::from(config.limits.shutdown_timeout_seconds)),
+    }
+}

@@ -1,0 +1,105 @@
+//! What goes on in the background besides `sync`.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, StartError};
+use crate::{
+    admin::{AdminError, key::KeyAdmin},
+    clock::AgreedClock,
+    domain::{self, id::NodeId},
+    keys::master::MasterKeySource,
+    registry::Snapshots,
+    store::Store,
+    telemetry,
+};
+
+/// The longest time between two looks at the schedule.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Makes the next key in time. Every node runs this; one of them gets through.
+pub(super) async fn key_schedule(
+    keys: KeyAdmin,
+    snapshots: Arc<Snapshots>,
+    stop: CancellationToken,
+) {
+    let pause = (keys.policy.lead() / 4).min(LONGEST_PAUSE);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = keys.clock.sleep(pause) => {}
+        }
+        if snapshots.ring().lacks_key(&keys.policy, keys.clock.now())
+            && let Err(error) = keys.ensure().await
+        {
+            tracing::warn!(
+                error = telemetry::chain(&error),
+                "the next key could not be made; trying again"
+            );
+        }
+    }
+}
+
+/// The sign of life of this process.
+pub(super) struct Node {
+    id: NodeId,
+    name: String,
+    store: Arc<dyn Store>,
+    masters: MasterKeySource,
+    clock: AgreedClock,
+    heartbeat: Duration,
+}
+
+impl Node {
+    pub(super) fn new(context: &Context) -> Result<Self, StartError> {
+        let id = context
+            .entropy
+            .uuid_v7(context.clock.now())
+            .map_err(AdminError::Entropy)?;
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = match host.trim() {
+            "" => "node",
+            host => host,
+        };
+        Ok(Self {
+            id: NodeId::from_uuid(id),
+            name: format!("{host}:{}", std::process::id()),
+            store: Arc::clone(&context.store),
+            masters: context.config.master_keys.clone(),
+            clock: context.clock.clone(),
+            heartbeat: context.config.heartbeat,
+        })
+    }
+
+    /// Reports once that this process lives and which master keys it holds.
+    pub(super) async fn report(&self) -> Result<(), AdminError> {
+        let masters = self.masters.load()?;
+        let node = domain::node::Node {
+            id: self.id,
+            name: self.name.clone(),
+            master_keys: masters.ids().collect(),
+            seen_at: self.clock.now(),
+        };
+        Ok(self.store.heartbeat(&node).await?)
+    }
+
+    /// Goes on reporting until `stop` is cancelled, then takes its leave.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.clock.sleep(self.heartbeat) => {}
+            }
+            if let Err(error) = self.report().await {
+                tracing::debug!(
+                    error = telemetry::chain(&error),
+                    "no sign of life could be given"
+                );
+            }
+        }
+        if let Err(error) = self.store.forget_node(self.id).await {
+            tracing::debug!(error = telemetry::chain(&error), "could not take leave");
+        }
+    }
+}

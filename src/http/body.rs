@@ -1,0 +1,77 @@
+//! Reading request bodies within limits.
+
+use actix_web::{HttpRequest, http::header, web::Payload};
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
+
+use super::Services;
+
+/// Why a body was not read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BodyError {
+    /// Another media type than a form's, or a compressed body.
+    #[error("the body must be application/x-www-form-urlencoded")]
+    NotAForm,
+    /// It has not arrived in time.
+    #[error("the body did not arrive in time")]
+    TooSlow,
+    /// It is larger than the limit.
+    #[error("the body is too large")]
+    TooLarge,
+    /// The connection broke off.
+    #[error("the body broke off")]
+    BrokenOff,
+}
+
+/// Reads the body of a form.
+///
+/// # Security
+/// The sender chooses size and pace: both are bounded before a byte is looked at.
+pub(super) async fn form(
+    request: &HttpRequest,
+    payload: Payload,
+    services: &Services,
+) -> Result<BytesMut, BodyError> {
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let media_type = header(header::CONTENT_TYPE)
+        .map(|value| value.split(';').next().unwrap_or_default().trim());
+    if !media_type.is_some_and(|media_type| {
+        media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+    }) {
+        return Err(BodyError::NotAForm);
+    }
+    if header(header::CONTENT_ENCODING)
+        .is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
+    {
+        return Err(BodyError::NotAForm);
+    }
+    let announced = header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > services.body_limit) {
+        return Err(BodyError::TooLarge);
+    }
+    let reading = read(payload, services.body_limit);
+    match services.request_timeout {
+        None => reading.await,
+        Some(timeout) => tokio::select! {
+            body = reading => body,
+            () = services.clock.sleep(timeout) => Err(BodyError::TooSlow),
+        },
+    }
+}
+
+async fn read(mut payload: Payload, limit: usize) -> Result<BytesMut, BodyError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| BodyError::BrokenOff)?;
+        if body.len() + chunk.len() > limit {
+            return Err(BodyError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}

@@ -1,0 +1,62 @@
+//! Which pages may read answers (the Fetch standard's CORS protocol). Never with cookies.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{self, HeaderValue},
+    web::Data,
+};
+
+use super::Services;
+
+/// How long browsers may remember a preflight, in seconds.
+const MAX_AGE: &str = "600";
+
+/// Lets pages of any origin read public documents.
+pub(super) async fn preflight_of_anyone() -> HttpResponse {
+    HttpResponse::NoContent()
+        .insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"))
+        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD"))
+        .insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, "if-none-match"))
+        .insert_header((header::ACCESS_CONTROL_MAX_AGE, MAX_AGE))
+        .finish()
+}
+
+/// Lets pages of the origins that clients have registered send credentials.
+pub(super) async fn preflight_of_the_registered(
+    request: HttpRequest,
+    services: Data<Services>,
+) -> HttpResponse {
+    let mut response = HttpResponse::NoContent()
+        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "POST"))
+        .insert_header((
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "authorization, content-type",
+        ))
+        .insert_header((header::ACCESS_CONTROL_MAX_AGE, MAX_AGE))
+        .finish();
+    allow_registered(&request, &services, &mut response);
+    response
+}
+
+/// Lets the page that sent the request read the answer, if some client has registered its origin.
+pub(super) fn allow_registered(
+    request: &HttpRequest,
+    services: &Services,
+    response: &mut HttpResponse,
+) {
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    let Some(origin) = request.headers().get(header::ORIGIN) else {
+        return;
+    };
+    if origin
+        .to_str()
+        .is_ok_and(|origin| services.snapshots.registry().allows_origin(origin))
+    {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("countersign-reason, x-request-id"),
+        );
+    }
+}

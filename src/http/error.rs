@@ -1,0 +1,83 @@
+//! The one place where errors become answers, and where their causes are logged.
+
+use actix_web::{
+    HttpResponse,
+    http::{StatusCode, header},
+};
+use serde_json::json;
+
+use super::body::BodyError;
+use crate::oauth::error::{ErrorCode, OAuthError};
+
+/// When to come back after a 503, in seconds.
+const RETRY_AFTER: &str = "5";
+
+/// The answer to a refused request of a client (RFC 6749 §5.2).
+///
+/// `challenge` tells whether the client used the `Authorization` header: then, and only then, the
+/// answer to a failed authentication has to carry `WWW-Authenticate`.
+pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
+    let status = match error.code() {
+        ErrorCode::InvalidClient => StatusCode::UNAUTHORIZED,
+        ErrorCode::InvalidRequest
+        | ErrorCode::InvalidScope
+        | ErrorCode::InvalidTarget
+        | ErrorCode::UnauthorizedClient
+        | ErrorCode::UnsupportedGrantType => StatusCode::BAD_REQUEST,
+        ErrorCode::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
+        ErrorCode::TemporarilyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    if status.is_server_error() {
+        let cause: &dyn std::error::Error = error;
+        tracing::error!(cause, "request failed");
+    }
+    let mut answer = refusal(status, error.code(), error.reason(), error.description());
+    let headers = answer.headers_mut();
+    if status == StatusCode::UNAUTHORIZED && challenge {
+        let value =
+            header::HeaderValue::from_static("Basic realm=\"countersign\", charset=\"UTF-8\"");
+        headers.insert(header::WWW_AUTHENTICATE, value);
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(
+            header::RETRY_AFTER,
+            header::HeaderValue::from_static(RETRY_AFTER),
+        );
+    }
+    answer
+}
+
+/// The answer to a request whose body was not read.
+pub(super) fn body(error: &BodyError) -> HttpResponse {
+    let (status, reason, description) = match error {
+        BodyError::NotAForm => (
+            StatusCode::BAD_REQUEST,
+            "malformed",
+            "the body must be application/x-www-form-urlencoded",
+        ),
+        BodyError::BrokenOff => (StatusCode::BAD_REQUEST, "malformed", "the body broke off"),
+        BodyError::TooSlow => (
+            StatusCode::REQUEST_TIMEOUT,
+            "too_slow",
+            "the body did not arrive in time",
+        ),
+        BodyError::TooLarge => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            "the body is too large",
+        ),
+    };
+    refusal(status, ErrorCode::InvalidRequest, reason, description)
+}
+
+fn refusal(
+    status: StatusCode,
+    code: ErrorCode,
+    reason: &'static str,
+    description: &'static str,
+) -> HttpResponse {
+    HttpResponse::build(status)
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header(("countersign-reason", reason))
+        .json(json!({ "error": code.as_str(), "error_description": description }))
+}
