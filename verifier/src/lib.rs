@@ -5,6 +5,19 @@
 //! the token's claims or with the first rule that it breaks; [`inspect()`] explains every rule.
 //! Nothing here does I/O, reads a clock or keeps global state.
 //!
+//! ```
+//! use countersign_verifier::{Expectation, KeySet, VerifyError, verify};
+//!
+//! fn authenticate(token: &str, keys: &KeySet, now: u64) -> Result<String, VerifyError> {
+//!     let expected = Expectation {
+//!         issuer: "https://issuer.example".to_owned(),
+//!         audience: Some("https://api.example".to_owned()),
+//!         leeway_seconds: 30,
+//!     };
+//!     Ok(verify(token, keys, &expected, now)?.sub.into_owned())
+//! }
+//! ```
+//!
 //! The modules, from bytes to meaning; each uses only those before it:
 //! [`base64url`] and [`json`] decode strictly, [`jwk`] holds keys, [`jws`] parses and checks
 //! signatures, [`claims`] is the content, [`mod@verify`] and [`mod@inspect`] judge it.
