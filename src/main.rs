@@ -3,7 +3,9 @@
 use countersign::{app, config};
 
 fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let config = config::Config::load(&config::Sources {
         environment: std::env::vars().collect(),
         ..config::Sources::default()

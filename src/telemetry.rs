@@ -3,7 +3,7 @@
 //! Field names are dotted or plain words with the unit in the name (`duration_ms`). Nothing secret
 //! has a `Debug` that shows it, so that nothing secret can be logged.
 
-use std::error::Error;
+use std::{error::Error, io::IsTerminal as _};
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -22,7 +22,9 @@ pub fn init(config: &Config) -> Result<(), ConfigError> {
         LogFormat::Text => false,
     };
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // Fails only where a subscriber is set already, as by another test of the same process.
     let _ = if json {
         registry.with(lines.json().flatten_event(true)).try_init()

@@ -289,104 +289,23 @@ impl ClientAdmin {
         written: &ClientMetadata,
         now: Timestamp,
     ) -> Result<Client, AdminError> {
-        let registered: HashSet<ResourceUri> = self
-            .store
-            .resources()
-            .await?
-            .into_iter()
-            .chain(resource::built_in(&self.issuer))
-            .map(|resource| resource.resource)
-            .collect();
-        let mut errors = Vec::new();
-        let mut wrong =
-            |pointer: String, detail: &str| errors.push(FieldError::new(pointer, detail));
-
-        if let Some(detail) = name_problem(&written.client_name) {
-            wrong("/client_name".to_owned(), detail);
-        }
-        let auth_method = written.token_endpoint_auth_method.as_deref();
-        let auth_method = auth_method
-            .unwrap_or(AuthMethod::ClientSecretBasic.as_str())
-            .parse()
-            .unwrap_or_else(|_| {
-                wrong(
-                    "/token_endpoint_auth_method".to_owned(),
-                    "must be client_secret_basic, client_secret_post or none",
-                );
-                AuthMethod::None
-            });
-        let mut grant_types = Vec::new();
-        match &written.grant_types {
-            Some(names) => {
-                for (index, name) in names.iter().enumerate() {
-                    match name.parse() {
-                        Ok(GrantType::ClientCredentials) if auth_method == AuthMethod::None => {
-                            wrong(
-                                format!("/grant_types/{index}"),
-                                "a public client cannot use client_credentials (RFC 6749 §4.4)",
-                            )
-                        }
-                        Ok(grant) if grant_types.contains(&grant) => {}
-                        Ok(grant) => grant_types.push(grant),
-                        Err(_) => wrong(
-                            format!("/grant_types/{index}"),
-                            "must be client_credentials",
-                        ),
-                    }
-                }
-            }
-            None if auth_method == AuthMethod::None => {}
-            None => grant_types.extend(GrantType::ALL),
-        }
-        let scope = Scope::parse(&written.scope).unwrap_or_else(|error| {
-            wrong("/scope".to_owned(), &error.to_string());
-            Scope::default()
-        });
-        let mut resources = Vec::new();
-        for (index, uri) in written.resources.iter().enumerate() {
-            match ResourceUri::parse(uri) {
-                Ok(uri) if !registered.contains(&uri) => {
-                    wrong(
-                        format!("/resources/{index}"),
-                        "is not a registered resource",
-                    );
-                }
-                Ok(uri) if resources.contains(&uri) => {}
-                Ok(uri) => resources.push(uri),
-                Err(error) => wrong(format!("/resources/{index}"), &error.to_string()),
-            }
-        }
-        let default_resource = written.default_resource.as_deref().and_then(|uri| {
-            let found = resources
-                .iter()
-                .find(|resource| resource.as_str() == uri)
-                .cloned();
-            if found.is_none() {
-                wrong("/default_resource".to_owned(), "must be one of resources");
-            }
-            found
-        });
-        for (index, origin) in written.allowed_origins.iter().enumerate() {
-            let spelled = url::Url::parse(origin).map(|url| url.origin().ascii_serialization());
-            if spelled.as_deref() != Ok(origin.as_str()) || origin == "null" {
-                wrong(
-                    format!("/allowed_origins/{index}"),
-                    "must be an origin as browsers send it: scheme, host and port, such as https://app.example",
-                );
-            }
-        }
-        let longest = u32::try_from(LONGEST_TOKEN_LIFE.as_secs()).unwrap_or(u32::MAX);
-        if written
-            .access_token_ttl_seconds
-            .is_some_and(|ttl| !(1..=longest).contains(&ttl))
-        {
-            wrong(
-                "/access_token_ttl_seconds".to_owned(),
-                "must be between 1 and 3600",
-            );
-        }
-        if !errors.is_empty() {
-            return Err(AdminError::Invalid(errors));
+        let stored = self.store.resources().await?;
+        let registered = stored.into_iter().chain(resource::built_in(&self.issuer));
+        let mut review = Review::default();
+        review.client_name(&written.client_name);
+        let auth_method = review.auth_method(written.token_endpoint_auth_method.as_deref());
+        let grant_types = review.grant_types(written.grant_types.as_deref(), auth_method);
+        let scope = review.scope(&written.scope);
+        let registered = registered.map(|resource| resource.resource).collect();
+        let resources = review.resources(&written.resources, &registered);
+        let default_resource = written
+            .default_resource
+            .as_deref()
+            .and_then(|uri| review.default_resource(uri, &resources));
+        review.allowed_origins(&written.allowed_origins);
+        review.access_token_ttl(written.access_token_ttl_seconds);
+        if !review.errors.is_empty() {
+            return Err(AdminError::Invalid(review.errors));
         }
         Ok(Client {
             client_id,
@@ -405,6 +324,125 @@ impl ClientAdmin {
             created_at: now,
             updated_at: now,
         })
+    }
+}
+
+/// Looks at every field and keeps what is wrong; what a wrong field returns is not used.
+#[derive(Default)]
+struct Review {
+    errors: Vec<FieldError>,
+}
+
+impl Review {
+    fn wrong(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.errors.push(FieldError::new(pointer, detail));
+    }
+
+    fn client_name(&mut self, name: &str) {
+        if let Some(detail) = name_problem(name) {
+            self.wrong("/client_name", detail);
+        }
+    }
+
+    fn auth_method(&mut self, name: Option<&str>) -> AuthMethod {
+        let Some(name) = name else {
+            // The default of RFC 7591 §2.
+            return AuthMethod::ClientSecretBasic;
+        };
+        name.parse().unwrap_or_else(|_| {
+            self.wrong(
+                "/token_endpoint_auth_method",
+                "must be client_secret_basic, client_secret_post or none",
+            );
+            AuthMethod::None
+        })
+    }
+
+    fn grant_types(&mut self, names: Option<&[String]>, auth_method: AuthMethod) -> Vec<GrantType> {
+        let is_public = auth_method == AuthMethod::None;
+        let Some(names) = names else {
+            return if is_public {
+                Vec::new()
+            } else {
+                GrantType::ALL.to_vec()
+            };
+        };
+        let mut grants = Vec::new();
+        for (index, name) in names.iter().enumerate() {
+            let pointer = format!("/grant_types/{index}");
+            match name.parse() {
+                Ok(GrantType::ClientCredentials) if is_public => {
+                    self.wrong(
+                        pointer,
+                        "a public client cannot use client_credentials (RFC 6749 §4.4)",
+                    );
+                }
+                Ok(grant) if grants.contains(&grant) => {}
+                Ok(grant) => grants.push(grant),
+                Err(_) => self.wrong(pointer, "must be client_credentials"),
+            }
+        }
+        grants
+    }
+
+    fn scope(&mut self, text: &str) -> Scope {
+        Scope::parse(text).unwrap_or_else(|error| {
+            self.wrong("/scope", error.to_string());
+            Scope::default()
+        })
+    }
+
+    fn resources(
+        &mut self,
+        uris: &[String],
+        registered: &HashSet<ResourceUri>,
+    ) -> Vec<ResourceUri> {
+        let mut resources = Vec::new();
+        for (index, uri) in uris.iter().enumerate() {
+            let pointer = format!("/resources/{index}");
+            match ResourceUri::parse(uri) {
+                Ok(uri) if !registered.contains(&uri) => {
+                    self.wrong(pointer, "is not a registered resource");
+                }
+                Ok(uri) if resources.contains(&uri) => {}
+                Ok(uri) => resources.push(uri),
+                Err(error) => self.wrong(pointer, error.to_string()),
+            }
+        }
+        resources
+    }
+
+    fn default_resource(&mut self, uri: &str, resources: &[ResourceUri]) -> Option<ResourceUri> {
+        let found = resources
+            .iter()
+            .find(|resource| resource.as_str() == uri)
+            .cloned();
+        if found.is_none() {
+            self.wrong("/default_resource", "must be one of resources");
+        }
+        found
+    }
+
+    fn allowed_origins(&mut self, origins: &[String]) {
+        for (index, origin) in origins.iter().enumerate() {
+            let spelled = url::Url::parse(origin).map(|url| url.origin().ascii_serialization());
+            if spelled.as_deref() != Ok(origin.as_str()) || origin == "null" {
+                self.wrong(
+                    format!("/allowed_origins/{index}"),
+                    "must be an origin as browsers send it, such as https://app.example",
+                );
+            }
+        }
+    }
+
+    fn access_token_ttl(&mut self, ttl: Option<u32>) {
+        let longest = LONGEST_TOKEN_LIFE.as_secs();
+        if ttl.is_some_and(|ttl| !(1..=longest).contains(&u64::from(ttl))) {
+            self.wrong(
+                "/access_token_ttl_seconds",
+                format!("must be between 1 and {longest}"),
+            );
+        }
     }
 }
 

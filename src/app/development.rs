@@ -17,7 +17,7 @@ use crate::{
         client::{ClientAdmin, ClientMetadata},
         resource::ResourceMetadata,
     },
-    domain::{change::Cause, id::ClientId, secret::ClientSecret},
+    domain::{change::Cause, id::ClientId, resource::ResourceUri, secret::ClientSecret},
     oauth::metadata::TOKEN_PATH,
 };
 
@@ -99,7 +99,7 @@ async fn ensure_client(
     if existing
         .resources
         .iter()
-        .map(|uri| uri.as_str())
+        .map(ResourceUri::as_str)
         .ne(metadata.resources.iter().map(String::as_str))
     {
         // The issuer has changed since the last start.

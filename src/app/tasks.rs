@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The longest time between two looks at the schedule.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Makes the next key in time. Every node runs this; one of them gets through.
 pub(super) async fn key_schedule(

@@ -39,7 +39,7 @@ pub(super) async fn requests(
         .map(|(services, (begun, _))| services.clock.monotonic().saturating_sub(begun));
     span.in_scope(|| {
         let status = response.status().as_u16();
-        let duration_ms = took.unwrap_or_default().as_secs_f64() * 1000.0;
+        let duration_ms = took.map(|took| format!("{:.3}", took.as_secs_f64() * 1000.0));
         let reason = response
             .headers()
             .get("countersign-reason")

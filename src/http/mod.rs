@@ -148,7 +148,7 @@ where
         .route(web::get().to(handler.clone()))
         .route(web::head().to(handler))
         .route(web::method(Method::OPTIONS).to(cors::preflight_of_anyone));
-    config.service(resource.default_service(web::to(|| not_allowed("GET, HEAD, OPTIONS"))));
+    config.service(resource.default_service(web::to(async || not_allowed("GET, HEAD, OPTIONS"))));
 }
 
 /// A resource that takes forms, from pages of registered origins, too.
@@ -161,10 +161,10 @@ where
     let resource = web::resource(path)
         .route(web::post().to(handler))
         .route(web::method(Method::OPTIONS).to(cors::preflight_of_the_registered));
-    config.service(resource.default_service(web::to(|| not_allowed("POST, OPTIONS"))));
+    config.service(resource.default_service(web::to(async || not_allowed("POST, OPTIONS"))));
 }
 
-async fn not_allowed(allow: &'static str) -> HttpResponse {
+fn not_allowed(allow: &'static str) -> HttpResponse {
     HttpResponse::MethodNotAllowed()
         .insert_header((header::ALLOW, allow))
         .finish()

@@ -20,10 +20,10 @@ use crate::{
 };
 
 /// The longest life of any token, whatever is configured.
-pub const LONGEST_TOKEN_LIFE: Duration = Duration::from_secs(3600);
+pub const LONGEST_TOKEN_LIFE: Duration = Duration::from_hours(1);
 
 /// The leeway that verifiers may grant after `exp`.
-pub const VERIFIER_LEEWAY: Duration = Duration::from_secs(60);
+pub const VERIFIER_LEEWAY: Duration = Duration::from_mins(1);
 
 /// The longest a verifier may hold off fetching the JWKS again, if `max-age` is not shorter.
 const VERIFIER_FLOOR: Duration = Duration::from_secs(10);

@@ -86,7 +86,7 @@ impl From<EntropyError> for StoreError {
 }
 
 /// A value in a row that cannot be.
-fn corrupt(table: &'static str, column: &'static str, id: impl ToString) -> StoreError {
+fn corrupt(table: &'static str, column: &'static str, id: &impl ToString) -> StoreError {
     StoreError::Corrupt {
         table,
         column,
@@ -96,7 +96,11 @@ fn corrupt(table: &'static str, column: &'static str, id: impl ToString) -> Stor
 
 /// A list as JSON text.
 fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
-    Value::from_iter(items.into_iter().map(|item| item.as_ref().to_owned())).to_string()
+    let items: Value = items
+        .into_iter()
+        .map(|item| item.as_ref().to_owned())
+        .collect();
+    items.to_string()
 }
 
 /// A list read from JSON text, each item read by `parse`; `None` if any of it is malformed.
@@ -107,7 +111,7 @@ fn unlist<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
 
 /// One row about to be written into the audit trail.
 struct Event {
-    event_type: EventType,
+    kind: EventType,
     target: String,
     before: Option<Value>,
     after: Option<Value>,
@@ -173,7 +177,7 @@ where
         tx: &mut Transaction<'_, DB>,
         client: &Client,
         expected: Option<Revision>,
-        event_type: EventType,
+        event: EventType,
         now: Timestamp,
     ) -> Result<Done, StoreError> {
         let before = Self::read_client(tx, &client.client_id).await?;
@@ -243,7 +247,7 @@ where
         Ok(Done {
             revision: after.revision,
             event: Event {
-                event_type,
+                kind: event,
                 target: target.clone(),
                 before: before.map(|before| before.document()),
                 after: Some(after.document()),
@@ -274,7 +278,7 @@ where
         Ok(Done {
             revision: expected,
             event: Event {
-                event_type: EventType::ClientDeleted,
+                kind: EventType::ClientDeleted,
                 target: client_id.to_string(),
                 before: Some(before.document()),
                 after: None,
@@ -304,7 +308,7 @@ where
         Ok(Done {
             revision: 1,
             event: Event {
-                event_type: EventType::ResourceCreated,
+                kind: EventType::ResourceCreated,
                 target: resource.id.to_string(),
                 before: None,
                 after: Some(resource.document()),
@@ -328,7 +332,7 @@ where
         Ok(Done {
             revision: 1,
             event: Event {
-                event_type: EventType::ResourceDeleted,
+                kind: EventType::ResourceDeleted,
                 target: id.to_string(),
                 before: Some(Self::resource_of(&before)?.document()),
                 after: None,
@@ -340,7 +344,7 @@ where
     async fn put_keys(
         tx: &mut Transaction<'_, DB>,
         schedule: &KeySchedule,
-        event_type: EventType,
+        event: EventType,
     ) -> Result<Done, StoreError> {
         let revision = schedule.revision + 1;
         // Also the lock under which everything else here happens.
@@ -393,11 +397,11 @@ where
                 topics.push((Topic::Revocation, key.kid.to_string()));
             }
         }
-        let document = |keys: &[KeyRecord]| Value::from_iter(keys.iter().map(KeyRecord::document));
+        let document = |keys: &[KeyRecord]| keys.iter().map(KeyRecord::document).collect::<Value>();
         Ok(Done {
             revision,
             event: Event {
-                event_type,
+                kind: event,
                 target: schedule.key_use.to_string(),
                 before: Some(document(&before)),
                 after: Some(json!({
@@ -423,7 +427,7 @@ where
         )
         .bind(self.entropy.uuid_v7(now)?)
         .bind(now.millis())
-        .bind(event.event_type.as_str().to_owned())
+        .bind(event.kind.as_str().to_owned())
         .bind(cause.actor.clone())
         .bind(event.target.clone())
         .bind(cause.address.clone())
@@ -615,7 +619,8 @@ where
     where
         T: sqlx::Type<DB> + sqlx::Decode<'r, DB>,
     {
-        row.try_get(column).map_err(|_| corrupt(table, column, "?"))
+        row.try_get(column)
+            .map_err(|_| corrupt(table, column, &"?"))
     }
 
     fn position_of(row: &DB::Row) -> Result<Position, StoreError> {
@@ -639,7 +644,7 @@ where
         let hash: Vec<u8> = Self::column(row, TABLE, "hash")?;
         Ok(StoredSecret {
             id: SecretId::from_uuid(id),
-            hash: SecretHash::from_bytes(&hash).ok_or_else(|| corrupt(TABLE, "hash", id))?,
+            hash: SecretHash::from_bytes(&hash).ok_or_else(|| corrupt(TABLE, "hash", &id))?,
             created_at: Self::time(row, TABLE, "created_at")?,
         })
     }
@@ -683,7 +688,7 @@ where
         const TABLE: &str = "resource";
         let id: Uuid = Self::column(row, TABLE, "id")?;
         let text = |column| Self::column::<String>(row, TABLE, column);
-        let bad = |column| corrupt(TABLE, column, id);
+        let bad = |column| corrupt(TABLE, column, &id);
         Ok(Resource {
             id: ResourceId::from_uuid(id),
             resource: ResourceUri::parse(&text("resource")?).map_err(|_| bad("resource"))?,
@@ -729,7 +734,7 @@ where
         Ok(ChangeRow {
             seq,
             topic: Topic::from_str(&Self::column::<String>(row, TABLE, "topic")?)
-                .map_err(|_| corrupt(TABLE, "topic", seq))?,
+                .map_err(|_| corrupt(TABLE, "topic", &seq))?,
             target: Self::column(row, TABLE, "target")?,
         })
     }
@@ -742,7 +747,7 @@ where
             id: NodeId::from_uuid(id),
             name: Self::column(row, TABLE, "name")?,
             master_keys: unlist(&masters, |id| MasterKeyId::parse(id).ok())
-                .ok_or_else(|| corrupt(TABLE, "master_keys", id))?,
+                .ok_or_else(|| corrupt(TABLE, "master_keys", &id))?,
             seen_at: Self::time(row, TABLE, "seen_at")?,
         })
     }
