@@ -61,8 +61,14 @@ impl Dialect for Postgres {
             // What was announced before is not heard of any more.
             return;
         }
+        drop(listener);
         // Without a listener there are no hints; the caller's own poll comes, and then asks again.
         std::future::pending::<()>().await;
+    }
+
+    async fn unhinted(hint: &Self::Hint) {
+        // The pool waits for its connections, also for that of a listener that nobody waits on.
+        *hint.lock().await = None;
     }
 }
 

@@ -52,6 +52,9 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
 
     /// Waits for a hint.
     async fn hinted(hint: &Self::Hint, pool: &Pool<Self>);
+
+    /// Gives back what waiting for hints holds of a pool that is being closed.
+    async fn unhinted(hint: &Self::Hint);
 }
 
 /// The store over one engine.
@@ -190,37 +193,48 @@ where
             updated_at: now,
             ..client.clone()
         };
-        // The revision in the condition makes a writer between our read and this write a conflict.
-        let written = sqlx::query::<DB>(
-            "insert into client (client_id, client_name, auth_method, grant_types, scope, resources, \
-             default_resource, allowed_origins, access_token_ttl_seconds, disabled, demo, revision, \
-             created_at, updated_at) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-             on conflict (client_id) do update set \
-             client_name = excluded.client_name, auth_method = excluded.auth_method, \
-             grant_types = excluded.grant_types, scope = excluded.scope, resources = excluded.resources, \
-             default_resource = excluded.default_resource, allowed_origins = excluded.allowed_origins, \
-             access_token_ttl_seconds = excluded.access_token_ttl_seconds, disabled = excluded.disabled, \
-             revision = excluded.revision, updated_at = excluded.updated_at \
-             where client.revision = excluded.revision - 1 \
-             returning client_id",
-        )
-        .bind(after.client_id.as_str().to_owned())
-        .bind(after.client_name.clone())
-        .bind(after.auth_method.as_str().to_owned())
-        .bind(list(after.grant_types.iter().map(|grant| grant.as_str())))
-        .bind(after.scope.to_string())
-        .bind(list(after.resources.iter().map(ResourceUri::as_str)))
-        .bind(after.default_resource.as_ref().map(|uri| uri.as_str().to_owned()))
-        .bind(list(&after.allowed_origins))
-        .bind(after.access_token_ttl_seconds.map(i64::from))
-        .bind(i64::from(after.disabled))
-        .bind(i64::from(after.demo))
-        .bind(after.revision)
-        .bind(after.created_at.millis())
-        .bind(after.updated_at.millis())
-        .fetch_optional(&mut **tx)
-        .await?;
+        // The conditions make a writer between our read and this write a conflict. An upsert would
+        // not do: it would bring back a client that was deleted in between.
+        let sql = match before {
+            None => {
+                "insert into client (client_id, client_name, auth_method, grant_types, scope, resources, \
+                 default_resource, allowed_origins, access_token_ttl_seconds, disabled, demo, revision, \
+                 created_at, updated_at) \
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+                 on conflict (client_id) do nothing \
+                 returning client_id"
+            }
+            Some(_) => {
+                "update client set client_name = $2, auth_method = $3, grant_types = $4, scope = $5, \
+                 resources = $6, default_resource = $7, allowed_origins = $8, \
+                 access_token_ttl_seconds = $9, disabled = $10, demo = $11, revision = $12, \
+                 created_at = $13, updated_at = $14 \
+                 where client_id = $1 and revision = $12 - 1 \
+                 returning client_id"
+            }
+        };
+        let written = sqlx::query::<DB>(sql)
+            .bind(after.client_id.as_str().to_owned())
+            .bind(after.client_name.clone())
+            .bind(after.auth_method.as_str().to_owned())
+            .bind(list(after.grant_types.iter().map(|grant| grant.as_str())))
+            .bind(after.scope.to_string())
+            .bind(list(after.resources.iter().map(ResourceUri::as_str)))
+            .bind(
+                after
+                    .default_resource
+                    .as_ref()
+                    .map(|uri| uri.as_str().to_owned()),
+            )
+            .bind(list(&after.allowed_origins))
+            .bind(after.access_token_ttl_seconds.map(i64::from))
+            .bind(i64::from(after.disabled))
+            .bind(i64::from(after.demo))
+            .bind(after.revision)
+            .bind(after.created_at.millis())
+            .bind(after.updated_at.millis())
+            .fetch_optional(&mut **tx)
+            .await?;
         if written.is_none() {
             return Err(StoreError::Conflict);
         }
@@ -348,18 +362,21 @@ where
     ) -> Result<Done, StoreError> {
         let revision = schedule.revision + 1;
         // Also the lock under which everything else here happens.
-        let written = sqlx::query::<DB>(
+        let sql = if schedule.revision == 0 {
             "insert into key_schedule (key_use, revision, primary_master) values ($1, $2, $3) \
-             on conflict (key_use) do update set \
-             revision = excluded.revision, primary_master = excluded.primary_master \
-             where key_schedule.revision = excluded.revision - 1 \
-             returning key_use",
-        )
-        .bind(schedule.key_use.as_str().to_owned())
-        .bind(revision)
-        .bind(schedule.primary_master.map(MasterKeyId::uuid))
-        .fetch_optional(&mut **tx)
-        .await?;
+             on conflict (key_use) do nothing \
+             returning key_use"
+        } else {
+            "update key_schedule set revision = $2, primary_master = $3 \
+             where key_use = $1 and revision = $2 - 1 \
+             returning key_use"
+        };
+        let written = sqlx::query::<DB>(sql)
+            .bind(schedule.key_use.as_str().to_owned())
+            .bind(revision)
+            .bind(schedule.primary_master.map(MasterKeyId::uuid))
+            .fetch_optional(&mut **tx)
+            .await?;
         if written.is_none() {
             return Err(StoreError::Conflict);
         }
@@ -916,7 +933,10 @@ where
     }
 
     async fn close(&self) {
-        self.writers.close().await;
+        // From here on nobody can listen anew, and who listens is woken.
+        let closing = self.writers.close();
+        DB::unhinted(&self.hint).await;
+        closing.await;
         self.readers.close().await;
     }
 }

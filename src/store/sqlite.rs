@@ -62,6 +62,8 @@ impl Dialect for Sqlite {
     async fn hinted(hint: &Hint, _: &SqlitePool) {
         hint.committed.notified().await;
     }
+
+    async fn unhinted(_: &Hint) {}
 }
 
 /// Opens and migrates a database file, creating it if need be.
@@ -74,7 +76,8 @@ pub(super) async fn open(
     let options =
         SqliteConnectOptions::from_str(url).map_err(|_| OpenError::Url("it is no sqlite URL"))?;
     let path = options.get_filename().to_owned();
-    if path.as_os_str().is_empty() || path.as_os_str() == ":memory:" {
+    let in_memory = url.contains(":memory:") || url.contains("mode=memory");
+    if path.as_os_str().is_empty() || in_memory {
         return Err(OpenError::Url("it names no file"));
     }
     if let Some(folder) = path.parent() {
@@ -94,7 +97,6 @@ pub(super) async fn open(
         }
         Access::Command => None,
     };
-    private_file(&path)?;
     let options = options
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
@@ -105,11 +107,7 @@ pub(super) async fn open(
             .max_connections(connections)
             .test_before_acquire(false)
     };
-    let writers = pool(1)
-        .connect_with(options.clone())
-        .await
-        .map_err(|error| unusable(error, &path))?;
-    {
+    let writers = {
         // SQLite has no lock that spans a migration: two processes could both find one missing.
         let migrating = private_file(&beside(&path, ".migrating"))?;
         let locked =
@@ -120,8 +118,18 @@ pub(super) async fn open(
                 path: path.clone(),
                 source,
             })?;
+        // Not when it is there: whoever closes any handle of a file gives up all locks that their
+        // process has on it, those of SQLite too.
+        if !path.exists() {
+            private_file(&path)?;
+        }
+        let writers = pool(1)
+            .connect_with(options.clone())
+            .await
+            .map_err(|error| unusable(error, &path))?;
         sqlx::migrate!("migrations/sqlite").run(&writers).await?;
-    }
+        writers
+    };
     let readers = pool(READERS)
         .connect_with(options.read_only(true))
         .await
