@@ -1,2 +1,11 @@
-#[test]
-fn x() {}
+//! Everything that is tested from outside the crate, in one binary. Run by `scripts/test`.
+
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod store;
+mod support;

@@ -1,0 +1,90 @@
+//! The contract of [`countersign::store::Store`], the same on both engines.
+//!
+//! To add a case: an `async fn` that takes a database, in the file of its subject, and its name in
+//! the list below. A case is named after the rule it holds.
+
+mod changes;
+mod clients;
+mod events;
+mod keys;
+mod nodes;
+mod opening;
+mod outage;
+mod resources;
+mod sample;
+mod twins;
+
+use crate::support::database::{Database, Engine};
+
+/// Makes each case a test on each engine, with a database of its own.
+macro_rules! on_both_engines {
+    ($($subject:ident { $($case:ident,)+ })+) => {
+        on_both_engines!(@on_sqlite Sqlite $($($subject $case)+)+);
+        on_both_engines!(@on_postgres Postgres $($($subject $case)+)+);
+    };
+    (@$module:ident $engine:ident $($subject:ident $case:ident)+) => {
+        mod $module {
+            use super::*;
+
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $case() {
+                    $subject::$case(&Database::create(Engine::$engine).await).await;
+                }
+            )+
+        }
+    };
+}
+
+on_both_engines! {
+    clients {
+        a_client_is_read_back_as_it_was_put,
+        clients_are_listed_by_id,
+        creating_an_existing_client_conflicts_and_changes_nothing,
+        a_stale_revision_conflicts_and_changes_nothing,
+        each_change_adds_one_to_the_revision,
+        of_32_concurrent_updates_one_wins,
+        of_a_concurrent_update_and_deletion_one_wins,
+        secrets_are_exchanged,
+        deleting_a_client_removes_its_secrets_and_leaves_an_event,
+    }
+    resources {
+        a_resource_is_read_back_as_it_was_created,
+        a_resource_is_registered_once,
+        a_deleted_resource_is_gone,
+    }
+    keys {
+        a_key_schedule_is_read_back_as_it_was_put,
+        a_key_schedule_of_another_revision_conflicts_and_changes_nothing,
+        of_32_concurrent_first_schedules_one_wins,
+        a_revoked_key_is_published_once,
+        the_activation_of_a_key_can_be_moved,
+        two_keys_cannot_become_active_at_once,
+    }
+    changes {
+        changes_are_numbered_in_commit_order_without_gaps,
+        changes_come_in_order_and_no_more_than_asked_for,
+        another_epoch_is_reported,
+        lost_changes_begin_one_new_epoch,
+        a_snapshot_is_of_one_moment,
+        a_commit_wakes_whoever_waits_for_changes,
+    }
+    events {
+        every_change_leaves_an_event_with_its_cause,
+        an_event_shows_what_was_before_and_after,
+        events_hold_no_secret_and_no_hash,
+        a_failed_change_leaves_nothing,
+    }
+    nodes {
+        a_node_is_listed_by_its_last_sign_of_life,
+        a_forgotten_node_is_gone,
+    }
+    opening {
+        a_reopened_store_holds_everything,
+        a_new_database_can_be_opened_by_eight_at_once,
+        a_newer_schema_is_refused,
+        a_value_that_cannot_be_is_named,
+        the_time_is_that_of_the_database,
+        a_store_closes_also_when_nobody_waits_for_changes_any_more,
+    }
+}

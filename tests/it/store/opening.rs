@@ -1,0 +1,208 @@
+//! Opening, reopening and closing; what is found there.
+
+use std::time::Duration;
+
+use countersign::{
+    clock::{Clock as _, SystemClock},
+    domain::{
+        change::{Change, Position},
+        id::{MasterKeyId, NodeId},
+        node::Node,
+    },
+    store::{Access, OpenError, Store, StoreError},
+};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::sample::{
+    NOW, apply, client, create, created, full_client, key, put, resource, schedule, traces,
+};
+use crate::support::{
+    database::{self, Database, Engine},
+    soon,
+};
+
+/// Puts in one of everything.
+async fn fill(store: &dyn Store) {
+    for change in [
+        create(full_client("a")),
+        Change::CreateResource(resource(1)),
+        put(schedule(0, vec![key("k", 0)])),
+    ] {
+        apply(store, change).await.unwrap();
+    }
+}
+
+pub(super) async fn a_reopened_store_holds_everything(database: &Database) {
+    let store = database.open().await;
+    fill(&*store).await;
+    let before = (store.snapshot().await.unwrap(), traces(database).await);
+    store.close().await;
+    let store = database.open().await;
+    let after = (store.snapshot().await.unwrap(), traces(database).await);
+    assert_eq!(after.0.position, before.0.position);
+    assert_eq!(after.0.clients, before.0.clients);
+    assert_eq!(after.0.resources, before.0.resources);
+    assert_eq!(after.0.schedule, before.0.schedule);
+    assert_eq!(after.1, before.1);
+}
+
+pub(super) async fn a_new_database_can_be_opened_by_eight_at_once(migrated: &Database) {
+    let database = Database::empty(migrated.engine()).await;
+    let mut nodes = JoinSet::new();
+    for _ in 0..8 {
+        let url = database.url().to_owned();
+        nodes.spawn(async move {
+            let store = database::open(&url, Access::Command).await.unwrap();
+            store.snapshot().await.unwrap().position
+        });
+    }
+    let positions = soon(nodes.join_all()).await;
+    assert!(positions.iter().all(|position| *position == positions[0]));
+    created(&*database.open().await, full_client("a")).await;
+}
+
+pub(super) async fn a_newer_schema_is_refused(database: &Database) {
+    database.open().await.close().await;
+    database
+        .execute(
+            "insert into _sqlx_migrations \
+             (version, description, installed_on, success, checksum, execution_time) \
+             select 9999, description, installed_on, success, checksum, execution_time \
+             from _sqlx_migrations where version = 1",
+        )
+        .await;
+    let refused = database.try_open(Access::Command).await.err();
+    assert!(
+        matches!(refused, Some(OpenError::NewerSchema(9999))),
+        "{refused:?}"
+    );
+}
+
+pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {
+    async fn read_everything(store: &dyn Store) -> Result<(), StoreError> {
+        let snapshot = store.snapshot().await?;
+        let start = Position {
+            seq: 0,
+            ..snapshot.position
+        };
+        store.changes_since(start, 10, NOW).await?;
+        store.nodes(NOW).await?;
+        Ok(())
+    }
+
+    let store = database.open().await;
+    let node = Node {
+        id: NodeId::from_uuid(Uuid::from_u128(1)),
+        name: "node".to_owned(),
+        master_keys: vec![MasterKeyId::from_uuid(Uuid::from_u128(2))],
+        seen_at: NOW,
+    };
+    store.heartbeat(&node).await.unwrap();
+    fill(&*store).await;
+
+    let sound_kid = format!("'{:_<43}'", "k");
+    for (table, column, impossible, sound) in [
+        ("client", "auth_method", "'x'", "'none'"),
+        ("client", "grant_types", "'[\"x\"]'", "'[]'"),
+        ("client", "scope", "'a  b'", "''"),
+        ("client", "resources", "'no list'", "'[]'"),
+        ("client", "default_resource", "'x'", "null"),
+        ("client", "allowed_origins", "'[1]'", "'[]'"),
+        ("client", "access_token_ttl_seconds", "-1", "null"),
+        ("resource", "resource", "'x'", "'urn:x'"),
+        ("resource", "scopes", "'a  b'", "''"),
+        ("resource", "introspection_clients", "'[\"a b\"]'", "'[]'"),
+        ("sealed_key", "kid", "'short'", &sound_kid),
+        ("sealed_key", "algorithm", "'x'", "'ES256'"),
+        ("change", "topic", "'x'", "'client'"),
+        ("node", "master_keys", "'[\"x\"]'", "'[]'"),
+        ("client_secret", "hash", "substr(hash, 1, 31)", "hash"),
+    ] {
+        read_everything(&*store).await.unwrap();
+        let set = |value| format!("update {table} set {column} = {value}");
+        database.execute(&set(impossible)).await;
+        match read_everything(&*store).await {
+            Err(StoreError::Corrupt {
+                table: in_table,
+                column: in_column,
+                id,
+            }) => {
+                assert_eq!((in_table, in_column), (table, column));
+                assert_ne!(id, "?");
+            }
+            other => panic!("{table}.{column} was read as {other:?}"),
+        }
+        database.execute(&set(sound)).await;
+    }
+}
+
+pub(super) async fn the_time_is_that_of_the_database(database: &Database) {
+    let store = database.open().await;
+    let before = SystemClock::new().now();
+    let time = store.database_time().await.unwrap();
+    assert!(time.since(before) < Duration::from_secs(2), "{time:?}");
+    assert!(before.since(time) < Duration::from_secs(2), "{time:?}");
+}
+
+pub(super) async fn a_store_closes_also_when_nobody_waits_for_changes_any_more(
+    database: &Database,
+) {
+    let store = database.open().await;
+    created(&*store, full_client("a")).await;
+    soon(store.changed()).await;
+    soon(store.close()).await;
+
+    let store = database.open().await;
+    let waiting = tokio::spawn({
+        let store = store.clone();
+        async move {
+            loop {
+                store.changed().await;
+            }
+        }
+    });
+    created(&*store, client("b")).await;
+    soon(store.close()).await;
+    assert!(store.snapshot().await.is_err());
+    waiting.abort();
+}
+
+/// An `SQLite` file has no server that orders what two processes do.
+#[tokio::test]
+async fn one_sqlite_file_takes_one_server_and_commands_beside_it() {
+    let database = Database::empty(Engine::Sqlite).await;
+    let server = database.try_open(Access::Serve).await.unwrap();
+    let second = database.try_open(Access::Serve).await.err();
+    assert!(matches!(second, Some(OpenError::InUse(_))), "{second:?}");
+
+    let command = database.open().await;
+    let written = created(&*command, full_client("a")).await;
+    assert_eq!(server.clients().await.unwrap(), [written]);
+    command.close().await;
+    drop(command);
+    let second = database.try_open(Access::Serve).await.err();
+    assert!(matches!(second, Some(OpenError::InUse(_))), "{second:?}");
+
+    server.close().await;
+    drop(server);
+    database.try_open(Access::Serve).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_url_of_no_known_engine_is_refused() {
+    for url in [
+        "",
+        "mysql://a/b",
+        "/tmp/x.db",
+        "sqlite:",
+        "sqlite::memory:",
+        "sqlite://x?mode=memory",
+    ] {
+        let refused = database::open(url, Access::Command).await.err();
+        assert!(
+            matches!(refused, Some(OpenError::Url(_))),
+            "{url}: {refused:?}"
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! Things to store, and short ways to store them.
+
+use countersign::{
+    clock::Timestamp,
+    domain::{
+        change::{Applied, Cause, Change, EventType},
+        client::{AuthMethod, Client, GrantType},
+        id::{ClientId, Kid, MasterKeyId, ResourceId, SecretId},
+        key::{KeyAlgorithm, KeyRecord, KeySchedule, KeyTimes, KeyUse, SealedKey},
+        resource::{Resource, ResourceUri},
+        scope::Scope,
+        secret::{SecretHash, StoredSecret},
+    },
+    store::{Store, StoreError},
+};
+use uuid::Uuid;
+
+use crate::support::database::Database;
+
+/// When everything here happens, unless said otherwise.
+pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_123);
+
+/// A client with no more than it must have.
+pub(super) fn client(id: &str) -> Client {
+    Client {
+        client_id: ClientId::parse(id).unwrap(),
+        client_name: format!("Client {id}"),
+        auth_method: AuthMethod::None,
+        grant_types: Vec::new(),
+        scope: Scope::default(),
+        resources: Vec::new(),
+        default_resource: None,
+        allowed_origins: Vec::new(),
+        access_token_ttl_seconds: None,
+        disabled: false,
+        demo: false,
+        secrets: Vec::new(),
+        revision: 0,
+        created_at: NOW,
+        updated_at: NOW,
+    }
+}
+
+/// A client with everything it can have.
+pub(super) fn full_client(id: &str) -> Client {
+    let uri = |text| ResourceUri::parse(text).unwrap();
+    Client {
+        client_name: "Ünï 日本 🦀 \u{202e}x\u{200d} '\"\\ \r\n\t % _ $1 ?".to_owned(),
+        auth_method: AuthMethod::ClientSecretPost,
+        grant_types: vec![GrantType::ClientCredentials],
+        scope: Scope::parse("a:b !~ write").unwrap(),
+        resources: vec![uri("urn:z"), uri("https://a.example/?q=%22'")],
+        default_resource: Some(uri("urn:z")),
+        allowed_origins: vec!["https://b.example".to_owned(), "http://[::1]:80".to_owned()],
+        access_token_ttl_seconds: Some(u32::MAX),
+        disabled: true,
+        demo: true,
+        secrets: vec![secret(1), secret(2)],
+        ..client(id)
+    }
+}
+
+/// The stored form of a secret; those of higher numbers come later.
+pub(super) fn secret(number: u128) -> StoredSecret {
+    StoredSecret {
+        id: SecretId::from_uuid(Uuid::from_u128(number)),
+        hash: SecretHash::of(&plain_secret(number)),
+        created_at: NOW,
+    }
+}
+
+/// What the client itself keeps.
+pub(super) fn plain_secret(number: u128) -> String {
+    format!("cs_cs_{number:043}")
+}
+
+/// A resource of this number.
+pub(super) fn resource(number: u128) -> Resource {
+    Resource {
+        id: ResourceId::from_uuid(Uuid::from_u128(number)),
+        resource: ResourceUri::parse(&format!("https://api-{number}.example")).unwrap(),
+        name: format!("Resource № {number}"),
+        scopes: Scope::parse("read write").unwrap(),
+        introspection_clients: vec![ClientId::parse("b").unwrap(), ClientId::parse("a").unwrap()],
+        demo: true,
+    }
+}
+
+/// A key that becomes active so many milliseconds after [`NOW`].
+pub(super) fn key(name: &str, activates_after: i64) -> KeyRecord {
+    KeyRecord {
+        kid: Kid::parse(&format!("{name:_<43}")).unwrap(),
+        key_use: KeyUse::Signing,
+        algorithm: KeyAlgorithm::Es256,
+        times: KeyTimes {
+            published_at: NOW,
+            activates_at: Timestamp::from_millis(NOW.millis() + activates_after),
+            withdrawn_at: None,
+            revoked_at: None,
+        },
+        sealed: SealedKey {
+            master_id: MasterKeyId::from_uuid(Uuid::from_u128(7)),
+            ciphertext: vec![0, 255, b'\'', 1],
+        },
+    }
+}
+
+/// A schedule to be put in place of the one at `revision`.
+pub(super) fn schedule(revision: i64, keys: Vec<KeyRecord>) -> KeySchedule {
+    KeySchedule {
+        key_use: KeyUse::Signing,
+        revision,
+        primary_master: Some(MasterKeyId::from_uuid(Uuid::from_u128(7))),
+        keys,
+    }
+}
+
+/// The change that registers a client.
+pub(super) fn create(client: Client) -> Change {
+    Change::PutClient {
+        client: Box::new(client),
+        expected: None,
+        event: EventType::ClientCreated,
+    }
+}
+
+/// The change that replaces a client of the same revision.
+pub(super) fn update(client: Client) -> Change {
+    Change::PutClient {
+        expected: Some(client.revision),
+        client: Box::new(client),
+        event: EventType::ClientUpdated,
+    }
+}
+
+/// The change that removes a client of the same revision.
+pub(super) fn delete(client: &Client) -> Change {
+    Change::DeleteClient {
+        client_id: client.client_id.clone(),
+        expected: client.revision,
+    }
+}
+
+/// The change that puts a key schedule.
+pub(super) fn put(schedule: KeySchedule) -> Change {
+    Change::PutKeys {
+        schedule,
+        event: EventType::KeyCreated,
+    }
+}
+
+/// Applies a change as the service itself.
+pub(super) async fn apply(store: &dyn Store, change: Change) -> Result<Applied, StoreError> {
+    store.apply(&change, &Cause::system(), NOW).await
+}
+
+/// Registers a client and reads it back.
+pub(super) async fn created(store: &dyn Store, client: Client) -> Client {
+    let id = client.client_id.clone();
+    apply(store, create(client)).await.unwrap();
+    store.client(&id).await.unwrap().unwrap()
+}
+
+/// Applies a change, which must conflict and leave nothing.
+pub(super) async fn assert_conflict(database: &Database, store: &dyn Store, change: Change) {
+    let before = traces(database).await;
+    let result = apply(store, change).await;
+    assert!(matches!(result, Err(StoreError::Conflict)), "{result:?}");
+    assert_eq!(traces(database).await, before);
+}
+
+/// What changes leave behind, counted: events, changes, the head, revocations.
+pub(super) async fn traces(database: &Database) -> (i64, i64, i64, i64) {
+    database
+        .rows(
+            "select (select count(*) from event), (select count(*) from change), \
+             (select seq from change_head), (select count(*) from revocation)",
+        )
+        .await[0]
+}

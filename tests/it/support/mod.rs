@@ -1,0 +1,12 @@
+//! What tests need around them.
+
+pub(crate) mod database;
+
+use std::time::Duration;
+
+/// Waits for what must come soon; fails the test rather than let it hang.
+pub(crate) async fn soon<T>(awaited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), awaited)
+        .await
+        .expect("this should have come long ago")
+}
