@@ -195,6 +195,24 @@ impl Config {
     /// Reads and checks the settings.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let merged = merge(sources).map_err(|error| ConfigError::Unreadable(Box::new(error)))?;
+        Self::read(merged, sources)
+    }
+
+    /// Reads and checks the text of a settings file, without any environment.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let merged = config::Config::builder()
+            .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
+            .add_source(File::from_str(text, FileFormat::Toml))
+            .build()
+            .and_then(|config| config.collect())
+            .map_err(|error| ConfigError::Unreadable(Box::new(error)))?;
+        Self::read(merged, &Sources::default())
+    }
+
+    fn read(
+        merged: config::Map<String, config::Value>,
+        sources: &Sources,
+    ) -> Result<Self, ConfigError> {
         refuse_unknown(&merged)?;
         let value = plain(config::Value::new(None, merged));
         let written =
