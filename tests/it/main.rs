@@ -7,5 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod corpus;
+mod keys;
+mod layering;
 mod store;
 mod support;
