@@ -3,7 +3,6 @@
 //! `cargo bench --bench signing` prints both and their ratio, and fails when the ratio is over its
 //! limit. The ratio is measured in interleaved rounds, so that a noisy machine disturbs both alike.
 
-#![expect(missing_docs, reason = "the macros of criterion document nothing")]
 #![expect(
     clippy::unwrap_used,
     reason = "a benchmark that cannot be set up has nothing to say"

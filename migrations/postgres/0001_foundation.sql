@@ -32,8 +32,8 @@ create table sealed_key (
     ciphertext bytea not null
 );
 
--- At no moment may two keys of one use have become active at once.
-create unique index sealed_key_activation on sealed_key (key_use, activates_at);
+-- At no moment may two keys of one use become active that could both sign.
+create unique index sealed_key_activation on sealed_key (key_use, activates_at) where revoked_at is null;
 
 create table client (
     client_id text primary key,

@@ -112,17 +112,22 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
     let base = &services.issuer_path;
     let below = |path: &str| format!("{base}{path}");
     get(config, &below(metadata::JWKS_PATH), public::jwks);
-    get(
-        config,
-        &below("/.well-known/openid-configuration"),
-        public::metadata,
-    );
-    // RFC 8414 §3.1 puts the well-known part before the issuer's path.
-    get(
-        config,
-        &format!("/.well-known/oauth-authorization-server{base}"),
-        public::metadata,
-    );
+    for document in ["oauth-authorization-server", "openid-configuration"] {
+        // RFC 8414 §3.1 puts the well-known part before the issuer's path.
+        get(
+            config,
+            &format!("/.well-known/{document}{base}"),
+            public::metadata,
+        );
+        if !base.is_empty() {
+            // OpenID Connect Discovery §4 puts it behind.
+            get(
+                config,
+                &below(&format!("/.well-known/{document}")),
+                public::metadata,
+            );
+        }
+    }
     post(config, &below(metadata::TOKEN_PATH), public::token);
     health_routes(config);
 }

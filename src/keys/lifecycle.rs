@@ -328,9 +328,10 @@ impl Draft<'_> {
             .map(|(index, _)| index)
     }
 
-    /// The first moment from `moment` on at which no key activates: no two ever activate at once.
+    /// The first moment from `moment` on at which no key activates: no two that may sign ever
+    /// activate at once.
     fn free_moment(&self, mut moment: Timestamp) -> Timestamp {
-        while self.times.iter().any(|key| key.activates_at == moment) {
+        while self.unrevoked().any(|(_, key)| key.activates_at == moment) {
             moment = moment.plus(Duration::from_millis(1));
         }
         moment
@@ -502,6 +503,21 @@ mod tests {
         assert_eq!(
             plan.verifiers_may_lag_until,
             Some(at(1000).plus(POLICY.lead()))
+        );
+    }
+
+    #[test]
+    fn two_emergencies_in_one_millisecond_leave_the_newest_key_signing() {
+        let emergency = Command::RotateEmergency {
+            discard_next: false,
+        };
+        let keys = after(&fresh(), Command::RotateScheduled, at(1000));
+        let keys = after(&keys, emergency, at(1001));
+        let keys = after(&keys, emergency, at(1001));
+        let states = states(&keys, at(1001));
+        assert_eq!(
+            states.iter().position(|state| *state == KeyState::Active),
+            Some(3)
         );
     }
 

@@ -381,7 +381,14 @@ where
             return Err(StoreError::Conflict);
         }
         let before = Self::read_keys(tx, schedule.key_use).await?;
-        for key in schedule.keys.iter().filter(|key| !before.contains(key)) {
+        let mut changed: Vec<&KeyRecord> = schedule
+            .keys
+            .iter()
+            .filter(|key| !before.contains(key))
+            .collect();
+        // Revoked keys first: only then are their moments of activation free for others.
+        changed.sort_by_key(|key| key.times.revoked_at.is_none());
+        for key in changed {
             sqlx::query::<DB>(
                 "insert into sealed_key (kid, key_use, algorithm, published_at, activates_at, withdrawn_at, \
                  revoked_at, master_id, ciphertext) \

@@ -91,10 +91,10 @@ struct World {
 }
 
 impl World {
-    fn new(policy: Policy, lags: [f64; 3], errors: [f64; 3]) -> Self {
+    fn new(policy: Policy, lags: [f64; 3], errors: [i64; 3]) -> Self {
         let nodes = lags.iter().zip(errors).map(|(lag, error)| Node {
             lag: policy.poll.mul_f64(*lag),
-            clock_error_ms: (policy.clock_skew.as_secs_f64() * 500.0 * error) as i64,
+            clock_error_ms: i64::try_from(policy.clock_skew.as_millis()).unwrap() * error / 2000,
             offline_since: None,
         });
         let nodes = nodes.collect();
@@ -220,7 +220,8 @@ impl World {
                 "signed after {known_for:?}"
             );
 
-            let dies = now.plus(LONGEST_TOKEN_LIFE + VERIFIER_LEEWAY);
+            // `exp` is stamped with the node's own clock.
+            let dies = off.plus(LONGEST_TOKEN_LIFE + VERIFIER_LEEWAY);
             self.fates[signer].last_token_dies = Some(dies);
 
             // At any instant of the agreed clock all nodes that follow the database name one key;
@@ -237,10 +238,12 @@ impl World {
         }
 
         let keys = self.schedule();
-        let mut moments: Vec<_> = keys.iter().map(|key| key.activates_at).collect();
+        let unrevoked = keys.iter().filter(|key| key.revoked_at.is_none());
+        let mut moments: Vec<_> = unrevoked.map(|key| key.activates_at).collect();
+        let count = moments.len();
         moments.sort_unstable();
         moments.dedup();
-        assert_eq!(moments.len(), keys.len(), "two keys activate at once");
+        assert_eq!(moments.len(), count, "two keys activate at once");
         for (key, fate) in keys.iter().zip(&self.fates) {
             let is_published = lifecycle::is_published(key, now);
             assert!(
@@ -264,13 +267,11 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
     #[test]
     fn every_promise_holds_over_any_schedule(
         policy in policies(),
         lags in prop::array::uniform3(0.0f64..1.0),
-        errors in prop::array::uniform3(-1.0f64..1.0),
+        errors in prop::array::uniform3(-1000i64..1000),
         steps in steps(),
     ) {
         let mut world = World::new(policy, lags, errors);
