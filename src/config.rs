@@ -28,8 +28,8 @@ pub const DEFAULTS: &str = include_str!("../config/default.toml");
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file cannot be read, or is no TOML.
-    #[error("cannot read the settings: {0}")]
-    Unreadable(#[source] Box<config::ConfigError>),
+    #[error("the settings cannot be read; correct the file of --config: {}", without_excerpt(.0))]
+    Unreadable(Box<config::ConfigError>),
     /// A setting that does not exist.
     #[error(
         "there is no setting {key} (from {origin}); the settings are listed in config/default.toml"
@@ -49,7 +49,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// A value that cannot be used.
-    #[error("setting {key}: {problem}")]
+    #[error("setting {key} {problem}")]
     Invalid {
         /// The setting.
         key: &'static str,
@@ -317,6 +317,13 @@ impl Config {
     }
 }
 
+/// What the parser says, without the line it shows: there may be a password in that.
+fn without_excerpt(error: &config::ConfigError) -> String {
+    let text = error.to_string();
+    let lines = text.lines().filter(|line| !line.contains(" |"));
+    lines.collect::<Vec<_>>().join(": ")
+}
+
 fn merge(sources: &Sources) -> Result<config::Map<String, config::Value>, config::ConfigError> {
     let mut builder =
         config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
@@ -366,10 +373,12 @@ fn paths(
             ValueKind::Table(inner) => paths(inner, &format!("{path}."), into),
             _ => into.push((
                 path,
-                value
-                    .origin()
-                    .unwrap_or("the command line or DATABASE_URL")
-                    .to_owned(),
+                match value.origin() {
+                    None => "DATABASE_URL",
+                    Some("the environment") => "the environment or --set",
+                    Some(file) => file,
+                }
+                .to_owned(),
             )),
         }
     }
@@ -417,7 +426,12 @@ fn check_issuer(issuer: &str, mode: Mode) -> Result<Option<String>, ConfigError>
             )),
         };
     }
-    let url = url::Url::parse(issuer).map_err(|_| invalid("issuer", "is no URL"))?;
+    let url = url::Url::parse(issuer).map_err(|_| {
+        invalid(
+            "issuer",
+            "is no URL; write one like https://auth.example.com",
+        )
+    })?;
     if mode == Mode::Production && url.scheme() != "https" {
         return Err(invalid("issuer", "must begin with https:// in production"));
     }
@@ -451,7 +465,7 @@ fn loopback(key: &'static str, address: SocketAddr) -> Result<(), ConfigError> {
     Err(invalid(
         key,
         &format!(
-            "{address} can be reached from other machines; development listens on loopback only (set environment = \"production\" to serve others)"
+            "is {address}, which other machines can reach; development listens on loopback only: choose 127.0.0.1, or set environment = \"production\""
         ),
     ))
 }

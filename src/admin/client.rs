@@ -98,9 +98,14 @@ impl ClientAdmin {
             client.secrets.push(self.stored(&minted, now)?);
             secret = Some(minted);
         }
-        let revision = self
-            .put(&client, None, EventType::ClientCreated, cause, now)
-            .await?;
+        let created = self.put(&client, None, EventType::ClientCreated, cause, now);
+        let revision = created.await.map_err(|error| match error {
+            AdminError::Conflict(_) => AdminError::Conflict(format!(
+                "a client {} exists already; choose another id",
+                client.client_id
+            )),
+            other => other,
+        })?;
         Ok((Client { revision, ..client }, secret))
     }
 
@@ -118,7 +123,7 @@ impl ClientAdmin {
         let before = self.show(id).await?;
         if expected.is_some_and(|expected| expected != before.revision) {
             return Err(AdminError::Conflict(format!(
-                "the client is at revision {}; read it again",
+                "the client is at revision {} by now; look at it again",
                 before.revision
             )));
         }
@@ -402,7 +407,10 @@ impl Review {
             let pointer = format!("/resources/{index}");
             match ResourceUri::parse(uri) {
                 Ok(uri) if !registered.contains(&uri) => {
-                    self.wrong(pointer, "is not a registered resource");
+                    self.wrong(
+                        pointer,
+                        "is not registered as a resource; register it first",
+                    );
                 }
                 Ok(uri) if resources.contains(&uri) => {}
                 Ok(uri) => resources.push(uri),

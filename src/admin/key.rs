@@ -82,9 +82,17 @@ pub struct KeyAdmin {
 impl KeyAdmin {
     /// Every key as it is now.
     pub async fn list(&self) -> Result<Vec<Value>, AdminError> {
+        Ok(self.ring().await?.documents(self.clock.now()))
+    }
+
+    /// Every key, opened.
+    pub async fn ring(&self) -> Result<KeyRing, AdminError> {
         let schedule = self.schedule().await?;
-        let ring = KeyRing::open(&schedule, &self.masters.load()?, &self.entropy)?;
-        Ok(ring.documents(self.clock.now()))
+        Ok(KeyRing::open(
+            &schedule,
+            &self.masters.load()?,
+            &self.entropy,
+        )?)
     }
 
     /// Sees to it that keys exist: the first ones, and in time the next one.
@@ -151,7 +159,7 @@ impl KeyAdmin {
     pub async fn promote_master(&self, id: MasterKeyId, cause: &Cause) -> Result<(), AdminError> {
         if self.masters.load()?.find(id).is_none() {
             return Err(AdminError::Conflict(format!(
-                "master key {id} is not here ({})",
+                "master key {id} is not in {}; put master-{id}.key there first",
                 self.masters
             )));
         }

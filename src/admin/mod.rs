@@ -71,7 +71,7 @@ impl From<StoreError> for AdminError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Conflict => Self::Conflict(
-                "it exists already, or was changed meanwhile; read it again".to_owned(),
+                "it exists already, or was changed meanwhile; look at it again".to_owned(),
             ),
             other => Self::Store(other),
         }

@@ -20,13 +20,15 @@ pub enum Access {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL is malformed or of an engine that this binary does not have.
-    #[error("is no database URL this binary can use: {0}")]
+    #[error(
+        "this is no database URL: {0}; write sqlite://<file> or postgres://<user>@<host>/<name>"
+    )]
     Url(&'static str),
     /// Nothing answers there, or not with these credentials.
-    #[error("the database cannot be reached")]
+    #[error("the database cannot be reached; check that it runs there and takes these credentials")]
     Unreachable(#[source] sqlx::Error),
     /// The file or its folder cannot be used.
-    #[error("cannot open {path}")]
+    #[error("{path} cannot be opened")]
     File {
         /// The file.
         path: PathBuf,
