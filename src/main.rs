@@ -1,16 +1,17 @@
 //! The countersign program.
 
-use countersign::{app, config};
+use std::process::ExitCode;
 
-fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+use clap::Parser as _;
+use countersign::cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?;
-    let config = config::Config::load(&config::Sources {
-        environment: std::env::vars().collect(),
-        ..config::Sources::default()
-    })?;
-    countersign::telemetry::init(&config)?;
-    runtime.block_on(app::serve(config))?;
-    Ok(())
+        .build()
+    {
+        Ok(runtime) => runtime.block_on(cli.run()),
+        Err(error) => Cli::cannot_run(&error),
+    }
 }

@@ -1,0 +1,433 @@
+//! `countersign clients …`
+
+use clap::{Args, Subcommand, builder::PossibleValuesParser};
+use serde_json::{Map, Value, json};
+
+use super::{Failure, Reason, client_id, output, secret_id};
+use crate::{
+    admin::client::ClientMetadata,
+    app::Context,
+    domain::{
+        client::{AuthMethod, Client, Revision},
+        id::{ClientId, SecretId},
+        resource::ResourceUri,
+        scope::Scope,
+        secret::ClientSecret,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List every client
+    List,
+    /// Show one client
+    Show(Show),
+    /// Register a client and show its secret, once
+    Create(Create),
+    /// Change what is given, leave the rest as it is
+    Update(Update),
+    /// Remove a client
+    Delete(Delete),
+    /// Give a client a second secret, to exchange the first without a gap
+    AddSecret(AddSecret),
+    /// Take a secret out of use
+    RemoveSecret(RemoveSecret),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// Which one
+    #[arg(value_name = "CLIENT_ID", value_parser = client_id)]
+    id: ClientId,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// A name for people
+    #[arg(long)]
+    name: String,
+    /// The id to use, instead of one drawn for it
+    #[arg(long, value_parser = client_id)]
+    client_id: Option<ClientId>,
+    /// For the admin interface: may ask tokens for <issuer>/admin
+    #[arg(long, requires = "scope", conflicts_with = "public")]
+    operator: bool,
+    /// Refuse it until it is enabled
+    #[arg(long)]
+    disabled: bool,
+    #[command(flatten)]
+    details: Details,
+    #[command(flatten)]
+    reason: Reason,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Update {
+    /// Which one
+    #[arg(value_name = "CLIENT_ID", value_parser = client_id)]
+    id: ClientId,
+    /// A name for people
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    switch: Switch,
+    /// Have no default resource any more
+    #[arg(long, conflicts_with = "default_resource")]
+    no_default_resource: bool,
+    /// Have the service's token life again
+    #[arg(long, conflicts_with = "ttl")]
+    no_ttl: bool,
+    /// Change it only if it is still at this revision
+    #[arg(long)]
+    revision: Option<Revision>,
+    #[command(flatten)]
+    details: Details,
+    #[command(flatten)]
+    reason: Reason,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Delete {
+    /// Which one
+    #[arg(value_name = "CLIENT_ID", value_parser = client_id)]
+    id: ClientId,
+    #[command(flatten)]
+    reason: Reason,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddSecret {
+    /// Whose
+    #[arg(value_name = "CLIENT_ID", value_parser = client_id)]
+    id: ClientId,
+    #[command(flatten)]
+    reason: Reason,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveSecret {
+    /// Whose
+    #[arg(value_name = "CLIENT_ID", value_parser = client_id)]
+    id: ClientId,
+    /// Which one
+    #[arg(value_name = "SECRET_ID", value_parser = secret_id)]
+    secret: SecretId,
+    #[command(flatten)]
+    reason: Reason,
+}
+
+/// Whether it is accepted.
+#[derive(Debug, Args)]
+struct Switch {
+    /// Refuse it from now on
+    #[arg(long, conflicts_with = "enable")]
+    disable: bool,
+    /// Accept it again
+    #[arg(long)]
+    enable: bool,
+}
+
+/// What can be said of a client when it is created and when it is changed.
+#[derive(Debug, Args)]
+struct Details {
+    /// A client that keeps no secret; the same as --auth-method none
+    #[arg(long, conflicts_with = "auth_method")]
+    public: bool,
+    /// How it authenticates
+    #[arg(long, value_name = "METHOD", value_parser = auth_methods())]
+    auth_method: Option<String>,
+    /// Every scope token it may be given, separated by spaces
+    #[arg(long)]
+    scope: Option<String>,
+    /// A resource it may ask tokens for; repeat it for all of them
+    #[arg(long = "resource", value_name = "URI")]
+    resources: Vec<String>,
+    /// The resource of requests that name none; one of --resource
+    #[arg(long, value_name = "URI")]
+    default_resource: Option<String>,
+    /// An origin whose pages may call the token endpoint; repeatable
+    #[arg(long = "allowed-origin", value_name = "ORIGIN")]
+    allowed_origins: Vec<String>,
+    /// Life of its access tokens
+    #[arg(long, value_name = "SECONDS")]
+    ttl: Option<u32>,
+}
+
+fn auth_methods() -> PossibleValuesParser {
+    PossibleValuesParser::new(AuthMethod::ALL.iter().map(|method| method.as_str()))
+}
+
+impl Command {
+    pub(super) async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
+        match self {
+            Self::List => list(context, json).await,
+            Self::Show(show) => shown(&context.clients().show(&show.id).await?, json),
+            Self::Create(create) => create.run(context, json).await,
+            Self::Update(update) => update.run(context, json).await,
+            Self::Delete(delete) => delete.run(context, json).await,
+            Self::AddSecret(add) => add.run(context, json).await,
+            Self::RemoveSecret(remove) => remove.run(context, json).await,
+        }
+    }
+}
+
+async fn list(context: &Context, json: bool) -> Result<(), Failure> {
+    let clients = context.clients().list().await?;
+    if json {
+        let items: Vec<Value> = clients.iter().map(Client::document).collect();
+        return Ok(output::json(
+            &json!({ "items": items, "next_cursor": null }),
+        )?);
+    }
+    if clients.is_empty() {
+        return Ok(output::line(
+            "There are no clients; see: countersign clients create --help",
+        )?);
+    }
+    let row = |client: &Client| {
+        [
+            client.client_id.to_string(),
+            client.client_name.clone(),
+            state(client).to_owned(),
+            client.auth_method.to_string(),
+            client.secrets.len().to_string(),
+            words(client.scope.iter()),
+        ]
+    };
+    let rows: Vec<_> = clients.iter().map(row).collect();
+    let titles = [
+        "CLIENT",
+        "NAME",
+        "STATE",
+        "AUTHENTICATION",
+        "SECRETS",
+        "SCOPE",
+    ];
+    Ok(output::table(titles, &rows)?)
+}
+
+impl Create {
+    async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
+        let mut document = self.details.document();
+        document.insert("client_name".to_owned(), self.name.into());
+        document.insert("disabled".to_owned(), self.disabled.into());
+        if document.get("grant_types").is_some_and(Value::is_null) {
+            document.remove("grant_types");
+        }
+        let mut metadata: ClientMetadata = serde_json::from_value(document.into())
+            .map_err(|error| Failure::message(error.to_string()))?;
+        if self.operator {
+            metadata.resources.push(format!("{}/admin", context.issuer));
+        }
+        let (client, secret) = context
+            .clients()
+            .create(self.client_id, &metadata, false, &self.reason.cause())
+            .await?;
+        if json {
+            let mut document = client.document();
+            if let (Some(secret), Some(members)) = (secret, document.as_object_mut()) {
+                members.insert("client_secret".to_owned(), secret.expose().into());
+            }
+            output::json(&document)?;
+        } else {
+            output::line("The client is registered.")?;
+            match secret {
+                Some(secret) => secret_shown(&client.client_id, &secret)?,
+                None => output::fields(&[("client_id", client.client_id.to_string())])?,
+            }
+        }
+        warn_of_unknown_scopes(context, &client).await
+    }
+}
+
+impl Update {
+    async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
+        let mut patch = self.details.document();
+        if let Some(name) = self.name {
+            patch.insert("client_name".to_owned(), name.into());
+        }
+        if self.switch.disable || self.switch.enable {
+            patch.insert("disabled".to_owned(), self.switch.disable.into());
+        }
+        if self.no_default_resource {
+            patch.insert("default_resource".to_owned(), Value::Null);
+        }
+        if self.no_ttl {
+            patch.insert("access_token_ttl_seconds".to_owned(), Value::Null);
+        }
+        if patch.is_empty() {
+            return Err(Failure::Usage(
+                "nothing is to be changed; see: countersign clients update --help".to_owned(),
+            ));
+        }
+        let client = context
+            .clients()
+            .update(&self.id, &patch.into(), self.revision, &self.reason.cause())
+            .await?;
+        shown(&client, json)?;
+        warn_of_unknown_scopes(context, &client).await
+    }
+}
+
+impl Delete {
+    async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
+        context
+            .clients()
+            .delete(&self.id, &self.reason.cause())
+            .await?;
+        if !json {
+            let id = self.id;
+            output::line(&format!(
+                "Client {id} is removed; its tokens live on until they expire."
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+impl AddSecret {
+    async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
+        let cause = self.reason.cause();
+        let (client, id, secret) = context.clients().add_secret(&self.id, &cause).await?;
+        if json {
+            let created_at = client.secret(id).map(|secret| secret.created_at.seconds());
+            return Ok(output::json(&json!({
+                "id": id.to_string(),
+                "created_at": created_at,
+                "client_secret": secret.expose(),
+            }))?);
+        }
+        output::line(
+            "The client has another secret; the one before stays valid until it is removed.",
+        )?;
+        secret_shown(&client.client_id, &secret)
+    }
+}
+
+impl RemoveSecret {
+    async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
+        let cause = self.reason.cause();
+        let client = context
+            .clients()
+            .remove_secret(&self.id, self.secret, &cause)
+            .await?;
+        if !json {
+            let left = match client.secrets.len() {
+                0 => "the client has none left and cannot authenticate".to_owned(),
+                left => format!("the client has {left} left"),
+            };
+            output::line(&format!("Secret {} is out of use; {left}.", self.secret))?;
+        }
+        Ok(())
+    }
+}
+
+impl Details {
+    /// What was given, as a part of the document of a client.
+    fn document(self) -> Map<String, Value> {
+        let mut document = Map::new();
+        let mut put = |name: &str, value: Value| document.insert(name.to_owned(), value);
+        let public = self.public.then(|| AuthMethod::None.to_string());
+        if let Some(method) = public.or(self.auth_method) {
+            put("token_endpoint_auth_method", method.into());
+            // Which grants it may use follows from how it authenticates.
+            put("grant_types", Value::Null);
+        }
+        if let Some(scope) = self.scope {
+            put("scope", scope.into());
+        }
+        if !self.resources.is_empty() {
+            put("resources", self.resources.into());
+        }
+        if let Some(uri) = self.default_resource {
+            put("default_resource", uri.into());
+        }
+        if !self.allowed_origins.is_empty() {
+            put("allowed_origins", self.allowed_origins.into());
+        }
+        if let Some(ttl) = self.ttl {
+            put("access_token_ttl_seconds", ttl.into());
+        }
+        document
+    }
+}
+
+fn secret_shown(id: &ClientId, secret: &ClientSecret) -> Result<(), Failure> {
+    output::fields(&[
+        ("client_id", id.to_string()),
+        ("client_secret", secret.expose().to_owned()),
+    ])?;
+    Ok(output::line("Keep the secret now: it is not shown again.")?)
+}
+
+/// Points out scope tokens that no resource of the client knows: they are most likely misspelt.
+async fn warn_of_unknown_scopes(context: &Context, client: &Client) -> Result<(), Failure> {
+    let mut known = Scope::default();
+    for resource in context.resources().list().await? {
+        if client.resources.contains(&resource.resource) {
+            known.extend(&resource.scopes);
+        }
+    }
+    let unknown: Vec<&str> = client
+        .scope
+        .iter()
+        .filter(|token| !known.iter().any(|known| known == *token))
+        .collect();
+    if !unknown.is_empty() {
+        output::remark(&format!(
+            "no resource of this client knows these scope tokens, so that it is not given them: {}",
+            unknown.join(" ")
+        ));
+    }
+    Ok(())
+}
+
+fn shown(client: &Client, json: bool) -> Result<(), Failure> {
+    if json {
+        return Ok(output::json(&client.document())?);
+    }
+    let uris = client.resources.iter().map(ResourceUri::as_str);
+    let default = client.default_resource.iter().map(ResourceUri::as_str);
+    let grants = client.grant_types.iter().map(|grant| grant.as_str());
+    let origins = client.allowed_origins.iter().map(String::as_str);
+    let life = match client.access_token_ttl_seconds {
+        Some(ttl) => format!("{ttl} seconds"),
+        None => "the service's".to_owned(),
+    };
+    let mut fields = vec![
+        ("client_id", client.client_id.to_string()),
+        ("name", client.client_name.clone()),
+        ("state", state(client).to_owned()),
+        ("authentication", client.auth_method.to_string()),
+        ("grants", words(grants)),
+        ("scope", words(client.scope.iter())),
+        ("resources", words(uris)),
+        ("default resource", words(default)),
+        ("allowed origins", words(origins)),
+        ("token life", life),
+        ("revision", client.revision.to_string()),
+        ("created", output::utc_seconds(client.created_at)),
+        ("changed", output::utc_seconds(client.updated_at)),
+    ];
+    for secret in &client.secrets {
+        let created = output::utc_seconds(secret.created_at);
+        fields.push(("secret", format!("{} of {created}", secret.id)));
+    }
+    Ok(output::fields(&fields)?)
+}
+
+fn state(client: &Client) -> &'static str {
+    if client.disabled {
+        "disabled"
+    } else {
+        "enabled"
+    }
+}
+
+fn words<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    let words: Vec<&str> = words.collect();
+    if words.is_empty() {
+        return "none".to_owned();
+    }
+    words.join(" ")
+}

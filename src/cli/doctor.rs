@@ -1,0 +1,200 @@
+//! `countersign doctor`: looks at everything that the service depends on, and goes on after a
+//! finding.
+//!
+//! To add a check: a function that returns what is right or what is wrong, and its line in
+//! [`examine`] or [`examine_database`].
+
+use serde_json::{Value, json};
+
+use super::{Failure, Global, missing_database, output};
+use crate::{
+    admin::key::MasterKeyStatus,
+    app::{Context, StartError},
+    config::{Config, Mode},
+    keys::lifecycle::KeyState,
+    store::{Access, OpenError},
+};
+
+/// What is right, or what is wrong and what to do about it.
+type Finding = Result<String, Failure>;
+
+/// What has been found so far.
+#[derive(Default)]
+struct Report(Vec<(&'static str, Option<bool>, String)>);
+
+pub(super) async fn run(global: &Global) -> Result<(), Failure> {
+    let mut report = Report::default();
+    match global.load() {
+        Ok(config) => {
+            report.add("settings", Ok(settings(&config)));
+            examine(config, &mut report).await;
+        }
+        Err(failure) => {
+            report.add("settings", Err(failure));
+            report.skip("everything else", "the settings are needed for that");
+        }
+    }
+    report.print(global.json)
+}
+
+async fn examine(config: Config, report: &mut Report) {
+    report.add("master keys", master_keys(&config));
+    if let Some(path) = missing_database(&config) {
+        let path = path.display();
+        report.add(
+            "database",
+            Ok(format!("none yet at {path}; the first start makes it")),
+        );
+        return;
+    }
+    match Context::open(config, Access::Command).await {
+        Ok(context) => {
+            report.add("database", Ok("answers".to_owned()));
+            report.add("schema", Ok("up to date".to_owned()));
+            examine_database(&context, report).await;
+            context.close().await;
+        }
+        Err(error @ StartError::Store(OpenError::NewerSchema(_) | OpenError::Migration(_))) => {
+            report.add("database", Ok("answers".to_owned()));
+            report.add("schema", Err(error.into()));
+        }
+        Err(error) => {
+            report.add("database", Err(error.into()));
+            report.skip("schema, clock, keys", "the database is needed for that");
+        }
+    }
+}
+
+async fn examine_database(context: &Context, report: &mut Report) {
+    report.add("clock", clock(context));
+    report.add("needed master keys", needed_master_keys(context).await);
+    report.add("key schedule", key_schedule(context).await);
+    if context.config.mode == Mode::Production {
+        report.add("demo rows", demo_rows(context).await);
+    }
+}
+
+fn settings(config: &Config) -> String {
+    let mode = match config.mode {
+        Mode::Development => "development",
+        Mode::Production => "production",
+    };
+    format!("{mode}, issuer {}", config.issuer(config.public_listen))
+}
+
+fn master_keys(config: &Config) -> Finding {
+    let source = &config.master_keys;
+    match (source.load()?.ids().count(), config.mode) {
+        (0, Mode::Development) => Ok(format!("none in {source} yet; the first start makes one")),
+        (0, Mode::Production) => Err(Failure::Message(format!(
+            "there is none in {source}; restore it there, or for a new service run countersign init"
+        ))),
+        (count, _) => Ok(format!("{count} in {source}")),
+    }
+}
+
+fn clock(context: &Context) -> Finding {
+    let offset = context.clock.offset_ms();
+    let skew = context.config.policy.clock_skew;
+    if u128::from(offset.unsigned_abs()) > skew.as_millis() {
+        return Err(Failure::Message(format!(
+            "the database's clock is {offset} ms ahead of this machine's, more than setting keys.clock_skew_seconds ({}) allows for; set both by NTP",
+            skew.as_secs()
+        )));
+    }
+    Ok(format!(
+        "the database's clock is {offset} ms ahead of this machine's"
+    ))
+}
+
+async fn needed_master_keys(context: &Context) -> Finding {
+    let masters = context.keys().master_keys().await?;
+    let is_needed = |master: &&MasterKeyStatus| master.is_primary || master.seals > 0;
+    let needed: Vec<&MasterKeyStatus> = masters.iter().filter(is_needed).collect();
+    match needed.iter().find(|master| !master.is_here) {
+        Some(missing) => Err(Failure::Message(format!(
+            "the database needs master key {0}, which is not in {1}; restore master-{0}.key there",
+            missing.id, context.config.master_keys
+        ))),
+        None => Ok(format!("{} needed, all here", needed.len())),
+    }
+}
+
+async fn key_schedule(context: &Context) -> Finding {
+    let ring = context.keys().ring().await?;
+    let now = context.clock.now();
+    let moment = |wanted: KeyState| {
+        ring.list(now)
+            .find(|(_, state, _)| *state == wanted)
+            .map(|(key, _, times)| (key.kid.clone(), times.activates_at))
+    };
+    if ring.list(now).next().is_none() {
+        return Ok("no keys yet; the first start makes them".to_owned());
+    }
+    match (moment(KeyState::Active), moment(KeyState::Next)) {
+        (Some((active, _)), Some((next, takes_over))) => Ok(format!(
+            "{active} signs, {next} takes over {}",
+            output::relative(takes_over, now)
+        )),
+        (None, _) => Err(Failure::message(
+            "no key signs; start the service: it makes one",
+        )),
+        (_, None) => Err(Failure::message(
+            "no key is next; start the service: it makes one",
+        )),
+    }
+}
+
+async fn demo_rows(context: &Context) -> Finding {
+    let clients = context.clients().list().await?;
+    let resources = context.resources().list().await?;
+    let clients = clients.iter().filter(|client| client.demo);
+    let clients = clients.map(|client| format!("client {}", client.client_id));
+    let resources = resources.iter().filter(|resource| resource.demo);
+    let rows: Vec<String> = clients
+        .chain(resources.map(|resource| format!("resource {}", resource.id)))
+        .collect();
+    if rows.is_empty() {
+        return Ok("none".to_owned());
+    }
+    Err(Failure::Message(format!(
+        "production does not start with {}; delete them, or give production a database of its own",
+        rows.join(", ")
+    )))
+}
+
+impl Report {
+    fn add(&mut self, name: &'static str, finding: Finding) {
+        let is_right = finding.is_ok();
+        let detail = finding.unwrap_or_else(|failure| failure.sentence());
+        self.0.push((name, Some(is_right), detail));
+    }
+
+    fn skip(&mut self, name: &'static str, why: &str) {
+        self.0.push((name, None, format!("not checked: {why}")));
+    }
+
+    fn print(self, json: bool) -> Result<(), Failure> {
+        let all_right = self.0.iter().all(|(_, right, _)| *right == Some(true));
+        if json {
+            let check = |(name, right, detail): &(&str, Option<bool>, String)| json!({ "name": name, "ok": right, "detail": detail });
+            let checks: Vec<Value> = self.0.iter().map(check).collect();
+            output::json(&json!({ "ok": all_right, "checks": checks }))?;
+        } else {
+            let row = |(name, right, detail): (&str, Option<bool>, String)| {
+                let mark = match right {
+                    Some(true) => output::RIGHT,
+                    Some(false) => output::WRONG,
+                    None => "-",
+                };
+                [mark.to_owned(), name.to_owned(), detail]
+            };
+            output::rows(&self.0.into_iter().map(row).collect::<Vec<_>>())?;
+        }
+        if all_right {
+            Ok(())
+        } else {
+            Err(Failure::Told)
+        }
+    }
+}

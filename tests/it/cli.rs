@@ -1,0 +1,729 @@
+//! The command line as a person or a script meets it: the program itself, in a folder of its own.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use countersign::{
+    app::Context,
+    config::{Config, Sources},
+    oauth::access_token,
+    store::Access,
+};
+use countersign_verifier::{AccessTokenClaims, Audience};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::database::{Database, Engine};
+
+const ISSUER: &str = "http://127.0.0.1:8080";
+
+/// A folder to call the program in, and the environment it is given.
+struct Terminal {
+    folder: TempDir,
+    environment: HashMap<String, String>,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+struct Answer {
+    status: i32,
+    output: String,
+    remarks: String,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            environment: [("USER".to_owned(), "tester".to_owned())].into(),
+        }
+    }
+
+    fn of(database: &Database) -> Self {
+        Self::new().with("DATABASE_URL", database.url())
+    }
+
+    /// With keys as after the first start of the service.
+    async fn started(database: &Database) -> (Self, Context) {
+        let terminal = Self::of(database);
+        let keys = terminal.folder.path().join("keys");
+        let terminal = terminal.with("COUNTERSIGN__KEYS__DIRECTORY", keys.to_str().unwrap());
+        let config = Config::load(&Sources {
+            environment: terminal.environment.clone(),
+            ..Sources::default()
+        });
+        let context = Context::open(config.unwrap(), Access::Command)
+            .await
+            .unwrap();
+        context.keys().bootstrap(true).await.unwrap();
+        (terminal, context)
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env_clear()
+            .envs(&self.environment)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn call(&self, arguments: &[&str]) -> Answer {
+        self.call_with(arguments, "")
+    }
+
+    fn call_with(&self, arguments: &[&str], input: &str) -> Answer {
+        let mut child = self.command(arguments).spawn().unwrap();
+        // A command that reads nothing may have ended by now.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let done = child.wait_with_output().unwrap();
+        Answer {
+            status: done.status.code().unwrap(),
+            output: String::from_utf8(done.stdout).unwrap(),
+            remarks: String::from_utf8(done.stderr).unwrap(),
+        }
+    }
+
+    /// The document that a successful call prints.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let answer = self.call(&[arguments, &["--json"]].concat());
+        assert_eq!(answer.status, 0, "{answer:?}");
+        serde_json::from_str(&answer.output).unwrap()
+    }
+}
+
+impl Answer {
+    /// The one sentence of a failure.
+    fn failure(&self) -> &str {
+        assert_eq!(self.status, 1, "{self:?}");
+        assert_eq!(self.remarks.lines().count(), 1, "{self:?}");
+        self.remarks
+            .strip_prefix("countersign: ")
+            .unwrap()
+            .trim_end()
+    }
+}
+
+/// Makes each case a test on each engine, with a database of its own.
+macro_rules! on_both_engines {
+    ($($case:ident,)+) => {
+        on_both_engines!(@on_sqlite Sqlite $($case)+);
+        on_both_engines!(@on_postgres Postgres $($case)+);
+    };
+    (@$module:ident $engine:ident $($case:ident)+) => {
+        mod $module {
+            use super::*;
+
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $case() {
+                    super::$case(&Database::create(Engine::$engine).await).await;
+                }
+            )+
+        }
+    };
+}
+
+on_both_engines! {
+    one_command_registers_an_operator,
+    a_client_is_created_shown_changed_and_deleted,
+    a_client_has_two_secrets_and_no_third,
+    a_resource_is_created_listed_and_deleted,
+    a_change_is_recorded_with_user_and_reason,
+    migrating_twice_is_fine,
+    keys_are_listed_and_drawn,
+    rotating_too_early_says_from_when,
+    an_emergency_rotation_replaces_the_active_key,
+    master_keys_are_exchanged_step_by_step,
+    a_valid_token_is_told_from_every_other,
+    the_doctor_finds_nothing_wrong_after_a_start,
+}
+
+async fn one_command_registers_an_operator(database: &Database) {
+    let scope = "keys:read keys:rotate";
+    let create = [
+        "clients",
+        "create",
+        "--operator",
+        "--name",
+        "ops",
+        "--scope",
+        scope,
+    ];
+    let client = Terminal::of(database).json(&create);
+    assert!(
+        client["client_secret"]
+            .as_str()
+            .unwrap()
+            .starts_with("cs_cs_")
+    );
+    assert!(client["client_id"].is_string());
+    assert_eq!(client["scope"], scope);
+    assert_eq!(client["resources"], json!([format!("{ISSUER}/admin")]));
+    assert_eq!(client["default_resource"], Value::Null);
+}
+
+async fn a_client_is_created_shown_changed_and_deleted(database: &Database) {
+    let terminal = Terminal::of(database);
+    let resource = "https://api.example.com";
+    terminal.json(&[
+        "resources",
+        "create",
+        "--resource",
+        resource,
+        "--name",
+        "API",
+        "--scope",
+        "a b",
+    ]);
+    let created = terminal.call(&[
+        "clients",
+        "create",
+        "--name",
+        "App",
+        "--client-id",
+        "app",
+        "--scope",
+        "a",
+        "--resource",
+        resource,
+        "--default-resource",
+        resource,
+        "--allowed-origin",
+        "https://app.example.com",
+        "--ttl",
+        "60",
+    ]);
+    assert_eq!((created.status, created.remarks.as_str()), (0, ""));
+    assert!(created.output.contains("cs_cs_"));
+
+    let list = terminal.json(&["clients", "list"]);
+    assert_eq!(list["next_cursor"], Value::Null);
+    let shown = terminal.json(&["clients", "show", "app"]);
+    assert_eq!(list["items"], json!([shown]));
+    assert_eq!(shown["access_token_ttl_seconds"], 60);
+    assert_eq!(shown["default_resource"], resource);
+
+    let changed = terminal.json(&[
+        "clients",
+        "update",
+        "app",
+        "--name",
+        "Other",
+        "--disable",
+        "--no-ttl",
+        "--revision",
+        "1",
+    ]);
+    let mut expected = shown;
+    for (member, value) in [
+        ("client_name", json!("Other")),
+        ("disabled", json!(true)),
+        ("access_token_ttl_seconds", Value::Null),
+        ("revision", json!(2)),
+        ("updated_at", changed["updated_at"].clone()),
+    ] {
+        expected[member] = value;
+    }
+    assert_eq!(changed, expected);
+    let stale = terminal.call(&["clients", "update", "app", "--enable", "--revision", "1"]);
+    assert!(stale.failure().contains("revision 2"));
+
+    let twice = terminal.call(&["clients", "create", "--name", "App", "--client-id", "app"]);
+    assert!(twice.failure().contains("a client app exists already"));
+    assert_eq!(terminal.call(&["clients", "delete", "app"]).status, 0);
+    let gone = terminal.call(&["clients", "show", "app"]);
+    assert!(gone.failure().contains("there is no client of this id"));
+}
+
+async fn a_client_has_two_secrets_and_no_third(database: &Database) {
+    let terminal = Terminal::of(database);
+    terminal.json(&["clients", "create", "--name", "App", "--client-id", "app"]);
+    let second = terminal.json(&["clients", "add-secret", "app"]);
+    assert!(
+        second["client_secret"]
+            .as_str()
+            .unwrap()
+            .starts_with("cs_cs_")
+    );
+    let third = terminal.call(&["clients", "add-secret", "app"]);
+    assert!(third.failure().contains("remove one first"));
+
+    let client = terminal.json(&["clients", "show", "app"]);
+    let first = client["secrets"][0]["id"].as_str().unwrap();
+    let removed = terminal.call(&["clients", "remove-secret", "app", first]);
+    assert!(removed.output.contains("1 left"), "{removed:?}");
+    let client = terminal.json(&["clients", "show", "app"]);
+    assert_eq!(client["secrets"][0]["id"], second["id"]);
+    assert_eq!(client["secrets"].as_array().unwrap().len(), 1);
+}
+
+async fn a_resource_is_created_listed_and_deleted(database: &Database) {
+    let terminal = Terminal::of(database);
+    let uri = "https://api.example.com";
+    let create = [
+        "resources",
+        "create",
+        "--resource",
+        uri,
+        "--name",
+        "API",
+        "--scope",
+        "a b",
+    ];
+    let created = terminal.json(&create);
+    assert_eq!(created["scopes"], json!(["a", "b"]));
+    let listed = terminal.json(&["resources", "list"]);
+    assert_eq!(listed["items"][0]["resource"], format!("{ISSUER}/admin"));
+    assert_eq!(listed["items"][1], created);
+    assert!(
+        terminal
+            .call(&create)
+            .failure()
+            .contains("registered already")
+    );
+    assert_eq!(terminal.call(&["resources", "delete", uri]).status, 0);
+    assert_eq!(
+        terminal.json(&["resources", "list"])["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+async fn a_change_is_recorded_with_user_and_reason(database: &Database) {
+    let terminal = Terminal::of(database);
+    terminal.json(&["clients", "create", "--name", "App", "--reason", "ticket 7"]);
+    let events: Vec<(String, String)> = database.rows("select actor, reason from event").await;
+    assert_eq!(events, [("cli:tester".to_owned(), "ticket 7".to_owned())]);
+}
+
+async fn migrating_twice_is_fine(database: &Database) {
+    let terminal = Terminal::of(database);
+    for _ in 0..2 {
+        let answer = terminal.call(&["migrate"]);
+        assert_eq!((answer.status, answer.remarks.as_str()), (0, ""));
+        assert!(answer.output.contains("up to date"));
+    }
+}
+
+async fn keys_are_listed_and_drawn(database: &Database) {
+    let empty = Terminal::of(database).call(&["keys", "list"]);
+    assert!(empty.output.contains("no keys yet"), "{empty:?}");
+    let (terminal, _context) = Terminal::started(database).await;
+    let keys = terminal.json(&["keys", "list"]);
+    let shown = terminal.call(&["keys", "list"]).output;
+    for (index, state) in ["active", "next"].into_iter().enumerate() {
+        let key = &keys["items"][index];
+        assert_eq!(key["state"], state);
+        assert_eq!(key["jwk"]["kid"], key["kid"]);
+        assert!(shown.contains(key["kid"].as_str().unwrap()), "{shown}");
+    }
+    assert!(
+        shown.contains("▲ now") && shown.contains("signs in 30 days"),
+        "{shown}"
+    );
+}
+
+async fn rotating_too_early_says_from_when(database: &Database) {
+    let (terminal, _context) = Terminal::started(database).await;
+    let answer = terminal.call(&["keys", "rotate"]);
+    let sentence = answer.failure();
+    assert!(
+        sentence.starts_with("the next key may sign from 2"),
+        "{sentence}"
+    );
+    assert!(
+        sentence.contains(" UTC on") && sentence.contains("--emergency"),
+        "{sentence}"
+    );
+}
+
+async fn an_emergency_rotation_replaces_the_active_key(database: &Database) {
+    let (terminal, _context) = Terminal::started(database).await;
+    let before = terminal.json(&["keys", "list"]);
+    let change = terminal.json(&["keys", "rotate", "--emergency", "--reason", "leaked"]);
+    assert!(change["verifiers_may_lag_until"].is_i64());
+    let after = terminal.json(&["keys", "list"]);
+    let state = |index: usize| {
+        (
+            &after["items"][index]["kid"],
+            after["items"][index]["state"].as_str(),
+        )
+    };
+    assert_eq!(state(0), (&before["items"][0]["kid"], Some("revoked")));
+    assert_eq!(state(1), (&before["items"][1]["kid"], Some("active")));
+    assert_eq!(state(2).1, Some("next"));
+    let next = state(2).0.as_str().unwrap();
+    assert_eq!(terminal.call(&["keys", "revoke", next]).status, 0);
+    assert_eq!(
+        terminal.json(&["keys", "list"])["items"][2]["state"],
+        "revoked"
+    );
+}
+
+async fn master_keys_are_exchanged_step_by_step(database: &Database) {
+    let (terminal, _context) = Terminal::started(database).await;
+    let masters = terminal.json(&["keys", "masters"]);
+    let old = masters["items"][0]["id"].as_str().unwrap();
+    let early = terminal.call(&["keys", "remove-master", old]);
+    assert!(early.failure().contains("promote another first"));
+    let added = terminal.json(&["keys", "add-master"]);
+    let new = added["id"].as_str().unwrap();
+    assert_eq!(terminal.call(&["keys", "promote-master", new]).status, 0);
+    let sealed = terminal.call(&["keys", "remove-master", old]);
+    assert!(sealed.failure().contains("countersign keys rewrap"));
+    assert!(
+        terminal
+            .call(&["keys", "rewrap"])
+            .output
+            .starts_with("2 keys")
+    );
+    assert_eq!(terminal.call(&["keys", "remove-master", old]).status, 0);
+    let masters = terminal.json(&["keys", "masters"]);
+    let expected = json!([{ "id": new, "primary": true, "here": true, "seals": 2 }]);
+    assert_eq!(masters["items"], expected);
+}
+
+async fn a_valid_token_is_told_from_every_other(database: &Database) {
+    let (terminal, context) = Terminal::started(database).await;
+    let ring = context.keys().ring().await.unwrap();
+    let now = context.clock.now();
+    let token = |expires_in: i64, client: &str| {
+        let seconds = |offset: i64| u64::try_from(now.seconds() + offset).unwrap();
+        let claims = AccessTokenClaims {
+            iss: ISSUER.into(),
+            sub: client.into(),
+            aud: Audience::One("urn:api".into()),
+            client_id: client.into(),
+            iat: seconds(-600),
+            exp: seconds(expires_in),
+            jti: "1".into(),
+            scope: None,
+            auth_time: None,
+            acr: None,
+            amr: None,
+            sid: None,
+        };
+        access_token::sign(ring.active(now).unwrap(), &claims).unwrap_or_else(|_| panic!("signing"))
+    };
+    let valid = token(600, "app");
+    let answer = terminal.call(&["token", "verify", "--audience", "urn:api", &valid]);
+    assert_eq!(
+        (answer.status, answer.output.lines().last()),
+        (0, Some("valid")),
+        "{answer:?}"
+    );
+
+    let response = json!({ "access_token": &valid, "token_type": "Bearer" }).to_string();
+    for arguments in [&["token", "verify", "-"][..], &["token", "verify"]] {
+        let answer = terminal.call_with(arguments, &response);
+        assert_eq!(answer.status, 0, "{answer:?}");
+    }
+
+    let (signed, signature) = valid.rsplit_once('.').unwrap();
+    let first = if signature.starts_with('A') { "B" } else { "A" };
+    let tampered = format!("{signed}.{first}{}", &signature[1..]);
+    for (wrong, told) in [
+        (token(-300, "app"), "✗  exp        the token has expired"),
+        (tampered, "✗  signature  the signature does not match"),
+        ("nonsense".to_owned(), "✗  token"),
+    ] {
+        let answer = terminal.call_with(&["token", "verify", "-"], &wrong);
+        assert_eq!(answer.status, 1);
+        assert!(answer.output.contains(told), "{answer:?}");
+        assert!(
+            answer
+                .output
+                .lines()
+                .last()
+                .unwrap()
+                .starts_with("not valid")
+        );
+    }
+    let other = terminal.call(&[
+        "token",
+        "verify",
+        "--audience",
+        "urn:other",
+        "--json",
+        &valid,
+    ]);
+    assert_eq!(other.status, 1);
+    let other: Value = serde_json::from_str(&other.output).unwrap();
+    assert_eq!(other["valid"], false);
+
+    let hostile = terminal.call(&["token", "verify", &token(600, "a\u{1b}[2J\u{202e}\nb")]);
+    let is_text =
+        |character: char| character == '\n' || !(character.is_control() || character == '\u{202e}');
+    assert!(hostile.output.chars().all(is_text), "{hostile:?}");
+}
+
+async fn the_doctor_finds_nothing_wrong_after_a_start(database: &Database) {
+    let (terminal, _context) = Terminal::started(database).await;
+    let report = terminal.json(&["doctor"]);
+    assert_eq!(report["ok"], true, "{report}");
+    let names: Vec<&str> = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| check["name"].as_str().unwrap())
+        .collect();
+    let expected = [
+        "settings",
+        "master keys",
+        "database",
+        "schema",
+        "clock",
+        "needed master keys",
+        "key schedule",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let terminal = Terminal::new();
+    for arguments in [
+        &["nonsense"][..],
+        &["clients", "create"],
+        &["clients", "create", "--name", "a", "--operator"],
+        &["clients", "create", "--name", "a", "--auth-method", "guess"],
+        &["clients", "show", "a b"],
+        &["clients", "update", "app"],
+        &["keys", "rotate", "--discard-next"],
+        &["keys", "revoke", "short"],
+        &["doctor", "--set", "issuer"],
+        &[
+            "--set",
+            "issuer=http://a",
+            "doctor",
+            "--set",
+            "issuer=http://b",
+        ],
+    ] {
+        assert_eq!(terminal.call(arguments).status, 2, "{arguments:?}");
+    }
+    assert_eq!(terminal.call(&["--help"]).status, 0);
+    assert_eq!(terminal.call(&["--version"]).status, 0);
+}
+
+#[test]
+fn a_wrong_setting_is_named_in_one_sentence() {
+    let terminal = Terminal::new();
+    let told = |setting: &str| {
+        terminal
+            .call(&["clients", "list", "--set", setting])
+            .failure()
+            .to_owned()
+    };
+    assert!(told("public.port=1").contains("there is no setting public.port"));
+    assert!(told("public.listen=here").contains("setting public.listen"));
+    assert!(told("public.listen=0.0.0.0:80").contains("environment = \"production\""));
+    assert!(told("environment=production").contains("setting issuer is missing"));
+    assert!(told("database.url=mysql://a").contains("setting database.url"));
+    let missing = terminal.call(&["clients", "list", "--config", "none.toml"]);
+    assert!(missing.failure().contains("none.toml"));
+}
+
+#[test]
+fn a_line_of_the_settings_file_is_not_repeated_in_an_error() {
+    let terminal = Terminal::new();
+    let text = "[database]\nurl = \"postgres://me:hunter2@localhost\" nonsense\n";
+    fs::write(terminal.path().join("broken.toml"), text).unwrap();
+    let answer = terminal.call(&["clients", "list", "--config", "broken.toml"]);
+    let sentence = answer.failure();
+    assert!(
+        sentence.contains("line 2") && sentence.contains("broken.toml"),
+        "{sentence}"
+    );
+    assert!(!sentence.contains("hunter2"), "{sentence}");
+}
+
+#[test]
+fn a_database_that_is_down_is_told_without_its_password() {
+    let terminal = Terminal::new().with("DATABASE_URL", "postgres://me:hunter2@127.0.0.1:1/none");
+    let answer = terminal.call(&["clients", "list"]);
+    let sentence = answer.failure();
+    assert!(sentence.contains("database.url"), "{sentence}");
+    assert!(sentence.contains("cannot be reached"), "{sentence}");
+    assert!(!sentence.contains("hunter2"), "{sentence}");
+}
+
+#[test]
+fn fields_are_named_by_their_flags() {
+    let terminal = Terminal::new();
+    let resource = ["--resource", "urn:known", "--resource", "urn:unknown"];
+    let create = ["clients", "create", "--name", "App", "--scope", "a  b"];
+    terminal.json(&[
+        "resources",
+        "create",
+        "--resource",
+        "urn:known",
+        "--name",
+        "API",
+    ]);
+    let answer = terminal.call(&[&create[..], &resource].concat());
+    let sentence = answer.failure();
+    assert!(sentence.contains("--scope: "), "{sentence}");
+    assert!(sentence.contains("--resource (number 2): "), "{sentence}");
+}
+
+#[test]
+fn scope_tokens_that_nobody_knows_are_pointed_out() {
+    let terminal = Terminal::new();
+    let create = [
+        "clients",
+        "create",
+        "--operator",
+        "--name",
+        "ops",
+        "--scope",
+        "key:read",
+    ];
+    let answer = terminal.call(&create);
+    assert_eq!(answer.status, 0);
+    assert!(answer.remarks.contains("key:read"), "{answer:?}");
+}
+
+#[test]
+fn health_says_when_nothing_answers() {
+    let terminal = Terminal::new();
+    let answer = terminal.call(&["health", "--set", "public.listen=127.0.0.1:1"]);
+    let sentence = answer.failure();
+    assert!(
+        sentence.starts_with("nothing answers at http://127.0.0.1:1/health/ready"),
+        "{sentence}"
+    );
+    assert!(!terminal.path().join("data").exists());
+}
+
+#[test]
+fn a_refusal_of_the_token_endpoint_is_no_token() {
+    let (refusal, terminal) = (r#"{"error": "invalid_client"}"#, Terminal::new());
+    let answer = terminal.call_with(&["token", "verify", "-"], refusal);
+    assert!(answer.failure().contains("invalid_client"));
+    let long = "a".repeat(65 * 1024);
+    let answer = terminal.call_with(&["token", "verify", "-"], &long);
+    assert!(answer.failure().contains("longer than 65536 bytes"));
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let terminal = Terminal::new();
+    let mut child = terminal.command(&["resources", "list"]).spawn().unwrap();
+    drop(child.stdout.take());
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(
+        (done.status.code(), done.stderr.as_slice()),
+        (Some(0), &b""[..])
+    );
+}
+
+#[test]
+fn init_prepares_production_and_changes_nothing_when_run_again() {
+    let terminal = Terminal::new();
+    let init = ["init", "--issuer", "https://auth.example.com"];
+    let first = terminal.call(&init);
+    assert_eq!(first.status, 0, "{first:?}");
+    let file = terminal.path().join("countersign.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let keys = || fs::read_dir(terminal.path().join("keys")).unwrap().count();
+    assert_eq!(keys(), 1);
+
+    let second = terminal.call(&["init", "--issuer", "https://other.example.com"]);
+    assert_eq!(second.status, 0, "{second:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    assert_eq!(keys(), 1);
+
+    let report = terminal.json(&["doctor", "--config", "countersign.toml"]);
+    assert_eq!(
+        report["checks"][0]["detail"],
+        "production, issuer https://auth.example.com"
+    );
+}
+
+#[test]
+fn init_without_an_issuer_says_what_is_left_to_do() {
+    let terminal = Terminal::new();
+    for _ in 0..2 {
+        let answer = terminal.call(&["init"]);
+        assert_eq!(answer.status, 0, "{answer:?}");
+        assert!(
+            answer.output.contains("1. Set issuer in countersign.toml"),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn init_writes_nothing_for_an_issuer_that_will_not_do() {
+    let terminal = Terminal::new();
+    let answer = terminal.call(&["init", "--issuer", "http://auth.example.com"]);
+    assert!(
+        answer
+            .failure()
+            .contains("setting issuer must begin with https://")
+    );
+    assert_eq!(fs::read_dir(terminal.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_master_key_is_made_beside_a_database_that_needs_another() {
+    let database = Database::create(Engine::Sqlite).await;
+    let (terminal, context) = Terminal::started(&database).await;
+    context.close().await;
+    let away = terminal.with("COUNTERSIGN__KEYS__DIRECTORY", "elsewhere");
+    let answer = away.call(&["init", "--issuer", "https://auth.example.com"]);
+    assert!(answer.failure().contains("the database needs master key"));
+    assert!(!away.path().join("elsewhere").exists());
+    let report = away.call(&["doctor"]);
+    assert_eq!(report.status, 1);
+    assert!(
+        report
+            .output
+            .contains("✗  needed master keys  the database needs master key"),
+        "{report:?}"
+    );
+}
+
+#[test]
+fn the_doctor_goes_on_after_a_finding() {
+    let terminal = Terminal::new();
+    let added = terminal.json(&["keys", "add-master"]);
+    let file = terminal.path().join(added["path"].as_str().unwrap());
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let report = terminal.call(&["doctor"]);
+    assert_eq!(report.status, 1);
+    assert!(report.output.contains("chmod 600"), "{report:?}");
+    assert!(report.output.contains("✓  database"), "{report:?}");
+
+    let broken = terminal.call(&["doctor", "--set", "issuer=nonsense", "--json"]);
+    assert_eq!(broken.status, 1);
+    let broken: Value = serde_json::from_str(&broken.output).unwrap();
+    assert_eq!(broken["checks"][0]["ok"], false);
+}
