@@ -1,7 +1,7 @@
 //! Settings: where they come from, and what may be in them.
 //!
 //! `config/default.toml` is the documentation and the defaults in one. To add a setting: a line
-//! with a comment there, a field here, and its check in [`Config::check`] if not every value of its
+//! with a comment there, a field here, and its check in `Config::check` if not every value of its
 //! type will do.
 
 use std::{

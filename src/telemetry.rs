@@ -34,13 +34,15 @@ pub fn init(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// An error and what caused it, in one line.
+/// An error and what caused it, in one line, each cause once.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
         source = cause.source();
     }
     text

@@ -1,7 +1,7 @@
 //! Building, running and stopping the service.
 //!
 //! The only place where parts are put together: use cases get their store, clock and randomness
-//! here, handlers get the use cases. Runs the tasks behind ([`sync`], [`tasks`]).
+//! here, handlers get the use cases. Runs the tasks behind (`sync`, `tasks`).
 
 mod development;
 mod sync;
@@ -36,7 +36,9 @@ pub enum StartError {
     #[error("setting database.url: {0}")]
     Store(#[source] OpenError),
     /// Somebody else has the port, or the address is not this machine's.
-    #[error("setting {key}: cannot listen on {address}: {source}")]
+    #[error(
+        "setting {key}: cannot listen on {address}: {source}; end what listens there, or choose another address"
+    )]
     Listen {
         /// The setting.
         key: &'static str,

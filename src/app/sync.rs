@@ -31,7 +31,7 @@ const BATCH: u32 = 500;
 const BETWEEN_REQUESTED: Duration = Duration::from_millis(100);
 
 /// A look at the database that has not ended by then has failed.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Why a look at the database failed. The snapshots stay as they were.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub enum SyncError {
     /// A stored key does not open.
     #[error(transparent)]
     Sealing(#[from] SealingError),
-    /// The database did not answer for ten seconds.
+    /// The database did not answer in time.
     #[error("setting database.url: the database did not answer in time")]
     TimedOut,
 }

@@ -13,6 +13,7 @@ use crate::{
     config::{Config, Mode},
     keys::lifecycle::KeyState,
     store::{Access, OpenError},
+    telemetry,
 };
 
 /// What is right, or what is wrong and what to do about it.
@@ -166,7 +167,7 @@ async fn demo_rows(context: &Context) -> Finding {
 impl Report {
     fn add(&mut self, name: &'static str, finding: Finding) {
         let is_right = finding.is_ok();
-        let detail = finding.unwrap_or_else(|failure| failure.sentence());
+        let detail = finding.unwrap_or_else(|failure| telemetry::chain(&failure));
         self.0.push((name, Some(is_right), detail));
     }
 

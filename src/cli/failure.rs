@@ -1,7 +1,5 @@
 //! Why a command failed, in words that name the flag or setting and the remedy.
 
-use std::error::Error as _;
-
 use super::output::{self, OutputError};
 use crate::{
     admin::{AdminError, FieldError},
@@ -48,20 +46,6 @@ impl Failure {
     /// A failure in these words.
     pub(super) fn message(sentence: impl Into<String>) -> Self {
         Self::Message(sentence.into())
-    }
-
-    /// The failure and what caused it, each cause once.
-    pub(super) fn sentence(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        text
     }
 }
 

@@ -110,7 +110,7 @@ impl Cli {
                 ExitCode::from(2)
             }
             failure => {
-                output::remark(&failure.sentence());
+                output::remark(&telemetry::chain(&failure));
                 ExitCode::FAILURE
             }
         }

@@ -4,7 +4,7 @@
 //! handler hands over to a use case of [`Services`] and renders what comes back. Never sees the
 //! store.
 //!
-//! To add a route: a handler in [`public`], its line in [`public_routes`], and a file of its own
+//! To add a route: a handler in `public`, its line in `public_routes`, and a file of its own
 //! under `tests/it/http`.
 
 mod body;

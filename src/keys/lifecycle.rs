@@ -360,10 +360,10 @@ mod tests {
 
     const POLICY: Policy = Policy {
         poll: Duration::from_millis(250),
-        jwks_max_age: Duration::from_secs(300),
+        jwks_max_age: Duration::from_mins(5),
         clock_skew: Duration::from_secs(5),
-        period: Duration::from_secs(30 * 24 * 3600),
-        offline_limit: Duration::from_secs(900),
+        period: Duration::from_hours(30 * 24),
+        offline_limit: Duration::from_mins(15),
     };
 
     fn at(seconds: i64) -> Timestamp {

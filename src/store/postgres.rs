@@ -1,13 +1,17 @@
 //! What only Postgres needs.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool, Postgres,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
     OpenError, Store,
@@ -24,13 +28,15 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection that has been idle for longer is asked whether it still lives before its use.
 const PING_AFTER: Duration = Duration::from_secs(1);
 
+/// How long to wait before listening is tried again.
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 #[async_trait]
 impl Dialect for Postgres {
     const BEGIN_WRITE: &'static str = "begin";
     const BEGIN_READ: &'static str = "begin isolation level repeatable read read only";
     const DATABASE_TIME: &'static str =
         "select (extract(epoch from clock_timestamp()) * 1000)::bigint";
-    type Hint = Mutex<Option<PgListener>>;
 
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
         // serialization_failure and deadlock_detected
@@ -45,30 +51,27 @@ impl Dialect for Postgres {
         Ok(())
     }
 
-    fn committed(_: &Self::Hint) {}
-
-    async fn hinted(hint: &Self::Hint, pool: &PgPool) {
-        let mut listener = hint.lock().await;
-        if let Some(listening) = listener.as_mut() {
-            if listening.recv().await.is_ok() {
-                return;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "backing off from a server that refuses to be listened to; no rule depends on it"
+    )]
+    fn listen(pool: &PgPool, hints: &Arc<Notify>) -> Option<AbortHandle> {
+        let (pool, hints) = (pool.clone(), Arc::clone(hints));
+        let listening = tokio::spawn(async move {
+            while !pool.is_closed() {
+                if let Ok(mut listener) = PgListener::connect_with(&pool).await
+                    && listener.listen(CHANNEL).await.is_ok()
+                {
+                    // What was announced before is not heard of any more.
+                    hints.notify_one();
+                    while listener.recv().await.is_ok() {
+                        hints.notify_one();
+                    }
+                }
+                tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
             }
-            *listener = None;
-        } else if let Ok(mut listening) = PgListener::connect_with(pool).await
-            && listening.listen(CHANNEL).await.is_ok()
-        {
-            *listener = Some(listening);
-            // What was announced before is not heard of any more.
-            return;
-        }
-        drop(listener);
-        // Without a listener there are no hints; the caller's own poll comes, and then asks again.
-        std::future::pending::<()>().await;
-    }
-
-    async fn unhinted(hint: &Self::Hint) {
-        // The pool waits for its connections, also for that of a listener that nobody waits on.
-        *hint.lock().await = None;
+        });
+        Some(listening.abort_handle())
     }
 }
 
@@ -110,7 +113,9 @@ pub(super) async fn open(
         writers: pool.clone(),
         readers: pool,
         entropy: entropy.clone(),
-        hint: Mutex::default(),
+        hints: Arc::default(),
+        listening: OnceLock::new(),
+        _serving: None,
     };
     store.found(now).await.map_err(OpenError::Store)?;
     Ok(Arc::new(store))

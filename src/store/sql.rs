@@ -3,11 +3,17 @@
 //! Portable means: `$1` placeholders, `on conflict`, `returning`, `uuid` ids, 64-bit integers for
 //! everything that counts or tells time, `text`. Lists and documents are JSON text.
 
-use std::{collections::HashMap, str::FromStr};
+use std::{
+    collections::HashMap,
+    fs::File,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sqlx::{Database, Executor, IntoArguments, Pool, Row as _, Transaction, migrate::Migrate};
+use tokio::{sync::Notify, task::AbortHandle};
 use uuid::Uuid;
 
 use super::{Snapshot, Store, StoreError};
@@ -38,23 +44,14 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     const BEGIN_READ: &'static str;
     /// Selects the database's clock in milliseconds since 1970.
     const DATABASE_TIME: &'static str;
-    /// What wakes [`Store::changed`].
-    type Hint: Send + Sync + 'static;
-
     /// Whether a failure means that another transaction was in the way.
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool;
 
     /// Tells listening nodes of new changes, with the commit.
     async fn announce(connection: &mut Self::Connection) -> Result<(), sqlx::Error>;
 
-    /// After the commit of this process's own change.
-    fn committed(hint: &Self::Hint);
-
-    /// Waits for a hint.
-    async fn hinted(hint: &Self::Hint, pool: &Pool<Self>);
-
-    /// Gives back what waiting for hints holds of a pool that is being closed.
-    async fn unhinted(hint: &Self::Hint);
+    /// Turns what other processes announce into hints, where the engine lets them announce it.
+    fn listen(pool: &Pool<Self>, hints: &Arc<Notify>) -> Option<AbortHandle>;
 }
 
 /// The store over one engine.
@@ -65,8 +62,12 @@ pub(super) struct SqlStore<DB: Dialect> {
     pub(super) readers: Pool<DB>,
     /// Draws the ids of events and epochs.
     pub(super) entropy: Entropy,
-    /// What wakes `changed`.
-    pub(super) hint: DB::Hint,
+    /// Wakes [`Store::changed`].
+    pub(super) hints: Arc<Notify>,
+    /// The task behind [`Dialect::listen`], begun when hints are first waited for.
+    pub(super) listening: OnceLock<Option<AbortHandle>>,
+    /// The lock on a file that is being served; released by the operating system at the latest.
+    pub(super) _serving: Option<File>,
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -169,7 +170,7 @@ where
         let position = Self::publish(&mut tx, &done.topics, now).await?;
         DB::announce(&mut tx).await?;
         tx.commit().await?;
-        DB::committed(&self.hint);
+        self.hints.notify_one();
         Ok(Applied {
             position,
             revision: done.revision,
@@ -856,7 +857,9 @@ where
     }
 
     async fn changed(&self) {
-        DB::hinted(&self.hint, &self.readers).await;
+        self.listening
+            .get_or_init(|| DB::listen(&self.readers, &self.hints));
+        self.hints.notified().await;
     }
 
     async fn database_time(&self) -> Result<Timestamp, StoreError> {
@@ -942,7 +945,10 @@ where
     async fn close(&self) {
         // From here on nobody can listen anew, and who listens is woken.
         let closing = self.writers.close();
-        DB::unhinted(&self.hint).await;
+        // The pool waits for its connections, also for that of the listener.
+        if let Some(listening) = self.listening.get().and_then(Option::as_ref) {
+            listening.abort();
+        }
         closing.await;
         self.readers.close().await;
     }

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use sqlx::{
     Sqlite, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
     OpenError, Store,
@@ -30,20 +30,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many connections read side by side.
 const READERS: u32 = 4;
 
-/// What wakes `changed`: this process's own commits. Those of other processes are found by polling.
-pub(super) struct Hint {
-    committed: Notify,
-    /// Held for as long as the database is served; released by the operating system at the latest.
-    _serving: Option<File>,
-}
-
 #[async_trait]
 impl Dialect for Sqlite {
     // Immediate: a transaction that will write waits for its turn before it reads.
     const BEGIN_WRITE: &'static str = "begin immediate";
     const BEGIN_READ: &'static str = "begin deferred";
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
-    type Hint = Hint;
 
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
         // SQLITE_BUSY and its extended codes
@@ -55,15 +47,10 @@ impl Dialect for Sqlite {
         Ok(())
     }
 
-    fn committed(hint: &Hint) {
-        hint.committed.notify_one();
+    fn listen(_: &SqlitePool, _: &Arc<Notify>) -> Option<AbortHandle> {
+        // The commits of other processes are found by polling.
+        None
     }
-
-    async fn hinted(hint: &Hint, _: &SqlitePool) {
-        hint.committed.notified().await;
-    }
-
-    async fn unhinted(_: &Hint) {}
 }
 
 /// Opens and migrates a database file, creating it if need be.
@@ -138,10 +125,9 @@ pub(super) async fn open(
         writers,
         readers,
         entropy: entropy.clone(),
-        hint: Hint {
-            committed: Notify::new(),
-            _serving: serving,
-        },
+        hints: Arc::default(),
+        listening: OnceLock::new(),
+        _serving: serving,
     };
     store.found(now).await.map_err(OpenError::Store)?;
     Ok(Arc::new(store))

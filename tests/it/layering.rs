@@ -124,6 +124,12 @@ fn what_belongs_to_one_layer_is_named_in_no_other() {
                 path.display()
             );
         }
+        let sees_store = imports(&code).contains("store");
+        assert!(
+            module != "http" || !sees_store,
+            "{} sees the store",
+            path.display()
+        );
         assert!(
             module != "domain" || !code.contains("async "),
             "{} is async",
