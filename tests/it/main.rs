@@ -9,6 +9,7 @@
 
 mod cli;
 mod corpus;
+mod http;
 mod keys;
 mod layering;
 mod store;

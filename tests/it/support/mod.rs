@@ -1,6 +1,8 @@
 //! What tests need around them.
 
 pub(crate) mod database;
+pub(crate) mod oracle;
+pub(crate) mod server;
 
 use std::time::Duration;
 

@@ -1,0 +1,172 @@
+//! Bodies that are no form, too large, or too slow (RFC 6749 §3.2, RFC 9110 §15.5).
+
+use std::{pin::pin, time::Duration};
+
+use countersign::clock::{ManualClock, Timestamp};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::{MALFORMED, refused};
+use crate::support::{
+    server::{FORM, GRANT, Setup, TestServer, answer, read_to_end, send_raw},
+    soon,
+};
+
+const TOO_LARGE: super::Refusal = (413, "invalid_request", "too_large");
+
+#[tokio::test]
+async fn a_body_that_is_no_well_formed_form_is_refused() {
+    let server = TestServer::start().await;
+    let good = b"grant_type=client_credentials";
+    for end in [
+        &b"&scope=%"[..],
+        b"&scope=%2",
+        b"&scope=%zz",
+        b"&%=x",
+        b"&scope=%ff",
+        b"&scope=%c3%28",
+        b"&scope=\xff",
+        b"&\xc3=x",
+        // An overlong slash and half of a surrogate pair.
+        b"&scope=%c0%af",
+        b"&scope=%ed%a0%80",
+    ] {
+        refused(server.by_app_with([good, end].concat()), MALFORMED).await;
+    }
+    let many = format!("grant_type=client_credentials{}", "&x=1".repeat(64));
+    refused(server.by_app_with(many), MALFORMED).await;
+}
+
+#[tokio::test]
+async fn a_body_of_another_media_type_is_refused() {
+    let server = TestServer::start().await;
+    let json = server
+        .by_app()
+        .json(&serde_json::json!({"grant_type": "client_credentials"}));
+    refused(json, MALFORMED).await;
+    for media_type in [
+        "",
+        "text/plain",
+        "multipart/form-data; boundary=x",
+        "application/x-www-form-urlencoded-not",
+        "application/json; application/x-www-form-urlencoded",
+    ] {
+        let request = server.by_app().header(CONTENT_TYPE, media_type);
+        refused(request.body("grant_type=client_credentials"), MALFORMED).await;
+    }
+    refused(
+        server.by_app().body("grant_type=client_credentials"),
+        MALFORMED,
+    )
+    .await;
+}
+
+/// What is not unpacked cannot be a bomb.
+#[tokio::test]
+async fn a_compressed_body_is_refused() {
+    let server = TestServer::start().await;
+    for coding in ["gzip", "br", "deflate", "gzip, identity"] {
+        let request = server.by_app().header(CONTENT_ENCODING, coding);
+        refused(request.form(&GRANT), MALFORMED).await;
+    }
+    let plain = server.by_app().header(CONTENT_ENCODING, "identity");
+    assert_eq!(answer(plain.form(&GRANT)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused() {
+    let server = Setup::new()
+        .set("limits.request_body_bytes", "2000")
+        .start()
+        .await;
+    let of_length = |length: usize| {
+        let form = "grant_type=client_credentials&x=";
+        form.to_owned() + &"x".repeat(length - form.len())
+    };
+    assert_eq!(
+        answer(server.by_app_with(of_length(2000))).await.status,
+        200
+    );
+    refused(server.by_app_with(of_length(2001)), TOO_LARGE).await;
+    refused(server.by_app_with(of_length(1 << 20)), TOO_LARGE).await;
+}
+
+/// A length that is announced is believed before anything is read.
+#[tokio::test]
+async fn a_body_announced_as_too_large_is_refused_unread() {
+    let server = TestServer::start().await;
+    let head = head("Content-Length: 1048576\r\n");
+    let mut connection = server.connect().await;
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    soon(connection.read_exact(&mut status)).await.unwrap();
+    assert_eq!(status, *b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_is_refused_as_soon_as_it_is_too_large() {
+    let server = TestServer::start().await;
+    let mut connection = server.connect().await;
+    let head = head("Transfer-Encoding: chunked\r\n");
+    connection.write_all(head.as_bytes()).await.unwrap();
+    // It would be one MiB; the answer comes before its end.
+    let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
+    for _ in 0..17 {
+        connection.write_all(chunk.as_bytes()).await.unwrap();
+    }
+    let mut status = [0; 12];
+    soon(connection.read_exact(&mut status)).await.unwrap();
+    assert_eq!(status, *b"HTTP/1.1 413");
+}
+
+/// RFC 9110 §15.5.9: a sender that dribbles does not hold a connection for ever.
+#[tokio::test]
+async fn a_body_that_does_not_arrive_in_time_is_refused() {
+    let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
+    let server = Setup::new().clock(clock.clone()).start().await;
+    let mut connection = server.connect().await;
+    let request = head("Content-Length: 29\r\n") + "grant_type=client_";
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = pin!(soon(read_to_end(&mut connection)));
+    // The server may not have begun to read yet: time goes on until it answers.
+    let answer = loop {
+        tokio::select! {
+            answer = &mut answer => break answer,
+            () = tokio::task::yield_now() => clock.advance(Duration::from_secs(1)),
+        }
+    };
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("countersign-reason: too_slow"), "{answer}");
+}
+
+/// RFC 9112 §6.3 and §11.2: where one request ends must not be open to interpretation (smuggling).
+#[tokio::test]
+async fn a_request_of_ambiguous_length_is_refused_and_ends_the_connection() {
+    let server = TestServer::start().await;
+    let smuggled = "GET /health/live HTTP/1.1\r\nHost: issuer.example\r\n\r\n";
+    for headers in [
+        "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        "Content-Length: 0\r\nContent-Length: 55\r\n",
+        "Content-Length: +0\r\n",
+        "Content-Length: 0x0\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+    ] {
+        let request = head(headers) + "0\r\n\r\n" + smuggled;
+        let answers = send_raw(server.public, &request).await;
+        assert!(answers.starts_with("HTTP/1.1 400"), "{headers}: {answers}");
+        assert_eq!(
+            answers.matches("HTTP/1.1 ").count(),
+            1,
+            "{headers}: {answers}"
+        );
+    }
+}
+
+/// The head of a token request with these further headers.
+fn head(headers: &str) -> String {
+    format!(
+        "POST /oauth2/token HTTP/1.1\r\nHost: issuer.example\r\nContent-Type: {FORM}\r\n{headers}\r\n"
+    )
+}

@@ -1,0 +1,49 @@
+//! `POST /oauth2/token` (RFC 6749 §3.2).
+
+mod authentication;
+mod body;
+mod cors;
+mod issuing;
+mod refusal;
+
+use reqwest::{RequestBuilder, header::AUTHORIZATION};
+
+use crate::support::server::{Answer, answer};
+
+/// What a refusal says: its status, `error`, and the word in `Countersign-Reason`.
+type Refusal = (u16, &'static str, &'static str);
+
+const MALFORMED: Refusal = (400, "invalid_request", "malformed");
+const REPEATED: Refusal = (400, "invalid_request", "repeated_parameter");
+const SEVERAL_WAYS: Refusal = (400, "invalid_request", "several_client_authentications");
+const INVALID_CLIENT: Refusal = (401, "invalid_client", "client_authentication");
+
+/// Sends a request that must be refused in this way, and checks what all refusals have in common
+/// (RFC 6749 §5.2).
+async fn refused(request: RequestBuilder, (status, error, reason): Refusal) -> Answer {
+    let sent = request.try_clone().unwrap().build().unwrap();
+    let answer = answer(request).await;
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert_eq!(answer.header("countersign-reason"), Some(reason));
+    assert!(answer.header("x-request-id").is_some(), "{answer:?}");
+    // "If the client attempted to authenticate via the Authorization request header field, the
+    // authorization server MUST respond with 401 and include the WWW-Authenticate response header".
+    let challenged = status == 401 && sent.headers().contains_key(AUTHORIZATION);
+    assert_eq!(
+        answer.header("www-authenticate"),
+        challenged.then_some("Basic realm=\"countersign\", charset=\"UTF-8\"")
+    );
+
+    let body = answer.json();
+    let members = body.as_object().unwrap();
+    assert_eq!(members.len(), 2, "{body}");
+    assert_eq!(members["error"], error);
+    let description = members["error_description"].as_str().unwrap();
+    // %x20-21 / %x23-5B / %x5D-7E
+    let allowed = |byte| matches!(byte, 0x20..=0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    assert!(description.bytes().all(allowed), "{description}");
+    assert!(!description.is_empty());
+    answer
+}

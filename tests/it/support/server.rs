@@ -1,0 +1,363 @@
+//! The service in this process: production mode, free ports, a database and keys of its own.
+//!
+//! Tests speak HTTP to it. What operators do beside it goes through store handles of the test's
+//! own, as from another process.
+
+use std::{net::SocketAddr, sync::Arc, thread::JoinHandle};
+
+use countersign::{
+    admin::{
+        client::{ClientAdmin, ClientMetadata},
+        resource::{ResourceAdmin, ResourceMetadata},
+    },
+    app::App,
+    clock::{AgreedClock, Clock, SystemClock},
+    config::{Config, Sources},
+    domain::{
+        change::Cause,
+        id::{ClientId, SecretId},
+    },
+    entropy::Entropy,
+    store::Access,
+};
+use reqwest::{
+    Client, Method, RequestBuilder,
+    header::{CONTENT_TYPE, HeaderMap},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::oneshot,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    database::{Database, Engine, open},
+    soon,
+};
+
+/// The issuer, unless a test sets another.
+pub(crate) const ISSUER: &str = "https://issuer.example";
+/// A resource with the scopes `read` and `write`.
+pub(crate) const API: &str = "https://api.example";
+/// A resource with the scope `files:read`.
+pub(crate) const FILES: &str = "https://files.example/v1";
+/// The media type of forms.
+pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
+
+/// What a server is started with.
+pub(crate) struct Setup {
+    engine: Engine,
+    url: Option<String>,
+    clock: Arc<dyn Clock>,
+    settings: Vec<(String, String)>,
+}
+
+impl Setup {
+    pub(crate) fn new() -> Self {
+        let setup = Self {
+            engine: Engine::Sqlite,
+            url: None,
+            clock: Arc::new(SystemClock::new()),
+            settings: Vec::new(),
+        };
+        setup
+            .set("environment", "production")
+            .set("issuer", ISSUER)
+            .set("public.listen", "127.0.0.1:0")
+            .set("admin.listen", "127.0.0.1:0")
+            // A failed authentication waits for one look at the database.
+            .set("sync.poll_interval_ms", "10")
+    }
+
+    pub(crate) fn on(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Uses the database of this URL.
+    pub(crate) fn at(mut self, url: &str) -> Self {
+        self.url = Some(url.to_owned());
+        self
+    }
+
+    pub(crate) fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts a server that knows the resources [`API`] and [`FILES`] and the client `app`.
+    pub(crate) async fn start(self) -> TestServer {
+        let folder = tempfile::tempdir().unwrap();
+        let (database, url) = if let Some(url) = self.url {
+            (None, url)
+        } else {
+            let database = Database::create(self.engine).await;
+            let url = database.url().to_owned();
+            (Some(database), url)
+        };
+        let keys = folder.path().join("keys").display().to_string();
+        let mut overrides = vec![
+            ("database.url".to_owned(), url.clone()),
+            ("keys.directory".to_owned(), keys),
+        ];
+        overrides.extend(self.settings);
+        let config = Config::load(&Sources {
+            overrides,
+            ..Sources::default()
+        })
+        .unwrap();
+        let entropy = Entropy::new();
+        let clock = AgreedClock::new(Arc::clone(&self.clock));
+        config.master_keys.add(&entropy, clock.now()).unwrap();
+        let issuer = config.issuer(config.public_listen);
+        let store = open(&url, Access::Command).await.unwrap();
+        let resources = ResourceAdmin {
+            store: Arc::clone(&store),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            issuer: issuer.clone(),
+        };
+        for (resource, scopes) in [(API, &["read", "write"][..]), (FILES, &["files:read"])] {
+            let metadata = ResourceMetadata {
+                resource: resource.to_owned(),
+                name: "A resource".to_owned(),
+                scopes: scopes.iter().map(ToString::to_string).collect(),
+                ..ResourceMetadata::default()
+            };
+            let created = resources.create(&metadata, false, &Cause::system()).await;
+            created.unwrap();
+        }
+        let clients = ClientAdmin {
+            store,
+            clock,
+            entropy,
+            issuer: issuer.clone(),
+        };
+        let app = register(&clients, Some("app"), &metadata()).await;
+
+        let (announce, announced) = oneshot::channel();
+        let stop = CancellationToken::new();
+        let thread = std::thread::spawn({
+            let stop = stop.clone();
+            move || serve(config, self.clock, announce, stop)
+        });
+        let [public, admin] = soon(announced).await.unwrap();
+        TestServer {
+            public,
+            admin,
+            issuer,
+            app,
+            clients,
+            stop,
+            thread: Some(thread),
+            _database: database,
+            _folder: folder,
+        }
+    }
+}
+
+/// Runs the service until it is told to stop. On a thread of its own, so that [`TestServer`] can
+/// wait for its end wherever it is dropped.
+fn serve(
+    config: Config,
+    clock: Arc<dyn Clock>,
+    announce: oneshot::Sender<[SocketAddr; 2]>,
+    stop: CancellationToken,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let app = App::build(config, clock).await.unwrap();
+        let addresses = [app.public_address().unwrap(), app.admin_address().unwrap()];
+        announce.send(addresses).unwrap();
+        app.run(stop).await.unwrap();
+    });
+}
+
+/// A client as a test needs it: all resources, all their scopes, [`API`] by default.
+pub(crate) fn metadata() -> ClientMetadata {
+    ClientMetadata {
+        client_name: "A client".to_owned(),
+        scope: "read write files:read".to_owned(),
+        resources: vec![API.to_owned(), FILES.to_owned()],
+        default_resource: Some(API.to_owned()),
+        ..ClientMetadata::default()
+    }
+}
+
+/// A registered client with the secret that only it knows; empty for a public one.
+pub(crate) struct Registered {
+    pub(crate) id: String,
+    pub(crate) secret: String,
+    pub(crate) secret_id: Option<SecretId>,
+}
+
+async fn register(
+    clients: &ClientAdmin,
+    id: Option<&str>,
+    metadata: &ClientMetadata,
+) -> Registered {
+    let id = id.map(|id| ClientId::parse(id).unwrap());
+    let created = clients.create(id, metadata, false, &Cause::system()).await;
+    let (client, secret) = created.unwrap();
+    Registered {
+        id: client.client_id.to_string(),
+        secret: secret.map_or(String::new(), |secret| secret.expose().to_owned()),
+        secret_id: client.secrets.first().map(|secret| secret.id),
+    }
+}
+
+/// A running server. Stops when dropped, and waits for that.
+pub(crate) struct TestServer {
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) issuer: String,
+    /// The client that every server knows from its start: [`metadata`], Basic authentication.
+    pub(crate) app: Registered,
+    /// What operators do, as from another process.
+    pub(crate) clients: ClientAdmin,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+    _database: Option<Database>,
+    _folder: TempDir,
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> Self {
+        Setup::new().start().await
+    }
+
+    /// Registers a client while the server runs.
+    pub(crate) async fn register(&self, metadata: &ClientMetadata) -> Registered {
+        register(&self.clients, None, metadata).await
+    }
+
+    /// A request to the public listener.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        Client::new().request(method, format!("http://{}{path}", self.public))
+    }
+
+    pub(crate) fn get(&self, path: &str) -> RequestBuilder {
+        self.request(Method::GET, path)
+    }
+
+    /// A request to the token endpoint, as yet without client and body.
+    pub(crate) fn token_request(&self) -> RequestBuilder {
+        self.request(Method::POST, "/oauth2/token")
+    }
+
+    /// A request to the token endpoint by the client `app`.
+    pub(crate) fn by_app(&self) -> RequestBuilder {
+        self.token_request()
+            .basic_auth(&self.app.id, Some(&self.app.secret))
+    }
+
+    /// A request to the token endpoint by the client `app`, with this body as it stands.
+    pub(crate) fn by_app_with(&self, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.by_app().header(CONTENT_TYPE, FORM).body(body)
+    }
+
+    /// Gets `app` a token for its default resource.
+    pub(crate) async fn token(&self) -> Answer {
+        answer(self.by_app().form(&GRANT)).await
+    }
+
+    /// Gets another client with Basic authentication a token for its default resource.
+    pub(crate) async fn token_for(&self, client: &Registered) -> Answer {
+        let request = self.token_request();
+        let request = request.basic_auth(&client.id, Some(&client.secret));
+        answer(request.form(&GRANT)).await
+    }
+
+    /// The published keys.
+    pub(crate) async fn jwks(&self) -> String {
+        answer(self.get("/.well-known/jwks.json")).await.body
+    }
+
+    /// A connection to the public listener.
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.public).await.unwrap()
+    }
+
+    /// Tells the server to stop, without waiting for it.
+    pub(crate) fn begin_to_stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let ended = self.thread.take().map_or(Ok(()), JoinHandle::join);
+        assert!(
+            ended.is_ok() || std::thread::panicking(),
+            "the server failed"
+        );
+    }
+}
+
+/// The form of the shortest token request.
+pub(crate) const GRANT: [(&str, &str); 1] = [("grant_type", "client_credentials")];
+
+/// Sends text as it is; returns everything that comes back until the connection ends.
+pub(crate) async fn send_raw(address: SocketAddr, request: &str) -> String {
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    connection.write_all(request.as_bytes()).await.unwrap();
+    read_to_end(&mut connection).await
+}
+
+/// Everything that comes until the other side ends the connection.
+pub(crate) async fn read_to_end(connection: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset ends a connection, too.
+    let _ = soon(connection.read_to_end(&mut bytes)).await;
+    String::from_utf8(bytes).unwrap()
+}
+
+/// A complete answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+/// Sends a request and reads the whole answer.
+pub(crate) async fn answer(request: RequestBuilder) -> Answer {
+    let response = soon(request.send()).await.unwrap();
+    Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: soon(response.text()).await.unwrap(),
+    }
+}
+
+impl Answer {
+    /// The value of a header that is there at most once.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.get_all(name).iter();
+        let value = values.next().map(|value| value.to_str().unwrap());
+        assert!(values.next().is_none(), "{name} is there twice");
+        value
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// The access token of a successful answer.
+    pub(crate) fn access_token(&self) -> String {
+        assert_eq!(self.status, 200, "{}", self.body);
+        self.json()["access_token"].as_str().unwrap().to_owned()
+    }
+}
