@@ -26,11 +26,11 @@ pub(super) enum Command {
     /// Draw a master key into a file of its own
     AddMaster,
     /// Seal new keys under another master key from now on
-    PromoteMaster(OneMaster),
+    PromoteMaster(PromoteMaster),
     /// Seal every key anew under the primary master key
     Rewrap(Rewrap),
     /// Delete the file of a master key that is needed no more
-    RemoveMaster(OneMaster),
+    RemoveMaster(RemoveMaster),
 }
 
 #[derive(Debug, Args)]
@@ -55,12 +55,19 @@ pub(super) struct Revoke {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct OneMaster {
+pub(super) struct PromoteMaster {
     /// Which one
     #[arg(value_name = "ID", value_parser = master_key_id)]
     id: MasterKeyId,
     #[command(flatten)]
     reason: Reason,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveMaster {
+    /// Which one
+    #[arg(value_name = "ID", value_parser = master_key_id)]
+    id: MasterKeyId,
 }
 
 #[derive(Debug, Args)]
@@ -81,10 +88,11 @@ impl Command {
             }
             Self::Masters => masters(context, json).await,
             Self::AddMaster => add_master(&context.config.master_keys, json),
-            Self::PromoteMaster(OneMaster { id, reason }) => {
+            Self::PromoteMaster(PromoteMaster { id, reason }) => {
                 context.keys().promote_master(id, &reason.cause()).await?;
-                said(
+                told(
                     json,
+                    &json!({ "primary": id.to_string() }),
                     &format!(
                         "New keys are sealed under master key {id} from now on. Next: countersign keys rewrap"
                     ),
@@ -92,15 +100,17 @@ impl Command {
             }
             Self::Rewrap(Rewrap { reason }) => {
                 let moved = context.keys().rewrap(&reason.cause()).await?;
-                said(
+                told(
                     json,
+                    &json!({ "rewrapped": moved }),
                     &format!("{moved} keys were sealed anew under the primary master key."),
                 )
             }
-            Self::RemoveMaster(OneMaster { id, .. }) => {
+            Self::RemoveMaster(RemoveMaster { id }) => {
                 let path = context.keys().remove_master(id).await?;
-                said(
+                told(
                     json,
+                    &json!({ "id": id.to_string(), "path": path.display().to_string() }),
                     &format!(
                         "{} is deleted; delete it on the other nodes as well.",
                         path.display()
@@ -241,9 +251,10 @@ pub(super) fn add_master(source: &MasterKeySource, json: bool) -> Result<(), Fai
     Ok(())
 }
 
-fn said(json: bool, sentence: &str) -> Result<(), Failure> {
-    if !json {
-        output::line(sentence)?;
+fn told(json: bool, document: &Value, sentence: &str) -> Result<(), Failure> {
+    if json {
+        Ok(output::json(document)?)
+    } else {
+        Ok(output::line(sentence)?)
     }
-    Ok(())
 }
