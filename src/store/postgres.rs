@@ -100,7 +100,7 @@ pub(super) async fn open(
             Box::pin(async move {
                 // A commit that a crash could undo would bring back what was revoked.
                 connection
-                    .execute("set synchronous_commit = on; set statement_timeout = '10s'; set lock_timeout = '5s'")
+                    .execute("set synchronous_commit = on; set client_min_messages = warning; set statement_timeout = '10s'; set lock_timeout = '5s'")
                     .await?;
                 Ok(())
             })
