@@ -125,14 +125,18 @@ impl MasterKeySource {
         let id = MasterKeyId::from_uuid(entropy.uuid_v7(now)?);
         let path = folder.join(file_name(id));
         let text = Zeroizing::new(base64url::encode(&*Zeroizing::new(entropy.bytes::<32>()?)));
+        // Written under another name first: a crash must not leave a master key without content,
+        // which would be in the way of every later start.
+        let unfinished = folder.join(format!("{}.new", file_name(id)));
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&path)
-            .map_err(at(&path))?;
+            .open(&unfinished)
+            .map_err(at(&unfinished))?;
         file.write_all(text.as_bytes())
             .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(&unfinished, &path))
             .map_err(at(&path))?;
         // The name has to survive a crash as well as the content.
         fs::File::open(folder)
