@@ -40,7 +40,7 @@ pub enum SyncError {
     #[error("setting database.url: {0}")]
     Store(#[from] StoreError),
     /// The master keys could not be read.
-    #[error("setting keys.directory: {0}")]
+    #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
     /// A stored key does not open.
     #[error(transparent)]

@@ -144,7 +144,7 @@ async fn ensure_master_key(config: &Config) -> Result<String, Failure> {
         context.close().await;
         if let Some(needed) = needed?.first() {
             return Err(Failure::Message(format!(
-                "the database needs master key {0}, which is not in {source}; restore master-{0}.key there (setting keys.directory)",
+                "the database needs master key {0}, which is not in {source}; restore master-{0}.key there",
                 needed.id
             )));
         }

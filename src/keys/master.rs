@@ -30,7 +30,7 @@ pub const VARIABLE: &str = "COUNTERSIGN_MASTER_KEY";
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
     /// The folder or a file cannot be read or written.
-    #[error("cannot use {path}: {source}")]
+    #[error("setting keys.directory: cannot use {path}: {source}")]
     File {
         /// Which one.
         path: PathBuf,
@@ -38,7 +38,9 @@ pub enum MasterKeyError {
         source: io::Error,
     },
     /// Others than the owner can read the file.
-    #[error("{path} is readable by others (mode {mode:04o}); run: chmod 600 {path}")]
+    #[error(
+        "setting keys.directory: {path} is readable by others (mode {mode:04o}); run: chmod 600 {path}"
+    )]
     Exposed {
         /// Which one.
         path: PathBuf,
@@ -46,7 +48,7 @@ pub enum MasterKeyError {
         mode: u32,
     },
     /// A file of that name does not hold 32 bytes in base64url.
-    #[error("{0} does not hold a master key (32 bytes in base64url)")]
+    #[error("setting keys.directory: {0} does not hold a master key (32 bytes in base64url)")]
     Malformed(PathBuf),
     /// The variable is not a list of `<id>:<base64url>`.
     #[error("{VARIABLE} is not of the form <id>:<base64url of 32 bytes>[,…]")]
@@ -165,7 +167,7 @@ impl MasterKeySource {
 impl fmt::Display for MasterKeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Folder { path, .. } => path.display().fmt(f),
+            Self::Folder { path, .. } => write!(f, "{} (setting keys.directory)", path.display()),
             Self::Variable(_) => f.write_str(VARIABLE),
         }
     }
