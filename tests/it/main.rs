@@ -12,5 +12,6 @@ mod corpus;
 mod http;
 mod keys;
 mod layering;
+mod process;
 mod store;
 mod support;

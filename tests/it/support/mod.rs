@@ -2,6 +2,7 @@
 
 pub(crate) mod database;
 pub(crate) mod oracle;
+pub(crate) mod process;
 pub(crate) mod server;
 
 use std::time::Duration;

@@ -1,0 +1,26 @@
+//! The program as its operators see it: processes, files, signals, and Postgres going away.
+//!
+//! Here time is real, and conditions are awaited by looking again. Tests that load the machine take
+//! turns ([`turn`]), so that none fails for want of the processor.
+
+mod development;
+mod kill;
+mod master_key;
+mod mistake;
+mod outage;
+mod rotation;
+mod stop;
+
+use tokio::sync::{Mutex, MutexGuard};
+
+/// Waits until no other test loads the machine.
+async fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    TURN.lock().await
+}
+
+/// Prints figures for whoever runs a test by itself (`-- --nocapture`).
+#[expect(clippy::print_stdout, reason = "this is what it is for")]
+fn show(report: &str) {
+    print!("{report}");
+}
