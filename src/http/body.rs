@@ -1,8 +1,22 @@
 //! Reading request bodies within limits.
 
-use actix_web::{HttpRequest, http::header, web::Payload};
-use bytes::BytesMut;
-use futures_util::StreamExt as _;
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    task::{self, Poll},
+};
+
+use actix_web::{
+    Error, HttpMessage as _, HttpRequest,
+    body::{BodySize, BoxBody, EitherBody, MessageBody},
+    dev::{self, ServiceRequest, ServiceResponse},
+    http::header,
+    middleware::Next,
+    web::Payload,
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream};
 
 use super::Services;
 
@@ -74,4 +88,52 @@ async fn read(mut payload: Payload, limit: usize) -> Result<BytesMut, BodyError>
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// Wraps every request: one whose body was not read to its end is the last of its connection.
+///
+/// # Security
+/// actix-web reads the chunks of a body that nobody holds any more for as long as its sender likes,
+/// without any limit. So the answer holds the body until it is sent.
+pub(super) async fn unread_ends_the_connection(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    if !request.headers().contains_key(header::TRANSFER_ENCODING) {
+        return Ok(next.call(request).await?.map_into_left_body());
+    }
+    let payload = Rc::new(RefCell::new(request.take_payload()));
+    let shared = Rc::clone(&payload);
+    let read = stream::poll_fn(move |context| shared.borrow_mut().poll_next_unpin(context));
+    request.set_payload(dev::Payload::Stream {
+        payload: read.boxed_local(),
+    });
+    let response = next.call(request).await?;
+    Ok(response.map_body(|_, body| {
+        EitherBody::right(Holding {
+            body: body.boxed(),
+            _payload: payload,
+        })
+    }))
+}
+
+/// The body of an answer that holds the one of its request.
+struct Holding {
+    body: BoxBody,
+    _payload: Rc<RefCell<dev::Payload>>,
+}
+
+impl MessageBody for Holding {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(context)
+    }
 }

@@ -98,6 +98,7 @@ fn start(
             .app_data(services.clone())
             .configure(|config| routes(config, &services))
             .default_service(web::to(|| async { HttpResponse::NotFound().finish() }))
+            .wrap(from_fn(body::unread_ends_the_connection))
             .wrap(from_fn(log::requests))
     })
     .client_request_timeout(services.request_timeout.unwrap_or(Duration::ZERO))

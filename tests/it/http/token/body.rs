@@ -119,6 +119,38 @@ async fn a_body_in_chunks_is_refused_as_soon_as_it_is_too_large() {
     assert_eq!(status, *b"HTTP/1.1 413");
 }
 
+/// Whoever sends chunks without end holds no connection with them, whatever the answer is.
+#[tokio::test]
+async fn a_body_that_was_not_read_to_its_end_ends_the_connection() {
+    let server = TestServer::start().await;
+    let form = head("Transfer-Encoding: chunked\r\n");
+    let too_large = format!("20000\r\n{}", "x".repeat(0x1_0001));
+    for (status, head, body) in [
+        (413, form.clone(), too_large.as_str()),
+        (400, form.replace(FORM, "text/plain"), "1\r\nx\r\n"),
+        (404, form.replace("/oauth2/token", "/nowhere"), "1\r\nx\r\n"),
+        (405, form.replace("POST", "PUT"), "1\r\nx\r\n"),
+    ] {
+        let answer = send_raw(server.public, &(head + body)).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+        assert!(answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_is_read_and_its_connection_goes_on() {
+    let server = TestServer::start().await;
+    let request =
+        head("Transfer-Encoding: chunked\r\n") + "1d\r\ngrant_type=client_credentials\r\n0\r\n\r\n";
+    let last = "GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answers = send_raw(server.public, &(request + last)).await;
+    assert!(answers.starts_with("HTTP/1.1 401"), "{answers}");
+    assert!(answers.contains("HTTP/1.1 200"), "{answers}");
+}
+
 /// RFC 9110 §15.5.9: a sender that dribbles does not hold a connection for ever.
 #[tokio::test]
 async fn a_body_that_does_not_arrive_in_time_is_refused() {
