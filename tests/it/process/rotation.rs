@@ -485,19 +485,20 @@ async fn of_many_nodes_one_makes_the_next_key_and_all_switch_to_it_on_schedule()
     reach(on_schedule[2].activates_at.plus(Duration::from_secs(1))).await;
     assert!(now().since(on_schedule[2].activates_at) < spans.lead());
     assert_eq!(rotate(&installation, &["--emergency"]).await, Value::Null);
-    pause(spans.lead()).await;
-    let seconds = begun.elapsed().as_secs_f64();
-    traffic.end(tasks).await;
-
+    // Read before the schedule makes yet another key.
     let keys = keys(&database).await;
-    assert_eq!(keys.len(), 5, "one new key for each switch");
-    show(&judge(&traffic, &keys, 4, seconds));
     let events: Vec<(String, i64)> = database
         .rows(
             "select type, count(*) from event \
              where type in ('key.created', 'key.revoked', 'key.rotated') group by type order by type",
         )
         .await;
+    pause(spans.lead()).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    traffic.end(tasks).await;
+
+    show(&judge(&traffic, &keys, 4, seconds));
+    assert_eq!(keys.len(), 5, "one new key for each switch");
     // The first two keys together, then one for each switch of the schedule.
     let expected = [("key.created", 3), ("key.revoked", 1)];
     assert_eq!(
