@@ -1,4 +1,4 @@
-//! No route without a test.
+//! No route without a test, and no test promised that is not there.
 
 use std::{
     fs,
@@ -20,6 +20,19 @@ fn every_route_is_requested_by_some_test() {
     assert!(routes.contains(&"/oauth2/token".to_owned()), "{routes:?}");
     for route in routes {
         assert!(tests.contains(&route), "no test requests {route}");
+    }
+}
+
+#[test]
+fn every_test_that_the_divergences_name_exists() {
+    let read = |file: &str| fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+    let divergences = read("docs/divergences.md");
+    let quoted = divergences.split('`').skip(1).step_by(2);
+    let named: Vec<(&str, &str)> = quoted.filter_map(|text| text.split_once(".rs::")).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for (file, test) in named {
+        let source = read(&format!("{file}.rs"));
+        assert!(source.contains(&format!("fn {test}(")), "{file}.rs::{test}");
     }
 }
 
