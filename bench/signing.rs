@@ -74,7 +74,7 @@ impl Bench {
             primary_master: Some(master),
             keys: vec![sealing::generate(&masters, master, times, &entropy).unwrap()],
         };
-        let ring = KeyRing::open(&schedule, &masters, &entropy).unwrap();
+        let ring = KeyRing::open(&schedule, &masters, &entropy, now).unwrap();
         let minter = Minter {
             issuer: "https://issuer.example".to_owned(),
             default_ttl_seconds: 600,

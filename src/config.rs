@@ -11,14 +11,17 @@ use std::{
     time::Duration,
 };
 
-use config::{Environment, File, FileFormat, Source as _, ValueKind};
+use config::{Environment as Variables, File, FileFormat, Source as _, ValueKind};
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
-use crate::keys::{
-    lifecycle::Policy,
-    master::{self, MasterKeySource},
+use crate::{
+    domain::node::Environment,
+    keys::{
+        lifecycle::Policy,
+        master::{self, MasterKeySource},
+    },
 };
 
 /// Every setting with its default and its meaning.
@@ -59,7 +62,7 @@ pub enum ConfigError {
 }
 
 /// Where settings come from, besides the defaults.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file of `--config`.
     pub file: Option<PathBuf>,
@@ -67,16 +70,6 @@ pub struct Sources {
     pub environment: std::collections::HashMap<String, String>,
     /// `--set KEY=VALUE`.
     pub overrides: Vec<(String, String)>,
-}
-
-/// Whether this is for trying out or for real.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Convenient, and reachable from this machine only.
-    Development,
-    /// Refuses whatever is unsafe.
-    Production,
 }
 
 /// How log lines look.
@@ -96,7 +89,8 @@ pub enum LogFormat {
 #[serde(deny_unknown_fields)]
 struct Written {
     issuer: String,
-    environment: Mode,
+    #[serde(deserialize_with = "environment")]
+    environment: Environment,
     public: Listener,
     admin: Listener,
     database: Database,
@@ -146,11 +140,11 @@ struct Sync {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// The largest body, in bytes.
+    /// The largest body, in bytes; 0 is no limit.
     pub request_body_bytes: usize,
     /// How long a request may take to arrive, in seconds; 0 is for ever.
     pub request_timeout_seconds: u32,
-    /// How long requests may take to finish on stopping, in seconds.
+    /// How long requests may take to finish on stopping, in seconds; 0 is for ever.
     pub shutdown_timeout_seconds: u32,
 }
 
@@ -168,7 +162,7 @@ pub struct Telemetry {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Development or production.
-    pub mode: Mode,
+    pub environment: Environment,
     /// The issuer, where one is set.
     issuer: Option<String>,
     /// The public listener.
@@ -231,9 +225,9 @@ impl Config {
     }
 
     fn check(written: Written, sources: &Sources) -> Result<Self, ConfigError> {
-        let mode = written.environment;
-        let issuer = check_issuer(&written.issuer, mode)?;
-        if mode == Mode::Development {
+        let environment = written.environment;
+        let issuer = check_issuer(&written.issuer, environment)?;
+        if environment == Environment::Development {
             loopback("public.listen", written.public.listen)?;
             loopback("admin.listen", written.admin.listen)?;
         }
@@ -269,10 +263,11 @@ impl Config {
             1,
             86_400,
         )?;
-        if !(1024..=1_048_576).contains(&written.limits.request_body_bytes) {
+        let body = written.limits.request_body_bytes;
+        if body != 0 && !(1024..=1_048_576).contains(&body) {
             return Err(invalid(
                 "limits.request_body_bytes",
-                "must be between 1024 and 1048576",
+                "must be between 1024 and 1048576, or 0 for no limit",
             ));
         }
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
@@ -302,7 +297,7 @@ impl Config {
             },
         };
         Ok(Self {
-            mode,
+            environment,
             issuer,
             public_listen: written.public.listen,
             admin_listen: written.admin.listen,
@@ -324,6 +319,12 @@ fn without_excerpt(error: &config::ConfigError) -> String {
     lines.collect::<Vec<_>>().join(": ")
 }
 
+fn environment<'de, D: Deserializer<'de>>(value: D) -> Result<Environment, D::Error> {
+    let name = String::deserialize(value)?;
+    name.parse()
+        .map_err(|_| D::Error::unknown_variant(&name, &["development", "production"]))
+}
+
 fn merge(sources: &Sources) -> Result<config::Map<String, config::Value>, config::ConfigError> {
     let mut builder =
         config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
@@ -340,7 +341,7 @@ fn merge(sources: &Sources) -> Result<config::Map<String, config::Value>, config
             .build()?;
         builder = builder.add_source(url);
     }
-    let environment = Environment::with_prefix("COUNTERSIGN")
+    let environment = Variables::with_prefix("COUNTERSIGN")
         .prefix_separator("__")
         .separator("__")
         .try_parsing(true)
@@ -353,7 +354,7 @@ fn merge(sources: &Sources) -> Result<config::Map<String, config::Value>, config
             value.clone(),
         )
     });
-    let overrides = Environment::with_prefix("COUNTERSIGN")
+    let overrides = Variables::with_prefix("COUNTERSIGN")
         .prefix_separator("__")
         .separator("__")
         .try_parsing(true)
@@ -416,11 +417,11 @@ fn plain(value: config::Value) -> Value {
     }
 }
 
-fn check_issuer(issuer: &str, mode: Mode) -> Result<Option<String>, ConfigError> {
+fn check_issuer(issuer: &str, environment: Environment) -> Result<Option<String>, ConfigError> {
     if issuer.is_empty() {
-        return match mode {
-            Mode::Development => Ok(None),
-            Mode::Production => Err(invalid(
+        return match environment {
+            Environment::Development => Ok(None),
+            Environment::Production => Err(invalid(
                 "issuer",
                 "is missing; production needs the https URL under which clients reach the service",
             )),
@@ -432,7 +433,7 @@ fn check_issuer(issuer: &str, mode: Mode) -> Result<Option<String>, ConfigError>
             "is no URL; write one like https://auth.example.com",
         )
     })?;
-    if mode == Mode::Production && url.scheme() != "https" {
+    if environment == Environment::Production && url.scheme() != "https" {
         return Err(invalid("issuer", "must begin with https:// in production"));
     }
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
@@ -504,7 +505,7 @@ mod tests {
     #[test]
     fn the_defaults_are_a_development_setup() {
         let config = load(&[]).unwrap();
-        assert_eq!(config.mode, Mode::Development);
+        assert_eq!(config.environment, Environment::Development);
         assert_eq!(config.issuer(config.public_listen), "http://127.0.0.1:8080");
         assert_eq!(config.policy.lead(), Duration::from_millis(615_250));
     }

@@ -7,7 +7,10 @@ use std::{error::Error, io::IsTerminal as _};
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::config::{Config, ConfigError, LogFormat, Mode};
+use crate::{
+    config::{Config, ConfigError, LogFormat},
+    domain::node::Environment,
+};
 
 /// Starts logging for this process; later calls change nothing.
 pub fn init(config: &Config) -> Result<(), ConfigError> {
@@ -17,7 +20,7 @@ pub fn init(config: &Config) -> Result<(), ConfigError> {
             problem: "is neither a level nor a list of levels by module".to_owned(),
         })?;
     let json = match config.telemetry.log_format {
-        LogFormat::Auto => config.mode == Mode::Production,
+        LogFormat::Auto => config.environment == Environment::Production,
         LogFormat::Json => true,
         LogFormat::Text => false,
     };

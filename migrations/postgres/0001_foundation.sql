@@ -7,6 +7,12 @@ create table change_head (
     seq bigint not null
 );
 
+-- What the database is for: development or production.
+create table installation (
+    id smallint primary key check (id = 1),
+    environment text not null
+);
+
 create table change (
     seq bigint primary key,
     topic text not null,

@@ -7,6 +7,12 @@ create table change_head (
     seq integer not null
 ) strict;
 
+-- What the database is for: development or production.
+create table installation (
+    id integer primary key check (id = 1),
+    environment text not null
+) strict;
+
 create table change (
     seq integer primary key,
     topic text not null,

@@ -90,7 +90,7 @@ impl ClientAdmin {
             None => ClientId::parse(&self.entropy.uuid_v7(now)?.to_string())
                 .map_err(|_| AdminError::Conflict("no client id could be drawn".to_owned()))?,
         };
-        let mut client = self.check(client_id, metadata, now).await?;
+        let mut client = self.check(client_id, metadata, &[], now).await?;
         client.demo = demo;
         let mut secret = None;
         if !client.is_public() {
@@ -120,6 +120,24 @@ impl ClientAdmin {
         expected: Option<Revision>,
         cause: &Cause,
     ) -> Result<Client, AdminError> {
+        let mut attempt = 1;
+        loop {
+            match self.update_once(id, patch, expected, cause).await {
+                Err(AdminError::Conflict(_)) if expected.is_none() && attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn update_once(
+        &self,
+        id: &ClientId,
+        patch: &Value,
+        expected: Option<Revision>,
+        cause: &Cause,
+    ) -> Result<Client, AdminError> {
         let before = self.show(id).await?;
         if expected.is_some_and(|expected| expected != before.revision) {
             return Err(AdminError::Conflict(format!(
@@ -135,7 +153,10 @@ impl ClientAdmin {
                 let pointer = format!("/{}", error.path().to_string().replace('.', "/"));
                 AdminError::Invalid(vec![FieldError::new(pointer, error.inner().to_string())])
             })?;
-        let mut client = self.check(id.clone(), &metadata, now).await?;
+        // A resource that was deleted since is no reason to refuse another change.
+        let mut client = self
+            .check(id.clone(), &metadata, &before.resources, now)
+            .await?;
         client.demo = before.demo;
         client.created_at = before.created_at;
         if !client.is_public() {
@@ -292,6 +313,7 @@ impl ClientAdmin {
         &self,
         client_id: ClientId,
         written: &ClientMetadata,
+        already: &[ResourceUri],
         now: Timestamp,
     ) -> Result<Client, AdminError> {
         let stored = self.store.resources().await?;
@@ -301,7 +323,10 @@ impl ClientAdmin {
         let auth_method = review.auth_method(written.token_endpoint_auth_method.as_deref());
         let grant_types = review.grant_types(written.grant_types.as_deref(), auth_method);
         let scope = review.scope(&written.scope);
-        let registered = registered.map(|resource| resource.resource).collect();
+        let registered = registered
+            .map(|resource| resource.resource)
+            .chain(already.iter().cloned())
+            .collect();
         let resources = review.resources(&written.resources, &registered);
         let default_resource = written
             .default_resource

@@ -1,6 +1,6 @@
 //! Signing keys and the master keys that seal them.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -24,9 +24,6 @@ use crate::{
 
 /// How often a change is worked out anew when another node was faster.
 const ATTEMPTS: u32 = 8;
-
-/// How many heartbeats a node may miss before it no longer counts as living.
-const MISSED_HEARTBEATS: u32 = 3;
 
 /// How to rotate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +72,6 @@ pub struct KeyAdmin {
     pub masters: MasterKeySource,
     /// What the life cycle depends on.
     pub policy: Policy,
-    /// How often nodes report themselves.
-    pub heartbeat: Duration,
 }
 
 impl KeyAdmin {
@@ -92,6 +87,7 @@ impl KeyAdmin {
             &schedule,
             &self.masters.load()?,
             &self.entropy,
+            self.clock.now(),
         )?)
     }
 
@@ -115,7 +111,20 @@ impl KeyAdmin {
                 Command::RotateEmergency { discard_next },
             ),
         };
-        self.command(event, cause, |_, _| Ok(command)).await
+        let mut compromised = None;
+        self.command(event, cause, |schedule, now| {
+            if rotation == Rotation::Scheduled {
+                return Ok(command);
+            }
+            // Means the key that was active when it was asked for: where another node was faster
+            // with the same emergency, the key that replaced it is not to go, too.
+            let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
+            let active = lifecycle::active(&times, now).and_then(|index| schedule.keys.get(index));
+            let active = active.map(|key| key.kid.clone());
+            let is_same = *compromised.get_or_insert_with(|| active.clone()) == active;
+            Ok(if is_same { command } else { Command::Ensure })
+        })
+        .await
     }
 
     /// Declares a key compromised. For the active key that is an emergency rotation.
@@ -163,18 +172,29 @@ impl KeyAdmin {
                 self.masters
             )));
         }
-        let since = self.clock.now().minus(self.heartbeat * MISSED_HEARTBEATS);
-        let nodes = self.store.nodes(since).await?;
-        let without: Vec<&str> = nodes
+        // A node that has lost the database reports no more and still signs for this long.
+        let now = self.clock.now();
+        let nodes = self
+            .store
+            .nodes(now.minus(self.policy.offline_limit))
+            .await?;
+        let without: Vec<String> = nodes
             .iter()
             .filter(|node| !node.master_keys.contains(&id))
-            .map(|node| node.name.as_str())
+            .map(|node| {
+                format!(
+                    "{} (seen {} s ago)",
+                    node.name,
+                    now.since(node.seen_at).as_secs()
+                )
+            })
             .collect();
         if !without.is_empty() {
             return Err(AdminError::Conflict(format!(
-                "master key {id} has not reached every node yet: {} {} it not; copy its file there and try again",
+                "master key {id} has not reached every node yet: missing at {}; copy its file there and try \
+                 again (a node that was killed counts for {} s)",
                 without.join(", "),
-                if without.len() == 1 { "has" } else { "have" },
+                self.policy.offline_limit.as_secs(),
             )));
         }
         self.change(EventType::MasterKeyPromoted, cause, |schedule, _| {
@@ -185,7 +205,8 @@ impl KeyAdmin {
             promoted.primary_master = Some(id);
             Ok(Some(promoted))
         })
-        .await
+        .await?;
+        Ok(())
     }
 
     /// Seals every key anew under the primary master key; tells how many were moved.
@@ -291,21 +312,24 @@ impl KeyAdmin {
         &self,
         event: EventType,
         cause: &Cause,
-        decide: impl Fn(&KeySchedule, Timestamp) -> Result<Command, AdminError> + Send + Sync,
+        mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Command, AdminError> + Send,
     ) -> Result<KeyChange, AdminError> {
         let masters = self.masters.load()?;
         let mut lag = None;
         let lag_of_plan = &mut lag;
-        self.change(event, cause, |schedule, now| {
-            let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
-            let plan = lifecycle::plan(&times, decide(schedule, now)?, &self.policy, now)?;
-            *lag_of_plan = plan.verifiers_may_lag_until;
-            self.carry_out(schedule, plan, &masters)
-        })
-        .await?;
-        let ring = KeyRing::open(&self.schedule().await?, &masters, &self.entropy)?;
+        let schedule = self
+            .change(event, cause, |schedule, now| {
+                let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
+                let plan = lifecycle::plan(&times, decide(schedule, now)?, &self.policy, now)?;
+                *lag_of_plan = plan.verifiers_may_lag_until;
+                self.carry_out(schedule, plan, &masters)
+            })
+            .await?;
+        // Shows what was applied; reading it again could fail although it was done.
+        let now = self.clock.now();
+        let ring = KeyRing::open(&schedule, &masters, &self.entropy, now)?;
         Ok(KeyChange {
-            keys: ring.documents(self.clock.now()),
+            keys: ring.documents(now),
             verifiers_may_lag_until: lag,
         })
     }
@@ -329,26 +353,34 @@ impl KeyAdmin {
     }
 
     /// Applies what `decide` makes of the schedule, deciding anew when somebody else was faster.
+    /// Returns the schedule as it is then.
     async fn change(
         &self,
         event: EventType,
         cause: &Cause,
         mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Option<KeySchedule>, AdminError>
         + Send,
-    ) -> Result<(), AdminError> {
+    ) -> Result<KeySchedule, AdminError> {
         let mut attempt = 1;
         loop {
             let now = self.clock.now();
-            let Some(schedule) = decide(&self.schedule().await?, now)? else {
-                return Ok(());
+            let before = self.schedule().await?;
+            let Some(schedule) = decide(&before, now)? else {
+                return Ok(before);
             };
-            match self
-                .store
-                .apply(&Change::PutKeys { schedule, event }, cause, now)
-                .await
-            {
+            let change = Change::PutKeys {
+                schedule: schedule.clone(),
+                event,
+            };
+            match self.store.apply(&change, cause, now).await {
                 Err(StoreError::Conflict) if attempt < ATTEMPTS => attempt += 1,
-                result => return Ok(result.map(|_| ())?),
+                result => {
+                    let revision = result?.revision;
+                    return Ok(KeySchedule {
+                        revision,
+                        ..schedule
+                    });
+                }
             }
         }
     }

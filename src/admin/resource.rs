@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use uuid::Uuid;
 
 use super::{AdminError, FieldError};
 use crate::{
@@ -25,7 +24,7 @@ const ADMIN_SCOPES: &str = "clients:read clients:write events:read families:read
 /// The admin interface as a resource: there without being registered.
 pub fn built_in(issuer: &str) -> Option<Resource> {
     Some(Resource {
-        id: ResourceId::from_uuid(Uuid::nil()),
+        id: ResourceId::ADMIN,
         resource: ResourceUri::parse(&format!("{issuer}/admin")).ok()?,
         name: "Countersign admin interface".to_owned(),
         scopes: Scope::parse(ADMIN_SCOPES).ok()?,
@@ -105,7 +104,7 @@ impl ResourceAdmin {
         if !found {
             return Err(AdminError::NotFound("resource"));
         }
-        if id.uuid().is_nil() {
+        if id == ResourceId::ADMIN {
             return Err(AdminError::Conflict(
                 "the admin interface is built in".to_owned(),
             ));

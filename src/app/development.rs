@@ -83,7 +83,7 @@ async fn ensure_client(
     metadata: &ClientMetadata,
     kept: Option<ClientSecret>,
     context: &Context,
-) -> Result<ClientSecret, AdminError> {
+) -> Result<ClientSecret, StartError> {
     let cause = Cause::system();
     let client_id = ClientId::parse(id).map_err(|_| AdminError::NotFound("client"))?;
     let existing = match clients.show(&client_id).await {
@@ -94,8 +94,11 @@ async fn ensure_client(
                 .await?
                 .0
         }
-        Err(other) => return Err(other),
+        Err(other) => return Err(other.into()),
     };
+    if !existing.demo {
+        return Err(StartError::NotDemo(client_id));
+    }
     if existing
         .resources
         .iter()
@@ -109,13 +112,13 @@ async fn ensure_client(
     }
     let secret = match kept {
         Some(secret) => secret,
-        None => ClientSecret::mint(&context.entropy)?,
+        None => ClientSecret::mint(&context.entropy).map_err(AdminError::Entropy)?,
     };
-    let is_set = existing.secrets.len() == 1
-        && existing
-            .secrets
-            .iter()
-            .all(|stored| bool::from(stored.hash.matches(&secret.hash())));
+    let hash = secret.hash();
+    let is_set = existing
+        .secrets
+        .iter()
+        .any(|stored| bool::from(stored.hash.matches(&hash)));
     if !is_set {
         clients.set_secret(&client_id, &secret, &cause).await?;
     }

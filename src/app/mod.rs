@@ -16,18 +16,23 @@ use std::{
 
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 pub use self::sync::SyncError;
 use crate::{
     admin::{AdminError, client::ClientAdmin, key::KeyAdmin, resource::ResourceAdmin},
     clock::{AgreedClock, Clock, SystemClock},
-    config::{Config, Mode},
+    config::Config,
+    domain::{id::ClientId, node::Environment},
     entropy::Entropy,
     http::{self, Listeners, Servers, Services},
     oauth::{access_token::Minter, metadata, token::TokenEndpoint},
-    store::{self, Access, OpenError, Store, StoreError},
+    store::{self, Access, OpenError, Snapshot, Store, StoreError},
 };
+
+/// How long taking leave of the database may take.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// Why the service does not start, or a command does not run; each is one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,20 @@ pub enum StartError {
          countersign resources delete"
     )]
     DemoRows(String),
+    /// Development was pointed at a database that production has served.
+    #[error(
+        "setting database.url: the database belongs to production; development would add clients whose \
+         secrets lie in data/development.json, and needs a database of its own"
+    )]
+    OfProduction,
+    /// Development found a client of its own name that somebody else has made.
+    #[error(
+        "setting database.url: the database holds a client {0} that is not the demo client; use another database"
+    )]
+    NotDemo(ClientId),
+    /// A part of the service ended by itself.
+    #[error("a background task ended by itself")]
+    TaskEnded,
     /// The file with the secrets of the demo clients cannot be used.
     #[error("cannot use {path}: {source}")]
     DevelopmentFile {
@@ -109,7 +128,7 @@ impl Context {
         let store = store::open(url, access, &entropy, clock.now())
             .await
             .map_err(StartError::Store)?;
-        sync::observe_clock(&*store, &clock).await?;
+        sync::observe_clock(&*store, &clock, config.policy.clock_skew).await?;
         Ok(Self {
             config,
             clock,
@@ -147,7 +166,6 @@ impl Context {
             entropy: self.entropy.clone(),
             masters: self.config.master_keys.clone(),
             policy: self.config.policy,
-            heartbeat: self.config.heartbeat,
         }
     }
 
@@ -174,7 +192,11 @@ impl App {
         let address = public.local_addr().map_err(StartError::Serve)?;
         let issuer = config.issuer(address);
         let context = Context::with_clock(config, issuer, Access::Serve, clock).await?;
-        let is_development = context.config.mode == Mode::Development;
+        let is_development = context.config.environment == Environment::Development;
+        let stored = context.store.enter(context.config.environment).await?;
+        if stored != context.config.environment {
+            return Err(StartError::OfProduction);
+        }
         if !is_development {
             refuse_demo_rows(&*context.store).await?;
         }
@@ -222,9 +244,10 @@ impl App {
 
     /// Serves until `stop` is cancelled, then finishes what has begun.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
-        let tasks = TaskTracker::new();
+        let mut tasks = JoinSet::new();
         let end_tasks = CancellationToken::new();
         let snapshots = Arc::clone(&self.services.snapshots);
+        let clock = self.context.clock.clone();
         let node = tasks::Node::new(&self.context)?;
         node.report().await?;
         tasks.spawn(self.sync.run(end_tasks.clone()));
@@ -234,25 +257,53 @@ impl App {
             end_tasks.clone(),
         ));
         tasks.spawn(node.run(end_tasks.clone()));
-        tasks.close();
         let Servers { running, handles } =
             http::serve(self.listeners, self.services).map_err(StartError::Serve)?;
         tracing::info!(issuer = self.context.issuer, "serving");
         let mut running = std::pin::pin!(running);
         let result = tokio::select! {
-            result = &mut running => result,
+            result = &mut running => result.map_err(StartError::Serve),
             () = stop.cancelled() => {
                 tracing::info!("stopping");
                 let (result, ()) = tokio::join!(running, http::stop(handles));
-                result
+                result.map_err(StartError::Serve)
+            }
+            // None ends before it is told to, but by a panic: better no service than one that no
+            // longer follows its database.
+            _ = tasks.join_next() => {
+                let (_, ()) = tokio::join!(running, http::stop(handles));
+                Err(StartError::TaskEnded)
             }
         };
-        // The tasks end last: requests under way may still need them.
+        // The tasks end last: requests under way may still need them. A database that does not
+        // answer must not keep the process from ending.
         end_tasks.cancel();
-        tasks.wait().await;
-        self.context.close().await;
+        let ending = async {
+            while tasks.join_next().await.is_some() {}
+            self.context.close().await;
+        };
+        if within(&clock, LEAVE, ending).await.is_err() {
+            tracing::warn!("the database did not answer while taking leave");
+        }
         tracing::info!("stopped");
-        result.map_err(StartError::Serve)
+        result
+    }
+}
+
+/// An answer did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the database did not answer in time")]
+pub struct TimedOut;
+
+/// Waits for an answer, but no longer than `limit`.
+async fn within<T>(
+    clock: &AgreedClock,
+    limit: Duration,
+    answer: impl Future<Output = T>,
+) -> Result<T, TimedOut> {
+    tokio::select! {
+        answer = answer => Ok(answer),
+        () = clock.sleep(limit) => Err(TimedOut),
     }
 }
 
@@ -286,8 +337,9 @@ fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartEr
 }
 
 async fn refuse_demo_rows(store: &dyn Store) -> Result<(), StartError> {
-    let clients = store.clients().await?;
-    let resources = store.resources().await?;
+    let Snapshot {
+        clients, resources, ..
+    } = store.snapshot().await?;
     let clients = clients
         .iter()
         .filter(|client| client.demo)
@@ -324,8 +376,14 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
         issuer_path: issuer_path.unwrap_or_default(),
         jwks_max_age: config.policy.jwks_max_age,
-        body_limit: config.limits.request_body_bytes,
+        body_limit: match config.limits.request_body_bytes {
+            0 => usize::MAX,
+            limit => limit,
+        },
         request_timeout: (!request_timeout.is_zero()).then_some(request_timeout),
-        shutdown_timeout: Duration::from_secs(u64::from(config.limits.shutdown_timeout_seconds)),
+        shutdown_timeout: match config.limits.shutdown_timeout_seconds {
+            0 => Duration::MAX,
+            seconds => Duration::from_secs(u64::from(seconds)),
+        },
     }
 }

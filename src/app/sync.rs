@@ -4,14 +4,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
+use super::{Context, TimedOut, within};
 use crate::{
     admin::resource,
     clock::AgreedClock,
     domain::{
         change::{Changes, Position, Topic},
+        client::Client,
         id::ClientId,
-        key::KeyUse,
+        key::{KeySchedule, KeyUse},
     },
     entropy::Entropy,
     keys::{
@@ -30,8 +31,14 @@ const BATCH: u32 = 500;
 /// How often requests may cause a look at the database, at most.
 const BETWEEN_REQUESTED: Duration = Duration::from_millis(100);
 
-/// A look at the database that has not ended by then has failed.
-const TIMEOUT: Duration = Duration::from_secs(4);
+/// How long the database may take to answer before its connections count as lost.
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// How long it may take to read everything.
+const EVERYTHING: Duration = Duration::from_mins(1);
+
+/// Up to how many changed clients are read one by one.
+const ONE_BY_ONE: usize = 20;
 
 /// Why a look at the database failed. The snapshots stay as they were.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +53,8 @@ pub enum SyncError {
     #[error(transparent)]
     Sealing(#[from] SealingError),
     /// The database did not answer in time.
-    #[error("setting database.url: the database did not answer in time")]
-    TimedOut,
+    #[error("setting database.url: {0}")]
+    TimedOut(#[from] TimedOut),
 }
 
 /// Reads changes and updates the snapshots.
@@ -65,17 +72,29 @@ struct Source {
     clock: AgreedClock,
     entropy: Entropy,
     issuer: String,
+    skew: Duration,
 }
 
 /// Measures how far this machine's clock is from the database's.
 pub(super) async fn observe_clock(
     store: &dyn Store,
     clock: &AgreedClock,
+    skew: Duration,
 ) -> Result<(), StoreError> {
     if clock.follows_database() {
         let asked = clock.monotonic();
         let database = store.database_time().await?;
+        let before = clock.offset_ms();
         clock.observe(database, clock.monotonic().saturating_sub(asked));
+        let offset_ms = clock.offset_ms();
+        if Duration::from_millis(before.abs_diff(offset_ms)) > skew {
+            tracing::warn!(
+                offset_ms,
+                before_ms = before,
+                "the database's clock is further from this machine's than keys.clock_skew_seconds allows; \
+                 its time is followed"
+            );
+        }
     }
     Ok(())
 }
@@ -89,6 +108,7 @@ impl Sync {
             clock: context.clock.clone(),
             entropy: context.entropy.clone(),
             issuer: context.issuer.clone(),
+            skew: context.config.policy.clock_skew,
         };
         let read_at = source.clock.monotonic();
         let (position, registry, ring) = source.everything().await?;
@@ -113,7 +133,7 @@ impl Sync {
         let snapshots = self.snapshots();
         let clock = self.source.clock.clone();
         let mut last = clock.monotonic();
-        let mut was_up = true;
+        let mut trouble = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -129,35 +149,40 @@ impl Sync {
             let result = tokio::select! {
                 () = stop.cancelled() => return,
                 result = self.look() => result,
-                () = clock.sleep(TIMEOUT) => Err(SyncError::TimedOut),
             };
             snapshots.freshness.finish(result.is_ok());
-            match &result {
-                Ok(()) if !was_up => tracing::info!("the database can be read again"),
-                Err(error) if was_up => tracing::error!(
-                    error = telemetry::chain(error),
-                    "the database cannot be followed; answering from memory"
-                ),
-                Ok(()) | Err(_) => {}
+            if matches!(result, Err(SyncError::TimedOut(_))) {
+                self.source.store.reconnect();
             }
-            was_up = result.is_ok();
+            let now_in_trouble = result.err().map(|error| telemetry::chain(&error));
+            match &now_in_trouble {
+                None if trouble.is_some() => tracing::info!("the database is followed again"),
+                Some(error) if trouble != now_in_trouble => {
+                    tracing::error!(
+                        error,
+                        "the database cannot be followed; answering from memory"
+                    );
+                }
+                None | Some(_) => {}
+            }
+            trouble = now_in_trouble;
         }
     }
 
     /// One look: reads what has changed and takes it in.
     async fn look(&mut self) -> Result<(), SyncError> {
         let source = &self.source;
-        observe_clock(&*source.store, &source.clock).await?;
+        let observed = observe_clock(&*source.store, &source.clock, source.skew);
+        within(&source.clock, ANSWER, observed).await??;
         loop {
             // What the reading shows is at least as new as the moment before it.
             let read_at = source.clock.monotonic();
-            let changes = source
+            let reading = source
                 .store
-                .changes_since(self.position, BATCH, source.clock.now())
-                .await?;
+                .changes_since(self.position, BATCH, source.clock.now());
+            let changes = within(&source.clock, ANSWER, reading).await??;
             let is_last = changes.rows.len() < BATCH as usize;
-            let next = self.take_in(&changes).await?;
-            self.position = next;
+            self.position = self.take_in(&changes).await?;
             if is_last {
                 self.snapshots.confirm(read_at);
                 return Ok(());
@@ -168,39 +193,36 @@ impl Sync {
     /// Takes changes in; returns the position they lead to.
     async fn take_in(&self, changes: &Changes) -> Result<Position, SyncError> {
         let source = &self.source;
-        if changes.epoch != self.position.epoch {
+        let mut clients = BTreeSet::new();
+        let mut keys = false;
+        let mut everything = changes.epoch != self.position.epoch;
+        for row in &changes.rows {
+            match row.topic {
+                Some(Topic::Client) => clients.extend(ClientId::parse(&row.target)),
+                Some(Topic::Keys) => keys = true,
+                // Read by the revocation feed.
+                Some(Topic::Revocation) => {}
+                // Resources are few and seldom change. What a later version has changed may concern
+                // anything.
+                Some(Topic::Resource) | None => everything = true,
+            }
+        }
+        if everything || clients.len() > ONE_BY_ONE {
             let (position, registry, ring) = source.everything().await?;
             self.snapshots.set_registry(registry);
             self.snapshots.set_ring(ring);
             return Ok(position);
         }
-        let mut clients = BTreeSet::new();
-        let (mut resources, mut keys) = (false, false);
-        for row in &changes.rows {
-            match row.topic {
-                Topic::Client => clients.extend(ClientId::parse(&row.target)),
-                Topic::Resource => resources = true,
-                Topic::Keys => keys = true,
-                // Read by the revocation feed.
-                Topic::Revocation => {}
-            }
-        }
         if keys {
             self.snapshots.set_ring(source.ring().await?);
         }
-        if resources || !clients.is_empty() {
+        if !clients.is_empty() {
             let mut registry = Registry::clone(&self.snapshots.registry());
             let mut updated = Vec::with_capacity(clients.len());
             for id in clients {
-                let client = source.store.client(&id).await?;
-                updated.push((id, client));
+                updated.push((id.clone(), source.client(&id).await?));
             }
             registry.update_clients(updated);
-            if resources {
-                let stored = source.store.resources().await?;
-                registry
-                    .set_resources(stored.into_iter().chain(resource::built_in(&source.issuer)));
-            }
             self.snapshots.set_registry(registry);
         }
         Ok(Position {
@@ -212,22 +234,40 @@ impl Sync {
 
 impl Source {
     async fn everything(&self) -> Result<(Position, Registry, KeyRing), SyncError> {
-        let snapshot = self.store.snapshot().await?;
-        let resources = snapshot
-            .resources
-            .into_iter()
-            .chain(resource::built_in(&self.issuer));
-        let registry = Registry::new(snapshot.clients, resources);
-        let ring = KeyRing::open(&snapshot.schedule, &self.masters.load()?, &self.entropy)?;
-        Ok((snapshot.position, registry, ring))
+        let snapshot = within(&self.clock, EVERYTHING, self.store.snapshot()).await??;
+        let built_in = resource::built_in(&self.issuer);
+        let registry = Registry::new(
+            snapshot.clients,
+            snapshot.resources.into_iter().chain(built_in),
+        );
+        Ok((snapshot.position, registry, self.open(&snapshot.schedule)?))
     }
 
     async fn ring(&self) -> Result<KeyRing, SyncError> {
-        let schedule = self.store.key_schedule(KeyUse::Signing).await?;
+        let reading = self.store.key_schedule(KeyUse::Signing);
+        self.open(&within(&self.clock, ANSWER, reading).await??)
+    }
+
+    fn open(&self, schedule: &KeySchedule) -> Result<KeyRing, SyncError> {
         Ok(KeyRing::open(
-            &schedule,
+            schedule,
             &self.masters.load()?,
             &self.entropy,
+            self.clock.now(),
         )?)
+    }
+
+    /// A client; none if it is gone, or if its row cannot be read.
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>, SyncError> {
+        match within(&self.clock, ANSWER, self.store.client(id)).await? {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(
+                    error = telemetry::chain(&error),
+                    "a client that cannot be read is left out"
+                );
+                Ok(None)
+            }
+            client => Ok(client?),
+        }
     }
 }

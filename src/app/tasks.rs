@@ -1,19 +1,22 @@
 //! What goes on in the background besides `sync`.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, StartError};
+use super::{Context, StartError, within};
 use crate::{
     admin::{AdminError, key::KeyAdmin},
     clock::AgreedClock,
     domain::{self, id::NodeId},
     keys::master::MasterKeySource,
     registry::Snapshots,
-    store::Store,
+    store::{Store, StoreError},
     telemetry,
 };
+
+/// How long the database may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The longest time between two looks at the schedule.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -30,14 +33,22 @@ pub(super) async fn key_schedule(
             () = stop.cancelled() => return,
             () = keys.clock.sleep(pause) => {}
         }
-        if snapshots.ring().lacks_key(&keys.policy, keys.clock.now())
-            && let Err(error) = keys.ensure().await
-        {
-            tracing::warn!(
-                error = telemetry::chain(&error),
-                "the next key could not be made; trying again"
-            );
+        if !snapshots.ring().lacks_key(&keys.policy, keys.clock.now()) {
+            continue;
         }
+        let made = tokio::select! {
+            () = stop.cancelled() => return,
+            made = within(&keys.clock, ANSWER, keys.ensure()) => made,
+        };
+        let problem = match made {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => telemetry::chain(&error),
+            Err(error) => telemetry::chain(&error),
+        };
+        tracing::warn!(
+            error = problem,
+            "the next key could not be made; trying again"
+        );
     }
 }
 
@@ -73,15 +84,27 @@ impl Node {
     }
 
     /// Reports once that this process lives and which master keys it holds.
-    pub(super) async fn report(&self) -> Result<(), AdminError> {
-        let masters = self.masters.load()?;
+    ///
+    /// A node that cannot read its master keys still reports, as one that holds none: it must not
+    /// pass for one that has stopped.
+    pub(super) async fn report(&self) -> Result<(), StoreError> {
+        let master_keys = match self.masters.load() {
+            Ok(masters) => masters.ids().collect(),
+            Err(error) => {
+                tracing::warn!(
+                    error = telemetry::chain(&error),
+                    "the master keys cannot be read"
+                );
+                Vec::new()
+            }
+        };
         let node = domain::node::Node {
             id: self.id,
             name: self.name.clone(),
-            master_keys: masters.ids().collect(),
+            master_keys,
             seen_at: self.clock.now(),
         };
-        Ok(self.store.heartbeat(&node).await?)
+        self.store.heartbeat(&node).await
     }
 
     /// Goes on reporting until `stop` is cancelled, then takes its leave.
@@ -91,15 +114,25 @@ impl Node {
                 () = stop.cancelled() => break,
                 () = self.clock.sleep(self.heartbeat) => {}
             }
-            if let Err(error) = self.report().await {
-                tracing::debug!(
-                    error = telemetry::chain(&error),
-                    "no sign of life could be given"
-                );
+            tokio::select! {
+                () = stop.cancelled() => break,
+                reported = within(&self.clock, ANSWER, self.report()) => match reported {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => unreported(&error),
+                    Err(error) => unreported(&error),
+                }
             }
         }
         if let Err(error) = self.store.forget_node(self.id).await {
             tracing::debug!(error = telemetry::chain(&error), "could not take leave");
         }
     }
+}
+
+/// The trouble itself is logged by `sync`.
+fn unreported(error: &dyn Error) {
+    tracing::debug!(
+        error = telemetry::chain(error),
+        "no sign of life could be given"
+    );
 }

@@ -10,7 +10,8 @@ use super::{Failure, Global, missing_database, output};
 use crate::{
     admin::key::MasterKeyStatus,
     app::{Context, StartError},
-    config::{Config, Mode},
+    config::Config,
+    domain::node::Environment,
     keys::lifecycle::KeyState,
     store::{Access, OpenError},
     telemetry,
@@ -70,24 +71,26 @@ async fn examine_database(context: &Context, report: &mut Report) {
     report.add("clock", clock(context));
     report.add("needed master keys", needed_master_keys(context).await);
     report.add("key schedule", key_schedule(context).await);
-    if context.config.mode == Mode::Production {
+    if context.config.environment == Environment::Production {
         report.add("demo rows", demo_rows(context).await);
     }
 }
 
 fn settings(config: &Config) -> String {
-    let mode = match config.mode {
-        Mode::Development => "development",
-        Mode::Production => "production",
+    let mode = match config.environment {
+        Environment::Development => "development",
+        Environment::Production => "production",
     };
     format!("{mode}, issuer {}", config.issuer(config.public_listen))
 }
 
 fn master_keys(config: &Config) -> Finding {
     let source = &config.master_keys;
-    match (source.load()?.ids().count(), config.mode) {
-        (0, Mode::Development) => Ok(format!("none in {source} yet; the first start makes one")),
-        (0, Mode::Production) => Err(Failure::Message(format!(
+    match (source.load()?.ids().count(), config.environment) {
+        (0, Environment::Development) => {
+            Ok(format!("none in {source} yet; the first start makes one"))
+        }
+        (0, Environment::Production) => Err(Failure::Message(format!(
             "there is none in {source}; restore it there, or for a new service run countersign init"
         ))),
         (count, _) => Ok(format!("{count} in {source}")),

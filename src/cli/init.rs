@@ -15,7 +15,8 @@ use super::{Failure, Global, missing_database, output};
 use crate::{
     app::Context,
     clock::{Clock as _, SystemClock},
-    config::{Config, ConfigError, Mode},
+    config::{Config, ConfigError},
+    domain::node::Environment,
     entropy::Entropy,
     keys::master::MasterKeySource,
     store::Access,
@@ -161,7 +162,7 @@ fn steps(config: &Config, file: &Path, issuer_problem: Option<&str>) -> Vec<Stri
     if let Some(problem) = issuer_problem {
         steps.push(format!("Set issuer in {file}: {problem}."));
     }
-    if config.mode == Mode::Development {
+    if config.environment == Environment::Development {
         steps.push(format!(
             "Set environment = \"production\" in {file}: it says development."
         ));

@@ -130,8 +130,8 @@ named!(
 pub struct ChangeRow {
     /// Its place.
     pub seq: i64,
-    /// What it touched.
-    pub topic: Topic,
+    /// What it touched; none if this version does not know it.
+    pub topic: Option<Topic>,
     /// Which one of them, in the form of the topic.
     pub target: String,
 }

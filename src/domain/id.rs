@@ -37,10 +37,6 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// Identifies an entry of the audit trail.
-    EventId
-);
-uuid_id!(
     /// Identifies a master key; part of its file's name.
     MasterKeyId
 );
@@ -56,6 +52,11 @@ uuid_id!(
     /// Identifies one of a client's secrets; not secret itself.
     SecretId
 );
+
+impl ResourceId {
+    /// The admin interface, which is there without being registered.
+    pub const ADMIN: Self = Self(Uuid::nil());
+}
 
 /// The text is no identifier of the kind asked for.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

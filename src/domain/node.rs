@@ -1,7 +1,20 @@
 //! Running processes of the service, as they report themselves to the others.
 
-use super::id::{MasterKeyId, NodeId};
+use super::{
+    id::{MasterKeyId, NodeId},
+    name::named,
+};
 use crate::clock::Timestamp;
+
+named!(
+    /// What a database, and a process that serves it, are for.
+    Environment {
+        /// For trying out, on one machine.
+        Development = "development",
+        /// For real.
+        Production = "production",
+    }
+);
 
 /// The sign of life of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -136,7 +136,7 @@ pub enum Command {
     RotateScheduled,
     /// Lets the next key take over at once and revokes the active one.
     RotateEmergency {
-        /// Revokes the next keys as well: their private keys may have leaked with the active one.
+        /// Revokes every other key as well: they may have leaked with the active one.
         discard_next: bool,
     },
     /// Declares the key of this index compromised. Revoking the active key is an emergency.
@@ -238,7 +238,7 @@ impl Draft<'_> {
         for (index, state) in states.into_iter().enumerate() {
             match state {
                 KeyState::Active => self.revoke(index),
-                KeyState::Next if discard_next => self.revoke(index),
+                KeyState::Next | KeyState::Retiring if discard_next => self.revoke(index),
                 KeyState::Next => {
                     let earlier =
                         |other: &usize| self.activates_at(*other) < self.activates_at(index);

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     domain::{
-        id::{Kid, MasterKeyId},
+        id::Kid,
         key::{KeySchedule, KeyTimes},
     },
     entropy::Entropy,
@@ -48,23 +48,35 @@ pub struct KeyRing {
     keys: Vec<SigningKey>,
     /// The documents and from when on each holds, earliest first; the first holds from ever.
     published: Vec<(Timestamp, Jwks)>,
-    /// The schedule's revision.
-    pub revision: i64,
-    /// The master key under which new keys are sealed.
-    pub primary_master: Option<MasterKeyId>,
 }
 
 impl KeyRing {
     /// Opens every key of the schedule.
+    ///
+    /// One that is published no more and does not open is left out: nothing depends on it.
     pub fn open(
         schedule: &KeySchedule,
         masters: &MasterKeys,
         entropy: &Entropy,
+        now: Timestamp,
     ) -> Result<Self, SealingError> {
-        let mut keys = Vec::new();
+        let (mut times, mut keys) = (Vec::new(), Vec::new());
         for record in &schedule.keys {
-            let (pair, public) = sealing::open(masters, record, entropy)?;
-            let header = json!({"typ": "at+jwt", "alg": record.algorithm.as_str(), "kid": record.kid.as_str()});
+            let (pair, public) = match sealing::open(masters, record, entropy) {
+                Ok(opened) => opened,
+                Err(error) if !lifecycle::is_published(&record.times, now) => {
+                    let kid = record.kid.as_str();
+                    tracing::error!(kid, %error, "a key that is published no more is left out");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let header = json!({
+                "typ": "at+jwt",
+                "alg": record.algorithm.as_str(),
+                "kid": record.kid.as_str(),
+            });
+            times.push(record.times);
             keys.push(SigningKey {
                 kid: record.kid.clone(),
                 public,
@@ -75,14 +87,11 @@ impl KeyRing {
                 ),
             });
         }
-        let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
         let published = documents(&times, &keys);
         Ok(Self {
             times,
             keys,
             published,
-            revision: schedule.revision,
-            primary_master: schedule.primary_master,
         })
     }
 

@@ -17,6 +17,9 @@ use crate::{
     registry::{Registry, Snapshots},
 };
 
+/// The most resources one token may be for; keeps it within what verifiers read.
+const MOST_RESOURCES: usize = 16;
+
 /// What an access token is to say.
 pub struct AccessGrant<'a> {
     /// The client that gets it.
@@ -62,14 +65,18 @@ impl Minter {
     pub fn mint(&self, grant: &AccessGrant<'_>) -> Result<AccessToken, OAuthError> {
         let ring = self.snapshots.ring();
         let now = self.clock.now();
-        let key = ring
-            .active(now)
-            .filter(|_| !self.is_offline())
-            .ok_or(OAuthError::new(
+        if self.is_offline() {
+            return Err(OAuthError::new(
                 ErrorCode::TemporarilyUnavailable,
                 "offline",
                 "the service has lost its database for too long to issue tokens",
-            ))?;
+            ));
+        }
+        let key = ring.active(now).ok_or(OAuthError::new(
+            ErrorCode::TemporarilyUnavailable,
+            "no_key",
+            "the service has no key to sign with",
+        ))?;
         let ttl = grant
             .client
             .access_token_ttl_seconds
@@ -114,10 +121,10 @@ fn spread(ttl: u32, random: u16) -> u32 {
 
 /// One resource is written as a string, several as an array (RFC 7519 §4.1.3).
 fn audience(resources: &[ResourceUri]) -> Audience<'_> {
-    match resources {
-        [one] => Audience::One(one.as_str().into()),
-        several => Audience::Several(several.iter().map(|uri| uri.as_str().into()).collect()),
-    }
+    resources
+        .iter()
+        .map(|uri| Cow::Borrowed(uri.as_str()))
+        .collect()
 }
 
 /// Serializes and signs claims.
@@ -166,6 +173,9 @@ impl Target {
                 "the client has no default resource; name one in the parameter resource",
             ))?);
         }
+        if targets.len() > MOST_RESOURCES {
+            return Err(unknown_target());
+        }
         let mut available = Scope::default();
         for target in &targets {
             available.extend(
@@ -173,6 +183,14 @@ impl Target {
                     .ok_or_else(unknown_target)?
                     .scopes,
             );
+        }
+        // Whoever receives a token can use it wherever else it is good: never at the admin interface.
+        if targets.len() > 1 && targets.iter().any(|target| registry.is_admin(target)) {
+            return Err(OAuthError::new(
+                ErrorCode::InvalidTarget,
+                "admin_resource",
+                "a token for the admin interface is for nothing else",
+            ));
         }
         let available = available.intersection(&client.scope);
         let scope = match scope {

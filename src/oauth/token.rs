@@ -48,7 +48,9 @@ impl TokenEndpoint {
             .one("grant_type")?
             .ok_or_else(|| malformed("grant_type is missing"))?;
         let credentials = Credentials::of_request(authorization, &form)?;
-        let client = credentials.authenticate(&self.minter.snapshots).await?;
+        let client = credentials
+            .authenticate(&self.minter.snapshots, &self.minter.clock)
+            .await?;
         let grant_type: GrantType = grant_type.parse().map_err(|_| {
             OAuthError::new(
                 ErrorCode::UnsupportedGrantType,

@@ -20,7 +20,7 @@ pub use self::freshness::Freshness;
 use crate::{
     domain::{
         client::Client,
-        id::ClientId,
+        id::{ClientId, ResourceId},
         resource::{Resource, ResourceUri},
     },
     keys::ring::KeyRing,
@@ -83,6 +83,12 @@ impl Registry {
     /// The resource of this identifier.
     pub fn resource(&self, uri: &ResourceUri) -> Option<&Arc<Resource>> {
         self.resources.get(uri)
+    }
+
+    /// Whether this is the admin interface's own resource.
+    pub fn is_admin(&self, uri: &ResourceUri) -> bool {
+        self.resource(uri)
+            .is_some_and(|resource| resource.id == ResourceId::ADMIN)
     }
 
     /// Whether some client has registered this origin for its pages.

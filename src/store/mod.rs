@@ -25,7 +25,7 @@ use crate::{
         client::Client,
         id::{ClientId, NodeId},
         key::{KeySchedule, KeyUse},
-        node::Node,
+        node::{Environment, Node},
         resource::Resource,
     },
 };
@@ -36,6 +36,9 @@ pub enum StoreError {
     /// The database cannot be reached or did not answer: try again later.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// The database answered that it does not do this: its permissions or its schema are wrong.
+    #[error("the database refused")]
+    Refused(#[source] sqlx::Error),
     /// Somebody else was faster, or it exists already: tell the caller.
     #[error("the stored state is not the expected one")]
     Conflict,
@@ -110,7 +113,15 @@ pub trait Store: Send + Sync + 'static {
     /// The key schedule of one use.
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError>;
 
-    /// Records a node's sign of life.
+    /// Throws away every connection: a reading did not end, and what was lost on the way may never
+    /// be reported. Does nothing on an engine without a way to lose anything on.
+    fn reconnect(&self);
+
+    /// Marks what the database is for, and returns what it is for. Once marked for production it
+    /// stays so.
+    async fn enter(&self, environment: Environment) -> Result<Environment, StoreError>;
+
+    /// Records a node's sign of life, and forgets those that gave none for a day.
     async fn heartbeat(&self, node: &Node) -> Result<(), StoreError>;
 
     /// Forgets a node that has stopped.

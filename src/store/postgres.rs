@@ -2,10 +2,11 @@
 
 use std::{
     str::FromStr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool, Postgres,
@@ -15,7 +16,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
     OpenError, Store,
-    sql::{Dialect, SqlStore},
+    sql::{Dialect, Pools, SqlStore},
 };
 use crate::{clock::Timestamp, entropy::Entropy};
 
@@ -83,8 +84,40 @@ pub(super) async fn open(
 ) -> Result<Arc<dyn Store>, OpenError> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|_| OpenError::Url("it is no postgres URL"))?
-        .application_name("countersign");
-    let pool = PgPoolOptions::new()
+        .application_name("countersign")
+        .options([("client_min_messages", "warning")]);
+    {
+        // On a connection of its own: a migration may take longer than any request.
+        let migrating = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.clone())
+            .await
+            .map_err(OpenError::Unreachable)?;
+        sqlx::migrate!("migrations/postgres")
+            .run(&migrating)
+            .await?;
+        migrating.close().await;
+    }
+    let connect = move || pool_options().connect_lazy_with(options.clone());
+    let pool = connect();
+    let store = SqlStore {
+        connect: Some(Box::new(connect)),
+        pools: ArcSwap::from_pointee(Pools {
+            writers: pool.clone(),
+            readers: pool,
+        }),
+        entropy: entropy.clone(),
+        hints: Arc::default(),
+        listening: Mutex::default(),
+        _serving: None,
+    };
+    store.found(now).await.map_err(OpenError::Store)?;
+    Ok(Arc::new(store))
+}
+
+fn pool_options() -> PgPoolOptions {
+    PgPoolOptions::new()
         .max_connections(10)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
@@ -100,23 +133,12 @@ pub(super) async fn open(
             Box::pin(async move {
                 // A commit that a crash could undo would bring back what was revoked.
                 connection
-                    .execute("set synchronous_commit = on; set client_min_messages = warning; set statement_timeout = '10s'; set lock_timeout = '5s'")
+                    .execute(
+                        "set synchronous_commit = on; set statement_timeout = '10s'; \
+                         set lock_timeout = '5s'",
+                    )
                     .await?;
                 Ok(())
             })
         })
-        .connect_with(options)
-        .await
-        .map_err(OpenError::Unreachable)?;
-    sqlx::migrate!("migrations/postgres").run(&pool).await?;
-    let store = SqlStore {
-        writers: pool.clone(),
-        readers: pool,
-        entropy: entropy.clone(),
-        hints: Arc::default(),
-        listening: OnceLock::new(),
-        _serving: None,
-    };
-    store.found(now).await.map_err(OpenError::Store)?;
-    Ok(Arc::new(store))
 }

@@ -6,10 +6,11 @@
 use std::{
     collections::HashMap,
     fs::File,
-    str::FromStr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sqlx::{Database, Executor, IntoArguments, Pool, Row as _, Transaction, migrate::Migrate};
@@ -24,7 +25,7 @@ use crate::{
         client::{Client, Revision},
         id::{ClientId, Kid, MasterKeyId, NodeId, ResourceId, SecretId},
         key::{KeyRecord, KeySchedule, KeyTimes, KeyUse, SealedKey},
-        node::Node,
+        node::{Environment, Node},
         resource::{Resource, ResourceUri},
         scope::Scope,
         secret::{SecretHash, StoredSecret},
@@ -34,6 +35,9 @@ use crate::{
 
 /// How often a transaction is tried again that lost to another one.
 const ATTEMPTS: u32 = 8;
+
+/// After how long without a sign of life a node is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
 
 /// What differs between the engines; nothing else may.
 #[async_trait]
@@ -54,18 +58,26 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     fn listen(pool: &Pool<Self>, hints: &Arc<Notify>) -> Option<AbortHandle>;
 }
 
+/// The connections of a store.
+pub(super) struct Pools<DB: Database> {
+    /// Those that may write.
+    pub(super) writers: Pool<DB>,
+    /// Those that only read.
+    pub(super) readers: Pool<DB>,
+}
+
 /// The store over one engine.
 pub(super) struct SqlStore<DB: Dialect> {
-    /// Connections that may write.
-    pub(super) writers: Pool<DB>,
-    /// Connections that only read.
-    pub(super) readers: Pool<DB>,
+    /// Makes the connections anew, where they can be lost on the way: see [`Store::reconnect`].
+    pub(super) connect: Option<Box<dyn Fn() -> Pool<DB> + Send + Sync>>,
+    /// The connections in use.
+    pub(super) pools: ArcSwap<Pools<DB>>,
     /// Draws the ids of events and epochs.
     pub(super) entropy: Entropy,
     /// Wakes [`Store::changed`].
     pub(super) hints: Arc<Notify>,
     /// The task behind [`Dialect::listen`], begun when hints are first waited for.
-    pub(super) listening: OnceLock<Option<AbortHandle>>,
+    pub(super) listening: Mutex<Option<AbortHandle>>,
     /// The lock on a file that is being served; released by the operating system at the latest.
     pub(super) _serving: Option<File>,
 }
@@ -78,8 +90,26 @@ impl From<sqlx::Error> for StoreError {
             {
                 Self::Conflict
             }
+            sqlx::Error::Database(cause) if !may_pass(&**cause) => Self::Refused(error),
             _ => Self::Unavailable(error),
         }
+    }
+}
+
+/// Whether a failure that the database reports is worth another attempt.
+///
+/// The code is an SQLSTATE, whose first two characters are its class, or a number of `SQLite`.
+fn may_pass(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let Some(code) = error.code() else {
+        return true;
+    };
+    match code.parse::<u32>() {
+        // busy, locked, input or output failed, full, cannot open
+        Ok(number) if code.len() < 5 => matches!(number & 0xff, 5 | 6 | 10 | 13 | 14),
+        // connection, transaction rollback, resources, operator intervention, system
+        _ => ["08", "40", "53", "55", "57", "58"]
+            .iter()
+            .any(|class| code.starts_with(class)),
     }
 }
 
@@ -96,6 +126,24 @@ fn corrupt(table: &'static str, column: &'static str, id: &impl ToString) -> Sto
         column,
         id: id.to_string(),
     }
+}
+
+/// The rows that can be read.
+///
+/// One that cannot must not keep a node from following the others: a later version may have written
+/// it, or somebody by hand. What it stands for is refused meanwhile.
+fn legible<T>(rows: Vec<Result<T, StoreError>>) -> Result<Vec<T>, StoreError> {
+    let mut read = Vec::with_capacity(rows.len());
+    for row in rows {
+        match row {
+            Ok(row) => read.push(row),
+            Err(StoreError::Corrupt { table, column, id }) => {
+                tracing::error!(table, column, id, "a row that cannot be read is left out");
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(read)
 }
 
 /// A list as JSON text.
@@ -143,13 +191,33 @@ where
     for<'a> &'a str: sqlx::ColumnIndex<DB::Row>,
     usize: sqlx::ColumnIndex<DB::Row>,
 {
+    /// Connections that may write.
+    fn writers(&self) -> Pool<DB> {
+        self.pools.load().writers.clone()
+    }
+
+    /// Connections that only read.
+    fn readers(&self) -> Pool<DB> {
+        self.pools.load().readers.clone()
+    }
+
+    fn stop_listening(&self) {
+        let mut listening = self
+            .listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(listening) = listening.take() {
+            listening.abort();
+        }
+    }
+
     async fn try_apply(
         &self,
         change: &Change,
         cause: &Cause,
         now: Timestamp,
     ) -> Result<Applied, StoreError> {
-        let mut tx = self.writers.begin_with(DB::BEGIN_WRITE).await?;
+        let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
         let done = match change {
             Change::PutClient {
                 client,
@@ -514,7 +582,7 @@ where
     pub(super) async fn found(&self, now: Timestamp) -> Result<(), StoreError> {
         sqlx::query::<DB>("insert into change_head (id, epoch, seq) values (1, $1, 0) on conflict (id) do nothing")
             .bind(self.entropy.uuid_v7(now)?)
-            .execute(&self.writers)
+            .execute(&self.writers())
             .await?;
         Ok(())
     }
@@ -549,8 +617,10 @@ where
         Self::client_of(&row, secrets).map(Some)
     }
 
-    async fn read_clients(connection: &mut DB::Connection) -> Result<Vec<Client>, StoreError> {
-        let mut secrets: HashMap<String, Vec<StoredSecret>> = HashMap::new();
+    async fn read_clients(
+        connection: &mut DB::Connection,
+    ) -> Result<Vec<Result<Client, StoreError>>, StoreError> {
+        let mut secrets: HashMap<String, Vec<_>> = HashMap::new();
         for row in sqlx::query::<DB>(
             "select id, client_id, hash, created_at from client_secret order by created_at, id",
         )
@@ -561,7 +631,7 @@ where
             secrets
                 .entry(owner)
                 .or_default()
-                .push(Self::secret_of(&row)?);
+                .push(Self::secret_of(&row));
         }
         let rows = sqlx::query::<DB>(
             "select client_id, client_name, auth_method, grant_types, scope, resources, default_resource, \
@@ -570,21 +640,23 @@ where
         )
         .fetch_all(&mut *connection)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let id: String = Self::column(row, "client", "client_id")?;
-                Self::client_of(row, secrets.remove(&id).unwrap_or_default())
-            })
-            .collect()
+        let read = |row: &DB::Row| {
+            let id: String = Self::column(row, "client", "client_id")?;
+            let secrets = secrets.remove(&id).unwrap_or_default();
+            Self::client_of(row, secrets.into_iter().collect::<Result<_, _>>()?)
+        };
+        Ok(rows.iter().map(read).collect())
     }
 
-    async fn read_resources(connection: &mut DB::Connection) -> Result<Vec<Resource>, StoreError> {
+    async fn read_resources(
+        connection: &mut DB::Connection,
+    ) -> Result<Vec<Result<Resource, StoreError>>, StoreError> {
         let rows = sqlx::query::<DB>(
             "select id, resource, name, scopes, introspection_clients, demo from resource order by resource",
         )
         .fetch_all(connection)
         .await?;
-        rows.iter().map(Self::resource_of).collect()
+        Ok(rows.iter().map(Self::resource_of).collect())
     }
 
     async fn read_schedule(
@@ -758,8 +830,7 @@ where
         let seq: i64 = Self::column(row, TABLE, "seq")?;
         Ok(ChangeRow {
             seq,
-            topic: Topic::from_str(&Self::column::<String>(row, TABLE, "topic")?)
-                .map_err(|_| corrupt(TABLE, "topic", &seq))?,
+            topic: Self::column::<String>(row, TABLE, "topic")?.parse().ok(),
             target: Self::column(row, TABLE, "target")?,
         })
     }
@@ -819,7 +890,7 @@ where
         limit: u32,
         now: Timestamp,
     ) -> Result<Changes, StoreError> {
-        let mut tx = self.readers.begin_with(DB::BEGIN_READ).await?;
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
         let head = Self::read_head(&mut tx).await?;
         let rows = sqlx::query::<DB>(
             "select seq, topic, target from change where seq > $1 order by seq limit $2",
@@ -845,9 +916,9 @@ where
         .bind(epoch)
         .bind(at.epoch)
         .bind(at.seq)
-        .execute(&self.writers)
+        .execute(&self.writers())
         .await?;
-        let mut connection = self.readers.acquire().await?;
+        let mut connection = self.readers().acquire().await?;
         let head = Self::read_head(&mut connection).await?;
         Ok(Changes {
             epoch: head.epoch,
@@ -857,25 +928,43 @@ where
     }
 
     async fn changed(&self) {
-        self.listening
-            .get_or_init(|| DB::listen(&self.readers, &self.hints));
+        {
+            let mut listening = self
+                .listening
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if listening.is_none() {
+                *listening = DB::listen(&self.readers(), &self.hints);
+            }
+        }
         self.hints.notified().await;
+    }
+
+    fn reconnect(&self) {
+        if let Some(connect) = &self.connect {
+            let pool = connect();
+            self.pools.store(Arc::new(Pools {
+                writers: pool.clone(),
+                readers: pool,
+            }));
+            self.stop_listening();
+        }
     }
 
     async fn database_time(&self) -> Result<Timestamp, StoreError> {
         let row = sqlx::query::<DB>(DB::DATABASE_TIME)
-            .fetch_one(&self.readers)
+            .fetch_one(&self.readers())
             .await?;
         let millis: i64 = row.try_get(0)?;
         Ok(Timestamp::from_millis(millis))
     }
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let mut tx = self.readers.begin_with(DB::BEGIN_READ).await?;
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
         let snapshot = Snapshot {
             position: Self::read_head(&mut tx).await?,
-            clients: Self::read_clients(&mut tx).await?,
-            resources: Self::read_resources(&mut tx).await?,
+            clients: legible(Self::read_clients(&mut tx).await?)?,
+            resources: legible(Self::read_resources(&mut tx).await?)?,
             schedule: Self::read_schedule(&mut tx, KeyUse::Signing).await?,
         };
         tx.rollback().await?;
@@ -884,26 +973,27 @@ where
 
     async fn client(&self, id: &ClientId) -> Result<Option<Client>, StoreError> {
         // One moment for both reads, so that nobody sees a client without its secrets.
-        let mut tx = self.readers.begin_with(DB::BEGIN_READ).await?;
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
         let client = Self::read_client(&mut tx, id).await?;
         tx.rollback().await?;
         Ok(client)
     }
 
     async fn clients(&self) -> Result<Vec<Client>, StoreError> {
-        let mut tx = self.readers.begin_with(DB::BEGIN_READ).await?;
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
         let clients = Self::read_clients(&mut tx).await?;
         tx.rollback().await?;
-        Ok(clients)
+        clients.into_iter().collect()
     }
 
     async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
-        let mut connection = self.readers.acquire().await?;
-        Self::read_resources(&mut connection).await
+        let mut connection = self.readers().acquire().await?;
+        let resources = Self::read_resources(&mut connection).await?;
+        resources.into_iter().collect()
     }
 
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {
-        let mut tx = self.readers.begin_with(DB::BEGIN_READ).await?;
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
         let schedule = Self::read_schedule(&mut tx, key_use).await?;
         tx.rollback().await?;
         Ok(schedule)
@@ -919,15 +1009,42 @@ where
         .bind(node.name.clone())
         .bind(list(node.master_keys.iter().map(ToString::to_string)))
         .bind(node.seen_at.millis())
-        .execute(&self.writers)
+        .execute(&self.writers())
         .await?;
+        // A process that was killed took no leave.
+        sqlx::query::<DB>("delete from node where seen_at < $1")
+            .bind(node.seen_at.minus(FORGOTTEN_AFTER).millis())
+            .execute(&self.writers())
+            .await?;
         Ok(())
+    }
+
+    async fn enter(&self, environment: Environment) -> Result<Environment, StoreError> {
+        let sql = match environment {
+            Environment::Development => {
+                "insert into installation (id, environment) values (1, $1) on conflict (id) do nothing"
+            }
+            Environment::Production => {
+                "insert into installation (id, environment) values (1, $1) \
+                 on conflict (id) do update set environment = excluded.environment"
+            }
+        };
+        sqlx::query::<DB>(sql)
+            .bind(environment.as_str().to_owned())
+            .execute(&self.writers())
+            .await?;
+        let row = sqlx::query::<DB>("select environment from installation where id = 1")
+            .fetch_one(&self.writers())
+            .await?;
+        Self::column::<String>(&row, "installation", "environment")?
+            .parse()
+            .map_err(|_| corrupt("installation", "environment", &1))
     }
 
     async fn forget_node(&self, id: NodeId) -> Result<(), StoreError> {
         sqlx::query::<DB>("delete from node where id = $1")
             .bind(id.uuid())
-            .execute(&self.writers)
+            .execute(&self.writers())
             .await?;
         Ok(())
     }
@@ -937,19 +1054,18 @@ where
             "select id, name, master_keys, seen_at from node where seen_at >= $1 order by name, id",
         )
         .bind(since.millis())
-        .fetch_all(&self.readers)
+        .fetch_all(&self.readers())
         .await?;
         rows.iter().map(Self::node_of).collect()
     }
 
     async fn close(&self) {
         // From here on nobody can listen anew, and who listens is woken.
-        let closing = self.writers.close();
+        let writers = self.writers();
+        let closing = writers.close();
         // The pool waits for its connections, also for that of the listener.
-        if let Some(listening) = self.listening.get().and_then(Option::as_ref) {
-            listening.abort();
-        }
+        self.stop_listening();
         closing.await;
-        self.readers.close().await;
+        self.readers().close().await;
     }
 }

@@ -6,10 +6,11 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use sqlx::{
     Sqlite, SqliteConnection, SqlitePool,
@@ -20,7 +21,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::{
     OpenError, Store,
     open::Access,
-    sql::{Dialect, SqlStore},
+    sql::{Dialect, Pools, SqlStore},
 };
 use crate::{clock::Timestamp, entropy::Entropy};
 
@@ -122,11 +123,11 @@ pub(super) async fn open(
         .await
         .map_err(|error| unusable(error, &path))?;
     let store = SqlStore {
-        writers,
-        readers,
+        connect: None,
+        pools: ArcSwap::from_pointee(Pools { writers, readers }),
         entropy: entropy.clone(),
         hints: Arc::default(),
-        listening: OnceLock::new(),
+        listening: Mutex::default(),
         _serving: serving,
     };
     store.found(now).await.map_err(OpenError::Store)?;

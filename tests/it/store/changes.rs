@@ -88,7 +88,7 @@ pub(super) async fn changes_come_in_order_and_no_more_than_asked_for(database: &
         let rows: Vec<(i64, Topic, &str)> = changes
             .rows
             .iter()
-            .map(|row| (row.seq, row.topic, row.target.as_str()))
+            .map(|row| (row.seq, row.topic.unwrap(), row.target.as_str()))
             .collect();
         assert_eq!(rows, expected);
         assert_eq!((changes.epoch, changes.head), (start.epoch, 4));

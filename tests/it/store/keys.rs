@@ -101,7 +101,7 @@ pub(super) async fn a_revoked_key_is_published_once(database: &Database) {
     let published: Vec<(Topic, &str)> = changes
         .rows
         .iter()
-        .map(|row| (row.topic, row.target.as_str()))
+        .map(|row| (row.topic.unwrap(), row.target.as_str()))
         .collect();
     let kid = keys[1].kid.as_str();
     assert_eq!(

@@ -78,12 +78,17 @@ on_both_engines! {
     nodes {
         a_node_is_listed_by_its_last_sign_of_life,
         a_forgotten_node_is_gone,
+        a_node_that_was_silent_for_a_day_is_forgotten,
     }
     opening {
         a_reopened_store_holds_everything,
         a_new_database_can_be_opened_by_eight_at_once,
         a_newer_schema_is_refused,
         a_value_that_cannot_be_is_named,
+        what_cannot_be_read_is_left_out_of_a_snapshot,
+        a_database_once_for_production_stays_so,
+        what_the_database_refuses_is_no_outage,
+        a_store_goes_on_with_new_connections,
         the_time_is_that_of_the_database,
         a_store_closes_also_when_nobody_waits_for_changes_any_more,
     }

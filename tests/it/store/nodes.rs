@@ -48,3 +48,17 @@ pub(super) async fn a_forgotten_node_is_gone(database: &Database) {
         assert_eq!(nodes, [node(2, 1)]);
     }
 }
+
+pub(super) async fn a_node_that_was_silent_for_a_day_is_forgotten(database: &Database) {
+    const DAY: i64 = 24 * 3600 * 1000;
+    let store = database.open().await;
+    for (time, left) in [(0, 1), (DAY, 2), (DAY + 1, 1)] {
+        // Each time another process; the first is a day old at the second, and older at the third.
+        store
+            .heartbeat(&node(if time == 0 { 1 } else { 2 }, time))
+            .await
+            .unwrap();
+        let nodes = store.nodes(Timestamp::from_millis(0)).await.unwrap();
+        assert_eq!(nodes.len(), left, "{time}");
+    }
+}

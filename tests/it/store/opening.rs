@@ -7,7 +7,7 @@ use countersign::{
     domain::{
         change::{Change, Position},
         id::{MasterKeyId, NodeId},
-        node::Node,
+        node::{Environment, Node},
     },
     store::{Access, OpenError, Store, StoreError},
 };
@@ -81,6 +81,8 @@ pub(super) async fn a_newer_schema_is_refused(database: &Database) {
 
 pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {
     async fn read_everything(store: &dyn Store) -> Result<(), StoreError> {
+        store.clients().await?;
+        store.resources().await?;
         let snapshot = store.snapshot().await?;
         let start = Position {
             seq: 0,
@@ -115,7 +117,6 @@ pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {
         ("resource", "introspection_clients", "'[\"a b\"]'", "'[]'"),
         ("sealed_key", "kid", "'short'", &sound_kid),
         ("sealed_key", "algorithm", "'x'", "'ES256'"),
-        ("change", "topic", "'x'", "'client'"),
         ("node", "master_keys", "'[\"x\"]'", "'[]'"),
         ("client_secret", "hash", "substr(hash, 1, 31)", "hash"),
     ] {
@@ -135,6 +136,63 @@ pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {
         }
         database.execute(&set(sound)).await;
     }
+}
+
+pub(super) async fn what_cannot_be_read_is_left_out_of_a_snapshot(database: &Database) {
+    let store = database.open().await;
+    created(&*store, full_client("sound")).await;
+    created(&*store, client("odd")).await;
+    for sql in [
+        "update client set grant_types = '[\"grant of a later version\"]' where client_id = 'odd'",
+        "insert into resource (id, resource, name, scopes, introspection_clients, demo) \
+         select id, 'no resource', '', '', '[]', 0 from client_secret limit 1",
+        "insert into change (seq, topic, target, at) values (99, 'topic of a later version', 'x', 1)",
+    ] {
+        database.execute(sql).await;
+    }
+    let snapshot = store.snapshot().await.unwrap();
+    let ids: Vec<_> = snapshot
+        .clients
+        .iter()
+        .map(|client| client.client_id.as_str())
+        .collect();
+    assert_eq!(ids, ["sound"]);
+    assert_eq!(snapshot.resources, []);
+    let changes = store
+        .changes_since(snapshot.position, 9, NOW)
+        .await
+        .unwrap();
+    assert_eq!(changes.rows[0].topic, None);
+}
+
+pub(super) async fn a_database_once_for_production_stays_so(database: &Database) {
+    let store = database.open().await;
+    for (entered, stored) in [
+        (Environment::Development, Environment::Development),
+        (Environment::Production, Environment::Production),
+        (Environment::Development, Environment::Production),
+    ] {
+        assert_eq!(store.enter(entered).await.unwrap(), stored);
+    }
+}
+
+pub(super) async fn what_the_database_refuses_is_no_outage(database: &Database) {
+    let store = database.open().await;
+    database.execute("drop table node").await;
+    let refused = store.nodes(NOW).await;
+    assert!(
+        matches!(refused, Err(StoreError::Refused(_))),
+        "{refused:?}"
+    );
+}
+
+pub(super) async fn a_store_goes_on_with_new_connections(database: &Database) {
+    let store = database.open().await;
+    created(&*store, client("a")).await;
+    store.reconnect();
+    created(&*store, client("b")).await;
+    assert_eq!(store.clients().await.unwrap().len(), 2);
+    store.close().await;
 }
 
 pub(super) async fn the_time_is_that_of_the_database(database: &Database) {
