@@ -38,7 +38,7 @@ pub(super) struct Rotate {
     /// At once: the active key has leaked and is revoked
     #[arg(long)]
     emergency: bool,
-    /// Revoke the next keys as well: they have leaked with the active one
+    /// Revoke every other key as well: the whole host has leaked
     #[arg(long, requires = "emergency")]
     discard_next: bool,
     #[command(flatten)]
