@@ -8,4 +8,5 @@ mod issuer;
 mod json;
 mod key_set;
 mod property;
+mod ring_provider;
 mod vector;

@@ -220,7 +220,7 @@ fn claim_values(now: u64, offsets: &[i64]) -> Vec<Value> {
 /// Asks jsonwebtoken, at the time of the wall clock.
 fn oracle(token: &str) -> jsonwebtoken::errors::Result<Value> {
     // Only the first call of the process installs it; the others fail, which is as good.
-    let _ = ring_provider::PROVIDER.install_default();
+    let _ = crate::ring_provider::PROVIDER.install_default();
     let Expectation {
         issuer: iss,
         audience,
@@ -298,50 +298,4 @@ fn access_token_claims() -> impl Strategy<Value = AccessTokenClaims<'static>> {
             }
         },
     )
-}
-
-/// Lets jsonwebtoken verify ES256 with ring, and nothing else.
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "jsonwebtoken wants these signatures"
-)]
-mod ring_provider {
-    use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
-    use jsonwebtoken::errors::{ErrorKind, Result};
-    use jsonwebtoken::signature::{Error, Verifier};
-    use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
-    use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
-
-    pub(super) static PROVIDER: CryptoProvider = CryptoProvider {
-        signer_factory: no_signer,
-        verifier_factory: es256_verifier,
-        key_utils: KeyUtils::new_unimplemented(),
-    };
-
-    struct Es256(Vec<u8>);
-
-    impl Verifier<Vec<u8>> for Es256 {
-        fn verify(&self, message: &[u8], signature: &Vec<u8>) -> std::result::Result<(), Error> {
-            UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.0)
-                .verify(message, signature)
-                .map_err(|_| Error::new())
-        }
-    }
-
-    impl JwtVerifier for Es256 {
-        fn algorithm(&self) -> Algorithm {
-            Algorithm::ES256
-        }
-    }
-
-    fn no_signer(_: &Algorithm, _: &EncodingKey) -> Result<Box<dyn JwtSigner>> {
-        Err(ErrorKind::UnsupportedAlgorithm.into())
-    }
-
-    fn es256_verifier(alg: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
-        match alg {
-            Algorithm::ES256 => Ok(Box::new(Es256(key.try_get_as_bytes()?.to_vec()))),
-            _ => Err(ErrorKind::UnsupportedAlgorithm.into()),
-        }
-    }
 }
