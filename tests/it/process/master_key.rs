@@ -1,6 +1,7 @@
 //! The walk from one master key to the next, with two nodes under traffic and every wrong turn.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -117,7 +118,6 @@ async fn a_master_key_is_replaced_under_traffic_and_in_no_wrong_order() {
     let operator = Operator(&here);
     let nodes = [here.start().await, there.start().await];
     let (traffic, tasks) = Traffic::begin(&nodes, &credentials);
-    let at_first = kids(&nodes[0]).await;
     let old: PathBuf = here.master_key_files().remove(0);
     let old_id = id_of(&old);
 
@@ -192,7 +192,6 @@ async fn a_master_key_is_replaced_under_traffic_and_in_no_wrong_order() {
         .await;
     // A change makes both nodes open every key anew, with what they have now.
     let before = kids(&nodes[0]).await;
-    assert_ne!(before, at_first);
     operator.does(&["rotate", "--emergency"]).await;
     let at_last = until("both nodes to publish the same new keys", async || {
         let kids = [kids(&nodes[0]).await, kids(&nodes[1]).await];
@@ -202,9 +201,7 @@ async fn a_master_key_is_replaced_under_traffic_and_in_no_wrong_order() {
 
     let mut tokens = traffic.end(tasks).await;
     tokens.push(nodes[0].token(&credentials).await);
-    let mut signers: Vec<String> = tokens.iter().map(|token| kid_of(token)).collect();
-    signers.sort();
-    signers.dedup();
+    let signers: BTreeSet<String> = tokens.iter().map(|token| kid_of(token)).collect();
     assert_eq!(
         signers.len(),
         3,
