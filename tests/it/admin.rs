@@ -1,0 +1,471 @@
+//! What operators do, where somebody else is faster or something is gone.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use countersign::{
+    admin::{
+        AdminError, FieldError,
+        client::{ClientAdmin, ClientMetadata},
+        key::{KeyAdmin, Rotation},
+        resource::{ResourceAdmin, ResourceMetadata},
+    },
+    clock::{AgreedClock, ManualClock, Timestamp},
+    domain::{
+        change::{Applied, Cause, Change, Changes, Position},
+        client::Client,
+        id::{ClientId, MasterKeyId, NodeId},
+        key::{KeySchedule, KeyUse},
+        node::{Environment, Node},
+        resource::Resource,
+    },
+    entropy::Entropy,
+    keys::{lifecycle::Policy, master::MasterKeySource},
+    store::{Snapshot, Store, StoreError},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::support::database::{Database, Engine};
+
+/// Makes each case a test on each engine. A case takes an office.
+macro_rules! on_both_engines {
+    ($($case:ident,)+) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(&super::Office::open(super::Engine::Sqlite).await).await;
+            })+
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(&super::Office::open(super::Engine::Postgres).await).await;
+            })+
+        }
+    };
+}
+
+on_both_engines! {
+    an_emergency_that_loses_against_the_same_one_revokes_no_second_key,
+    a_rotation_that_loses_against_another_is_too_early,
+    an_emergency_that_discards_next_revokes_every_key_there_was,
+    a_master_key_is_not_promoted_past_a_node_that_may_still_sign,
+    a_client_is_disabled_although_one_of_its_resources_is_gone,
+    an_update_without_a_revision_is_made_to_whatever_is_there,
+    an_update_with_a_revision_that_has_passed_conflicts,
+}
+
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+const POLICY: Policy = Policy {
+    poll: Duration::from_millis(250),
+    jwks_max_age: Duration::from_mins(5),
+    clock_skew: Duration::from_secs(5),
+    period: Duration::from_hours(30 * 24),
+    offline_limit: Duration::from_mins(15),
+};
+
+const EMERGENCY: Rotation = Rotation::Emergency {
+    discard_next: false,
+};
+
+type Deed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A store on which somebody else can be faster.
+struct Contested {
+    store: Arc<dyn Store>,
+    first: Mutex<Option<Deed>>,
+}
+
+#[async_trait]
+impl Store for Contested {
+    async fn apply(
+        &self,
+        change: &Change,
+        cause: &Cause,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError> {
+        let first = self.first.lock().unwrap().take();
+        if let Some(first) = first {
+            first.await;
+        }
+        self.store.apply(change, cause, now).await
+    }
+
+    async fn changes_since(
+        &self,
+        at: Position,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Changes, StoreError> {
+        self.store.changes_since(at, limit, now).await
+    }
+
+    async fn changed(&self) {
+        self.store.changed().await;
+    }
+
+    async fn database_time(&self) -> Result<Timestamp, StoreError> {
+        self.store.database_time().await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.store.snapshot().await
+    }
+
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>, StoreError> {
+        self.store.client(id).await
+    }
+
+    async fn clients(&self) -> Result<Vec<Client>, StoreError> {
+        self.store.clients().await
+    }
+
+    async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
+        self.store.resources().await
+    }
+
+    async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {
+        self.store.key_schedule(key_use).await
+    }
+
+    fn reconnect(&self) {
+        self.store.reconnect();
+    }
+
+    async fn enter(&self, environment: Environment) -> Result<Environment, StoreError> {
+        self.store.enter(environment).await
+    }
+
+    async fn heartbeat(&self, node: &Node) -> Result<(), StoreError> {
+        self.store.heartbeat(node).await
+    }
+
+    async fn forget_node(&self, id: NodeId) -> Result<(), StoreError> {
+        self.store.forget_node(id).await
+    }
+
+    async fn nodes(&self, since: Timestamp) -> Result<Vec<Node>, StoreError> {
+        self.store.nodes(since).await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+/// A database with keys, and two operators: one acts on `contested`, the other is faster.
+struct Office {
+    clock: ManualClock,
+    entropy: Entropy,
+    contested: Arc<Contested>,
+    /// The other operator's.
+    store: Arc<dyn Store>,
+    folder: TempDir,
+    _database: Database,
+}
+
+impl Office {
+    async fn open(engine: Engine) -> Self {
+        let database = Database::create(engine).await;
+        let store = database.open().await;
+        let office = Self {
+            clock: ManualClock::new(NOW),
+            entropy: Entropy::new(),
+            contested: Arc::new(Contested {
+                store: Arc::clone(&store),
+                first: Mutex::default(),
+            }),
+            store,
+            folder: tempfile::tempdir().unwrap(),
+            _database: database,
+        };
+        office.rivals_keys().bootstrap(true).await.unwrap();
+        office
+    }
+
+    fn clock(&self) -> AgreedClock {
+        AgreedClock::new(Arc::new(self.clock.clone()))
+    }
+
+    fn keys_on(&self, store: Arc<dyn Store>) -> KeyAdmin {
+        KeyAdmin {
+            store,
+            clock: self.clock(),
+            entropy: self.entropy.clone(),
+            masters: MasterKeySource::Folder {
+                path: self.folder.path().to_owned(),
+                group_may_read: false,
+            },
+            policy: POLICY,
+        }
+    }
+
+    fn clients_on(&self, store: Arc<dyn Store>) -> ClientAdmin {
+        ClientAdmin {
+            store,
+            clock: self.clock(),
+            entropy: self.entropy.clone(),
+            issuer: "https://issuer.example".to_owned(),
+        }
+    }
+
+    fn keys(&self) -> KeyAdmin {
+        self.keys_on(Arc::<Contested>::clone(&self.contested))
+    }
+
+    fn rivals_keys(&self) -> KeyAdmin {
+        self.keys_on(Arc::clone(&self.store))
+    }
+
+    fn clients(&self) -> ClientAdmin {
+        self.clients_on(Arc::<Contested>::clone(&self.contested))
+    }
+
+    fn rivals_clients(&self) -> ClientAdmin {
+        self.clients_on(Arc::clone(&self.store))
+    }
+
+    fn resources(&self) -> ResourceAdmin {
+        ResourceAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock(),
+            entropy: self.entropy.clone(),
+            issuer: "https://issuer.example".to_owned(),
+        }
+    }
+
+    async fn resource(&self, uri: &str) -> Resource {
+        let metadata = ResourceMetadata {
+            resource: uri.to_owned(),
+            name: "A resource".to_owned(),
+            scopes: vec!["read".to_owned()],
+            ..ResourceMetadata::default()
+        };
+        let created = self.resources().create(&metadata, false, &cause()).await;
+        created.unwrap()
+    }
+
+    /// Registers a client of these resources.
+    async fn client(&self, resources: &[&str]) -> Client {
+        let metadata = ClientMetadata {
+            client_name: "A client".to_owned(),
+            scope: "read".to_owned(),
+            resources: resources.iter().map(ToString::to_string).collect(),
+            ..ClientMetadata::default()
+        };
+        let clients = self.clients();
+        let created = clients.create(None, &metadata, false, &cause()).await;
+        created.unwrap().0
+    }
+
+    /// Lets somebody else act before the next change is applied.
+    fn first(&self, deed: impl Future<Output = ()> + Send + 'static) {
+        let earlier = self.contested.first.lock().unwrap().replace(Box::pin(deed));
+        assert!(earlier.is_none());
+    }
+
+    /// Whether whoever was to be faster has acted.
+    fn was_contested(&self) -> bool {
+        self.contested.first.lock().unwrap().is_none()
+    }
+}
+
+fn cause() -> Cause {
+    Cause::system()
+}
+
+/// The states of keys, by when they activate.
+fn states(keys: &[Value]) -> Vec<&str> {
+    keys.iter()
+        .map(|key| key["state"].as_str().unwrap())
+        .collect()
+}
+
+async fn an_emergency_that_loses_against_the_same_one_revokes_no_second_key(office: &Office) {
+    for rotation in [EMERGENCY, Rotation::Emergency { discard_next: true }] {
+        let revoked = |keys: &[Value]| {
+            let states = states(keys);
+            states.iter().filter(|state| **state == "revoked").count()
+        };
+        let rival = office.rivals_keys();
+        let before = revoked(&rival.list().await.unwrap());
+        let applied = Arc::new(Mutex::new(Vec::new()));
+        office.first({
+            let (rival, applied) = (rival.clone(), Arc::clone(&applied));
+            async move {
+                rival.rotate(rotation, &cause()).await.unwrap();
+                *applied.lock().unwrap() = rival.list().await.unwrap();
+            }
+        });
+        let change = office.keys().rotate(rotation, &cause()).await.unwrap();
+        assert!(office.was_contested());
+        let applied = applied.lock().unwrap().clone();
+        assert!(revoked(&applied) > before);
+        assert_eq!(change.keys, applied);
+        assert_eq!(rival.list().await.unwrap(), applied);
+    }
+}
+
+async fn a_rotation_that_loses_against_another_is_too_early(office: &Office) {
+    office.clock.advance(POLICY.lead() + POLICY.notice());
+    let rival = office.rivals_keys();
+    office.first({
+        let rival = rival.clone();
+        async move {
+            rival.rotate(Rotation::Scheduled, &cause()).await.unwrap();
+        }
+    });
+    let refused = office.keys().rotate(Rotation::Scheduled, &cause()).await;
+    assert!(office.was_contested());
+    assert!(
+        matches!(refused, Err(AdminError::TooEarly { .. })),
+        "{refused:?}"
+    );
+    let keys = rival.list().await.unwrap();
+    assert_eq!(states(&keys), ["active", "next", "next"]);
+}
+
+async fn an_emergency_that_discards_next_revokes_every_key_there_was(office: &Office) {
+    let keys = office.keys();
+    office.clock.advance(POLICY.lead() + POLICY.notice());
+    keys.rotate(Rotation::Scheduled, &cause()).await.unwrap();
+    office.clock.advance(POLICY.notice());
+    let before = keys.list().await.unwrap();
+    assert_eq!(states(&before), ["retiring", "active", "next"]);
+
+    let rotation = Rotation::Emergency { discard_next: true };
+    let after = keys.rotate(rotation, &cause()).await.unwrap();
+    for key in &after.keys {
+        let was_there = before.iter().any(|other| other["kid"] == key["kid"]);
+        assert_eq!(key["state"] == "revoked", was_there, "{key}");
+    }
+    assert_eq!(after.keys.len(), 5);
+    assert!(after.verifiers_may_lag_until.is_some());
+}
+
+async fn a_master_key_is_not_promoted_past_a_node_that_may_still_sign(office: &Office) {
+    let keys = office.keys();
+    let (new, _) = keys.add_master().unwrap();
+    let seen = async |name: &str, ago: Duration, master_keys: &[MasterKeyId]| {
+        let node = Node {
+            id: NodeId::from_uuid(Uuid::from_u128(ago.as_millis())),
+            name: name.to_owned(),
+            master_keys: master_keys.to_vec(),
+            seen_at: NOW.minus(ago),
+        };
+        office.store.heartbeat(&node).await.unwrap();
+    };
+    let silent_for = Duration::from_mins(1);
+    let longest = POLICY.offline_limit;
+    seen("gone", longest + Duration::from_secs(1), &[]).await;
+    seen("silent", silent_for, &[]).await;
+    seen("last", longest, &[]).await;
+    seen("ready", Duration::ZERO, &[new]).await;
+
+    let refused = keys.promote_master(new, &cause()).await.unwrap_err();
+    let AdminError::Conflict(sentence) = refused else {
+        panic!("{refused:?}");
+    };
+    let missing = "missing at last (seen 900 s ago), silent (seen 60 s ago);";
+    assert!(sentence.contains(missing), "{sentence}");
+
+    seen("last", longest, &[new]).await;
+    seen("silent", silent_for, &[new]).await;
+    keys.promote_master(new, &cause()).await.unwrap();
+    let schedule = office.store.key_schedule(KeyUse::Signing).await.unwrap();
+    assert_eq!(schedule.primary_master, Some(new));
+}
+
+async fn a_client_is_disabled_although_one_of_its_resources_is_gone(office: &Office) {
+    const KEPT: &str = "https://kept.example";
+    const GONE: &str = "https://gone.example";
+    office.resource(KEPT).await;
+    let gone = office.resource(GONE).await;
+    let (both, one) = (
+        office.client(&[KEPT, GONE]).await,
+        office.client(&[KEPT]).await,
+    );
+    let deleted = office.resources().delete(gone.id, &cause()).await;
+    deleted.unwrap();
+
+    let clients = office.clients();
+    let patch = json!({"disabled": true});
+    let updated = clients
+        .update(&both.client_id, &patch, None, &cause())
+        .await;
+    let updated = updated.unwrap();
+    assert!(updated.disabled);
+    assert_eq!(updated.resources, both.resources);
+
+    for (client, uri) in [(&both, "https://unknown.example"), (&one, GONE)] {
+        let patch = json!({"resources": [KEPT, uri]});
+        let refused = clients
+            .update(&client.client_id, &patch, None, &cause())
+            .await;
+        let Err(AdminError::Invalid(errors)) = refused else {
+            panic!("{refused:?}");
+        };
+        let pointers: Vec<&str> = errors
+            .iter()
+            .map(|FieldError { pointer, .. }| pointer.as_str())
+            .collect();
+        assert_eq!(pointers, ["/resources/1"]);
+    }
+}
+
+/// Lets somebody else give a client the name "Theirs" first, then disables it.
+async fn disable_second(
+    office: &Office,
+    client: &Client,
+    expected: Option<i64>,
+) -> Result<Client, AdminError> {
+    let (rival, id) = (office.rivals_clients(), client.client_id.clone());
+    office.first(async move {
+        let patch = json!({"client_name": "Theirs"});
+        rival.update(&id, &patch, None, &cause()).await.unwrap();
+    });
+    let patch = json!({"disabled": true});
+    let clients = office.clients();
+    let updated = clients
+        .update(&client.client_id, &patch, expected, &cause())
+        .await;
+    assert!(office.was_contested());
+    updated
+}
+
+async fn an_update_without_a_revision_is_made_to_whatever_is_there(office: &Office) {
+    let client = office.client(&[]).await;
+    let updated = disable_second(office, &client, None).await.unwrap();
+    assert!(updated.disabled);
+    assert_eq!(updated.client_name, "Theirs");
+    assert_eq!(updated.revision, client.revision + 2);
+}
+
+async fn an_update_with_a_revision_that_has_passed_conflicts(office: &Office) {
+    let client = office.client(&[]).await;
+    let first = Some(client.revision);
+    let refused = disable_second(office, &client, first).await;
+    assert!(
+        matches!(refused, Err(AdminError::Conflict(_))),
+        "{refused:?}"
+    );
+    let clients = office.clients();
+    let patch = json!({"disabled": true});
+    let refused = clients
+        .update(&client.client_id, &patch, first, &cause())
+        .await;
+    assert!(
+        matches!(refused, Err(AdminError::Conflict(_))),
+        "{refused:?}"
+    );
+    let stored = clients.show(&client.client_id).await.unwrap();
+    assert!(!stored.disabled);
+    assert_eq!(stored.client_name, "Theirs");
+}
