@@ -1,6 +1,14 @@
 //! Requests that are refused for what they ask (RFC 6749 §5.2, RFC 8707 §2).
 
-use countersign::admin::client::ClientMetadata;
+use std::sync::Arc;
+
+use countersign::{
+    admin::{
+        client::ClientMetadata,
+        resource::{ResourceAdmin, ResourceMetadata},
+    },
+    domain::change::Cause,
+};
 use reqwest::{
     Method,
     header::{CONTENT_TYPE, HeaderName},
@@ -13,6 +21,7 @@ const UNSUPPORTED_GRANT_TYPE: Refusal = (400, "unsupported_grant_type", "grant_t
 const UNAUTHORIZED_CLIENT: Refusal = (400, "unauthorized_client", "grant_type");
 const INVALID_SCOPE: Refusal = (400, "invalid_scope", "scope");
 const INVALID_TARGET: Refusal = (400, "invalid_target", "resource");
+const ADMIN_RESOURCE: Refusal = (400, "invalid_target", "admin_resource");
 
 /// RFC 6749 §3.2: "parameters sent without a value MUST be treated as if they were omitted".
 #[tokio::test]
@@ -183,6 +192,75 @@ async fn a_resource_that_is_malformed_or_unknown_or_not_the_clients_is_refused()
         INVALID_TARGET,
     )
     .await;
+}
+
+/// Whoever receives a token could use it at the admin interface, too.
+#[tokio::test]
+async fn a_token_for_the_admin_interface_is_for_nothing_else() {
+    let server = TestServer::start().await;
+    let admin = format!("{}/admin", server.issuer);
+    let operator = server
+        .register(&ClientMetadata {
+            scope: "read clients:read".to_owned(),
+            resources: vec![API.to_owned(), admin.clone()],
+            ..metadata()
+        })
+        .await;
+    let request = |resources: &[&str]| {
+        let mut form = GRANT.to_vec();
+        form.extend(resources.iter().map(|resource| ("resource", *resource)));
+        let request = server.token_request();
+        let request = request.basic_auth(&operator.id, Some(&operator.secret));
+        request.form(&form)
+    };
+    for resources in [[API, &admin], [&admin, API]] {
+        refused(request(&resources), ADMIN_RESOURCE).await;
+    }
+    for (resource, scope) in [(API, "read"), (&admin, "clients:read")] {
+        let granted = answer(request(&[resource])).await;
+        assert_eq!(granted.json()["scope"], scope);
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_for_16_resources_at_most() {
+    let server = TestServer::start().await;
+    let resources = ResourceAdmin {
+        store: Arc::clone(&server.clients.store),
+        clock: server.clients.clock.clone(),
+        entropy: server.clients.entropy.clone(),
+        issuer: server.issuer.clone(),
+    };
+    let uris: Vec<String> = (0..17)
+        .map(|number| format!("https://{number}.example"))
+        .collect();
+    for uri in &uris {
+        let metadata = ResourceMetadata {
+            resource: uri.clone(),
+            name: "One of many".to_owned(),
+            ..ResourceMetadata::default()
+        };
+        let created = resources.create(&metadata, false, &Cause::system()).await;
+        created.unwrap();
+    }
+    let client = server
+        .register(&ClientMetadata {
+            resources: uris.clone(),
+            default_resource: None,
+            ..metadata()
+        })
+        .await;
+    let request = |uris: &[String]| {
+        let mut form = GRANT.to_vec();
+        form.extend(uris.iter().map(|uri| ("resource", uri.as_str())));
+        let request = server.token_request();
+        request
+            .basic_auth(&client.id, Some(&client.secret))
+            .form(&form)
+    };
+    let granted = answer(request(&uris[..16])).await;
+    assert_eq!(granted.status, 200, "{}", granted.body);
+    refused(request(&uris), INVALID_TARGET).await;
 }
 
 #[tokio::test]
