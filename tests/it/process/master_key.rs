@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -222,6 +223,39 @@ async fn a_master_key_is_replaced_under_traffic_and_in_no_wrong_order() {
             &node.jwks().await
         ));
     }
+}
+
+/// It must not pass for one that has stopped.
+#[tokio::test]
+async fn a_node_that_cannot_read_one_of_its_master_keys_still_counts_as_one_that_lacks_it() {
+    let database = Database::create(Engine::Sqlite).await;
+    let here = Installation::production(database.url())
+        .await
+        .with("sync.heartbeat_seconds", 1);
+    let there = here.twin();
+    let node = there.start().await;
+    here.run(&["keys", "add-master"]).await.done();
+    let new: PathBuf = here.master_key_files().remove(1);
+    let promote = ["keys", "promote-master", &id_of(&new)];
+
+    there.receive(&new);
+    let copy = there.master_key_files().remove(1);
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o644)).unwrap();
+    until("a heartbeat that names no master key", async || {
+        let rows: Vec<(String,)> = database.rows("select master_keys from node").await;
+        (rows[0].0 == "[]").then_some(())
+    })
+    .await;
+    let refused = here.run(&promote).await.refusal();
+    let lacks_it = format!(":{} (seen ", node.process.id());
+    assert!(refused.contains(&lacks_it), "{refused}");
+
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
+    until("a heartbeat that names both", async || {
+        let outcome = here.run(&promote).await;
+        outcome.status.success().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

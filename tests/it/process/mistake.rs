@@ -279,6 +279,35 @@ async fn demo_rows_in_production_give_one_sentence() {
 }
 
 #[tokio::test]
+async fn development_on_a_database_of_production_gives_one_sentence() {
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        let database = Database::create(engine).await;
+        let production = Installation::production(database.url()).await;
+        assert_eq!(production.start().await.stop().await.code(), Some(0));
+        let development = Installation::development().with("database.url", database.url());
+        let says = ["database.url", "belongs to production"];
+        refuses(&development, &[], "development", &says)
+            .await
+            .unwrap();
+        let clients: Vec<(String,)> = database.rows("select client_id from client").await;
+        assert!(clients.is_empty(), "{clients:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_the_demo_clients_name_gives_one_sentence_in_development() {
+    let installation = Installation::development();
+    let ours = ["--client-id", "demo", "--name", "Ours"];
+    let ours = [&["clients", "create"], &ours[..]].concat();
+    installation.run(&ours).await.done();
+    let before = installation.json(&["clients", "show", "demo"]).await;
+    let says = ["database.url", "client demo", "not the demo client"];
+    refuses(&installation, &[], "demo", &says).await.unwrap();
+    let after = installation.json(&["clients", "show", "demo"]).await;
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
 async fn a_second_server_on_one_sqlite_file_gives_one_sentence() {
     let database = Database::create(Engine::Sqlite).await;
     let installation = Installation::production(database.url()).await;
