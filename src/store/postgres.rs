@@ -15,7 +15,7 @@ use sqlx::{
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
-    OpenError, Store,
+    Access, OpenError, Store,
     sql::{Dialect, Pools, SqlStore},
 };
 use crate::{clock::Timestamp, entropy::Entropy};
@@ -76,9 +76,10 @@ impl Dialect for Postgres {
     }
 }
 
-/// Opens and migrates a Postgres database.
+/// Opens and migrates a Postgres database, which any number of processes may serve.
 pub(super) async fn open(
     url: &str,
+    _: Access,
     entropy: &Entropy,
     now: Timestamp,
 ) -> Result<Arc<dyn Store>, OpenError> {
