@@ -3,7 +3,9 @@
 //! Here time is real, and conditions are awaited by looking again. Tests that load the machine take
 //! turns ([`turn`]), so that none fails for want of the processor.
 
+mod corrupt;
 mod development;
+mod frozen;
 mod kill;
 mod master_key;
 mod mistake;

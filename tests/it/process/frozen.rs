@@ -1,0 +1,266 @@
+//! Connections to Postgres that stay open and never answer again, as behind a network that drops
+//! packets: nobody says that they are lost.
+
+use std::{path::Path, time::Duration};
+
+use reqwest::StatusCode;
+use tempfile::TempDir;
+use tokio::{
+    io::copy_bidirectional,
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+};
+use url::Url;
+
+use crate::support::{
+    database::{Database, Engine},
+    process::{Credentials, Installation, Node, Stopwatch, is_valid, until},
+};
+
+/// How the server's socket is named in its folder.
+const SOCKET: &str = ".s.PGSQL.5432";
+
+/// How long a node may take to follow the database again.
+const RECOVERY: Duration = Duration::from_secs(20);
+
+/// How long an answer from memory may take.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// How long a node may take to end.
+const END: Duration = Duration::from_secs(15);
+
+/// Which connections answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ice {
+    /// Connections of earlier rounds are frozen.
+    round: u64,
+    /// So is every one that is still to come.
+    for_good: bool,
+}
+
+/// Stands between a node and the server; its connections can be frozen. Ends when it is dropped.
+struct Proxy {
+    folder: TempDir,
+    ice: watch::Sender<Ice>,
+    /// How many connections answer at this moment.
+    alive: watch::Receiver<usize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    /// In front of the server whose socket is in this folder.
+    fn start(server: &Path) -> Self {
+        // In /tmp because the path of a socket must be short.
+        let folder = tempfile::Builder::new()
+            .prefix("countersign-proxy.")
+            .tempdir_in("/tmp")
+            .unwrap();
+        let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
+        let server = server.join(SOCKET);
+        let ice = watch::Sender::new(Ice::default());
+        let (count, alive) = watch::channel(0);
+        let mut tasks = JoinSet::new();
+        let ices = ice.subscribe();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (near, _) = listener.accept().await.unwrap();
+                let far = UnixStream::connect(&server).await.unwrap();
+                connections.spawn(carry(near, far, ices.clone(), count.clone()));
+            }
+        });
+        Self {
+            folder,
+            ice,
+            alive,
+            _tasks: tasks,
+        }
+    }
+
+    /// Lets no connection answer any more that is open now; there has to be one.
+    fn freeze(&self) {
+        assert!(*self.alive.borrow() > 0, "nothing is there to be frozen");
+        self.ice.send_modify(|ice| ice.round += 1);
+    }
+
+    /// Lets no connection answer ever again.
+    fn freeze_for_good(&self) {
+        self.ice.send_modify(|ice| ice.for_good = true);
+        self.freeze();
+    }
+
+    /// The URL of a database by this way.
+    fn url(&self, direct: &str) -> String {
+        let mut url = Url::parse(direct).unwrap();
+        url.query_pairs_mut()
+            .clear()
+            .append_pair("host", self.folder.path().to_str().unwrap());
+        url.into()
+    }
+}
+
+/// Forwards both ways until one side ends, or for as long as the connection is not frozen.
+async fn carry(
+    mut near: UnixStream,
+    mut far: UnixStream,
+    mut ice: watch::Receiver<Ice>,
+    alive: watch::Sender<usize>,
+) {
+    let begun = ice.borrow().round;
+    alive.send_modify(|count| *count += 1);
+    let frozen = tokio::select! {
+        biased;
+        _ = ice.wait_for(|ice| ice.for_good || ice.round > begun) => true,
+        _ = copy_bidirectional(&mut near, &mut far) => false,
+    };
+    alive.send_modify(|count| *count -= 1);
+    if frozen {
+        // Stays open until the proxy ends.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A node behind a proxy, and a machine with a way of its own to the same database.
+struct Scene {
+    proxy: Proxy,
+    direct: Installation,
+    node: Node,
+    before: Credentials,
+    _behind: Installation,
+    _database: Database,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        Self::with_poll_interval(Duration::from_millis(250)).await
+    }
+
+    async fn with_poll_interval(interval: Duration) -> Self {
+        let database = Database::create(Engine::Postgres).await;
+        let direct = Installation::production(database.url())
+            .await
+            .with("sync.poll_interval_ms", interval.as_millis());
+        direct.register_resource().await;
+        let before = direct.client("before").await;
+        let url = Url::parse(database.url()).unwrap();
+        let (_, server) = url.query_pairs().find(|(name, _)| name == "host").unwrap();
+        let proxy = Proxy::start(Path::new(&*server));
+        let behind = direct
+            .twin()
+            .with("database.url", proxy.url(database.url()));
+        let node = behind.start().await;
+        Self {
+            proxy,
+            direct,
+            node,
+            before,
+            _behind: behind,
+            _database: database,
+        }
+    }
+
+    /// What needs no database is answered at once.
+    async fn goes_on(&self) {
+        let asked = Stopwatch::start();
+        let token = self.node.token(&self.before).await;
+        assert!(is_valid(&token, &self.node.jwks().await));
+        assert!(asked.elapsed() < ANSWER, "{:?}", asked.elapsed());
+    }
+
+    /// Whether the node has heard from the database at last.
+    async fn database(&self) -> String {
+        let (_, document) = self.node.ready().await;
+        document["database"].as_str().unwrap().to_owned()
+    }
+
+    /// The node ends in time and in order.
+    async fn ends(mut self) {
+        let asked = Stopwatch::start();
+        let node = &mut self.node;
+        node.process.terminate();
+        let status = node.process.ended().await;
+        assert_eq!(status.code(), Some(0), "{}", node.process.stderr());
+        assert!(asked.elapsed() < END, "{:?}", asked.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_goes_on_and_recovers_each_time_its_connections_freeze() {
+    let scene = Scene::set().await;
+    // More often than a pool could lose what it does not get back.
+    for round in 0..4 {
+        scene.proxy.freeze();
+        let frozen = Stopwatch::start();
+        let after = scene.direct.client(&format!("after {round}")).await;
+        until("the node to follow the database again", async || {
+            scene.goes_on().await;
+            let answer = scene.node.ask(&after).await;
+            (answer.status() == StatusCode::OK).then_some(())
+        })
+        .await;
+        until("the database to be reported as up", async || {
+            (scene.database().await == "up").then_some(())
+        })
+        .await;
+        assert!(frozen.elapsed() < RECOVERY, "{:?}", frozen.elapsed());
+    }
+    scene.ends().await;
+}
+
+/// The connection on which it hears of them has frozen, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_hears_of_changes_again_after_its_connections_froze() {
+    // Whatever comes much sooner after a look has been heard of.
+    let poll = Duration::from_secs(10);
+    let scene = Scene::with_poll_interval(poll).await;
+    let hears_of_a_change = async || {
+        let changing = Stopwatch::start();
+        let before = scene.node.jwks().await;
+        let rotate = ["keys", "rotate", "--emergency"];
+        scene.direct.run(&rotate).await.done();
+        until("the node to hear of a change", async || {
+            let now = scene.node.jwks().await;
+            (!now.kids().eq(before.kids())).then_some(())
+        })
+        .await;
+        assert!(changing.elapsed() < poll / 2, "{:?}", changing.elapsed());
+    };
+    hears_of_a_change().await;
+    scene.proxy.freeze();
+    let after = scene.direct.client("after").await;
+    until("the node to follow the database again", async || {
+        let answer = scene.node.ask(&after).await;
+        (answer.status() == StatusCode::OK).then_some(())
+    })
+    .await;
+    hears_of_a_change().await;
+    scene.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_ends_in_order_right_after_its_connections_froze() {
+    let scene = Scene::set().await;
+    scene.proxy.freeze();
+    scene.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_database_never_answers_again_issues_tokens_until_its_end() {
+    let scene = Scene::set().await;
+    scene.proxy.freeze_for_good();
+    until("the database to be reported as down", async || {
+        scene.goes_on().await;
+        (scene.database().await == "down").then_some(())
+    })
+    .await;
+    // Also with new connections that do not answer either.
+    let frozen = Stopwatch::start();
+    until("the node to have tried again", async || {
+        scene.goes_on().await;
+        (frozen.elapsed() > Duration::from_secs(5)).then_some(())
+    })
+    .await;
+    assert_eq!(scene.database().await, "down");
+    scene.ends().await;
+}
