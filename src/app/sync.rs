@@ -151,7 +151,11 @@ impl Sync {
                 result = self.look() => result,
             };
             snapshots.freshness.finish(result.is_ok());
-            if matches!(result, Err(SyncError::TimedOut(_))) {
+            // With the connection of this look others may be lost, also the one on which changes are
+            // heard of: nothing would ever be heard on it again.
+            if let Err(SyncError::TimedOut(_) | SyncError::Store(StoreError::Unavailable(_))) =
+                result
+            {
                 self.source.store.reconnect();
             }
             let now_in_trouble = result.err().map(|error| telemetry::chain(&error));

@@ -113,8 +113,8 @@ pub trait Store: Send + Sync + 'static {
     /// The key schedule of one use.
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError>;
 
-    /// Throws away every connection: a reading did not end, and what was lost on the way may never
-    /// be reported. Does nothing on an engine without a way to lose anything on.
+    /// Throws away every connection: a reading failed or did not end, and what was lost on the way
+    /// may never be reported. Does nothing on an engine without a way to lose anything on.
     fn reconnect(&self);
 
     /// Marks what the database is for, and returns what it is for. Once marked for production it

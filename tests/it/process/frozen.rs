@@ -15,7 +15,7 @@ use url::Url;
 
 use crate::support::{
     database::{Database, Engine},
-    process::{Credentials, Installation, Node, Stopwatch, is_valid, until},
+    process::{Credentials, Installation, Node, Stopwatch, is_valid, pause, until},
 };
 
 /// How the server's socket is named in its folder.
@@ -227,6 +227,8 @@ async fn a_node_hears_of_changes_again_after_its_connections_froze() {
         assert!(changing.elapsed() < poll / 2, "{:?}", changing.elapsed());
     };
     hears_of_a_change().await;
+    // By then a connection is asked whether it still lives before it is used.
+    pause(Duration::from_millis(1500)).await;
     scene.proxy.freeze();
     let after = scene.direct.client("after").await;
     until("the node to follow the database again", async || {
