@@ -349,6 +349,7 @@ impl KeyAdmin {
             let key = sealing::generate(masters, primary_of(schedule)?, times, &self.entropy)?;
             planned.keys.push(key);
         }
+        planned.keys.sort_by_key(|key| key.times.activates_at);
         Ok((planned != *schedule).then_some(planned))
     }
 

@@ -24,11 +24,17 @@ use crate::{
 /// Where the secrets of the demo clients are kept between starts.
 const FILE: &str = "data/development.json";
 
+/// The demo clients.
+const CLIENTS: [&str; 2] = ["demo", "ops"];
+
 /// The scopes of the demo resource.
 const DEMO_SCOPES: &str = "demo:read demo:write";
 
 /// Sees to it that the demo rows exist and returns the banner.
 pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
+    for id in CLIENTS {
+        refuse_foreign(&context.clients(), id).await?;
+    }
     let resources = context.resources();
     let demo = format!("{}/demo", context.issuer);
     let admin = format!("{}/admin", context.issuer);
@@ -65,7 +71,7 @@ pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
         ..ClientMetadata::default()
     };
     let clients = context.clients();
-    for (id, metadata) in [("demo", demo_client), ("ops", ops_client)] {
+    for (id, metadata) in CLIENTS.into_iter().zip([demo_client, ops_client]) {
         let secret = ensure_client(&clients, id, &metadata, secrets.remove(id), context).await?;
         secrets.insert(id.to_owned(), secret);
     }
@@ -74,6 +80,16 @@ pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
         context,
         secrets.get("demo").map_or("", |secret| secret.expose()),
     ))
+}
+
+/// Refuses a client of this id that is not ours, before anything is written.
+async fn refuse_foreign(clients: &ClientAdmin, id: &str) -> Result<(), StartError> {
+    let client_id = ClientId::parse(id).map_err(|_| AdminError::NotFound("client"))?;
+    match clients.show(&client_id).await {
+        Ok(client) if !client.demo => Err(StartError::NotDemo(client_id)),
+        Ok(_) | Err(AdminError::NotFound(_)) => Ok(()),
+        Err(other) => Err(other.into()),
+    }
 }
 
 /// Sees to it that a demo client is as it should be; returns its secret.
@@ -96,9 +112,6 @@ async fn ensure_client(
         }
         Err(other) => return Err(other.into()),
     };
-    if !existing.demo {
-        return Err(StartError::NotDemo(client_id));
-    }
     if existing
         .resources
         .iter()

@@ -305,6 +305,13 @@ async fn a_client_of_the_demo_clients_name_gives_one_sentence_in_development() {
     refuses(&installation, &[], "demo", &says).await.unwrap();
     let after = installation.json(&["clients", "show", "demo"]).await;
     assert_eq!(after, before);
+    // Nor is anything left behind that production would refuse.
+    let resources = installation.json(&["resources", "list"]).await;
+    assert_eq!(
+        resources["items"].as_array().unwrap().len(),
+        1,
+        "{resources}"
+    );
 }
 
 #[tokio::test]
