@@ -59,7 +59,8 @@ pub(super) async fn jwks(request: HttpRequest, services: Data<Services>) -> Http
         let max_age = services.jwks_max_age.as_secs();
         format!("public, max-age={max_age}, stale-if-error={max_age}")
     };
-    let mut response = if is_known(&request, &jwks.etag) {
+    let is_known = is_known(&request, &jwks.etag);
+    let mut response = if is_known {
         HttpResponse::NotModified()
     } else {
         HttpResponse::Ok()
@@ -68,7 +69,7 @@ pub(super) async fn jwks(request: HttpRequest, services: Data<Services>) -> Http
         .insert_header((header::CACHE_CONTROL, cache))
         .insert_header((header::ETAG, &*jwks.etag))
         .insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"));
-    if is_known(&request, &jwks.etag) {
+    if is_known {
         return response.finish();
     }
     response
