@@ -693,7 +693,7 @@ where
         let rows = sqlx::query::<DB>(
             "select kid, key_use, algorithm, published_at, activates_at, withdrawn_at, revoked_at, \
              master_id, ciphertext \
-             from sealed_key where key_use = $1 order by activates_at",
+             from sealed_key where key_use = $1 order by activates_at, published_at, kid",
         )
         .bind(key_use.as_str().to_owned())
         .fetch_all(connection)
