@@ -27,7 +27,7 @@ use crate::{
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
     http::{self, Listeners, Servers, Services},
-    oauth::{access_token::Minter, metadata, token::TokenEndpoint},
+    oauth::{access_token::Minter, client_auth::Authenticator, metadata, token::TokenEndpoint},
     store::{self, Access, OpenError, Snapshot, Store, StoreError},
 };
 
@@ -365,11 +365,18 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
     };
+    let authenticator = Arc::new(Authenticator {
+        snapshots: sync.snapshots(),
+        clock: context.clock.clone(),
+    });
     let issuer_path =
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     let request_timeout = Duration::from_secs(u64::from(config.limits.request_timeout_seconds));
     Services {
-        token: TokenEndpoint { minter },
+        token: TokenEndpoint {
+            authenticator,
+            minter,
+        },
         snapshots: sync.snapshots(),
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),

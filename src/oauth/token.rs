@@ -1,10 +1,12 @@
 //! The token endpoint (RFC 6749 §3.2) as a pipeline: form, client, grant.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::{
     access_token::Minter,
-    client_auth::Credentials,
+    client_auth::Authenticator,
     error::{ErrorCode, OAuthError},
     form::Form,
     grants,
@@ -28,6 +30,8 @@ pub struct TokenResponse {
 
 /// Exchanges credentials for tokens.
 pub struct TokenEndpoint {
+    /// Tells which client asks.
+    pub authenticator: Arc<Authenticator>,
     /// Mints what is granted.
     pub minter: Minter,
 }
@@ -47,9 +51,9 @@ impl TokenEndpoint {
         let grant_type = form
             .one("grant_type")?
             .ok_or_else(|| malformed("grant_type is missing"))?;
-        let credentials = Credentials::of_request(authorization, &form)?;
-        let client = credentials
-            .authenticate(&self.minter.snapshots, &self.minter.clock)
+        let client = self
+            .authenticator
+            .authenticate(authorization, &form)
             .await?;
         let grant_type: GrantType = grant_type.parse().map_err(|_| {
             OAuthError::new(
