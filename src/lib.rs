@@ -11,6 +11,7 @@
 //! | [`keys`] | signing keys: life cycle, sealing, the ring in memory |
 //! | [`store`] | the database |
 //! | [`domain`] | the nouns and their rules, pure |
+//! | [`throttle`] | how often something may happen |
 //! | [`clock`], [`entropy`] | time and randomness, injected |
 //! | [`config`], [`telemetry`] | settings and logs, for `main`, `cli` and `app` |
 //!
@@ -30,3 +31,4 @@ pub mod oauth;
 pub mod registry;
 pub mod store;
 pub mod telemetry;
+pub mod throttle;
