@@ -11,6 +11,7 @@
 //! | [`keys`] | signing keys: life cycle, sealing, the ring in memory |
 //! | [`store`] | the database |
 //! | [`domain`] | the nouns and their rules, pure |
+//! | [`outbound`] | requests to others |
 //! | [`throttle`] | how often something may happen |
 //! | [`clock`], [`entropy`] | time and randomness, injected |
 //! | [`config`], [`telemetry`] | settings and logs, for `main`, `cli` and `app` |
@@ -28,6 +29,7 @@ pub mod entropy;
 pub mod http;
 pub mod keys;
 pub mod oauth;
+pub mod outbound;
 pub mod registry;
 pub mod store;
 pub mod telemetry;

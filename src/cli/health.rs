@@ -1,6 +1,7 @@
 //! `countersign health`: what the image asks every few seconds. Opens no database.
 
 use std::{
+    error::Error,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -9,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Failure, Global, output};
-use crate::config::Config;
+use crate::{config::Config, outbound};
 
 /// How long the service may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -33,7 +34,7 @@ impl Health {
         let (status, answer) = ask(&url).await.map_err(|error| {
             Failure::Message(format!(
                 "nothing answers at {url} (setting public.listen, or --url); is the service running? {}",
-                innermost(&error)
+                innermost(&*error)
             ))
         })?;
         let document: Value = serde_json::from_slice(&answer).unwrap_or_default();
@@ -95,12 +96,14 @@ fn url_of(listen: SocketAddr) -> Result<String, Failure> {
     ))
 }
 
-async fn ask(url: &str) -> Result<(reqwest::StatusCode, Vec<u8>), reqwest::Error> {
+async fn ask(url: &str) -> Result<(reqwest::StatusCode, Vec<u8>), Box<dyn Error>> {
+    let tls = outbound::tls([])?;
     let client = reqwest::Client::builder()
         .timeout(TIMEOUT)
         // A proxy of the environment is for the world outside.
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
+        .tls_backend_preconfigured(tls)
         .build()?;
     let mut response = client.get(url).send().await?;
     let mut answer = Vec::new();
@@ -114,7 +117,7 @@ async fn ask(url: &str) -> Result<(reqwest::StatusCode, Vec<u8>), reqwest::Error
 }
 
 /// What the operating system said.
-fn innermost(error: &dyn std::error::Error) -> String {
+fn innermost(error: &dyn Error) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
 }
 

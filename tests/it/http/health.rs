@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use countersign::clock::{ManualClock, Timestamp};
-use reqwest::{Client, Method};
+use reqwest::Method;
 use serde_json::json;
 
 use crate::support::{
+    client,
     database::{Cluster, Durability},
     server::{Answer, Setup, TestServer, answer, send_raw},
     soon,
@@ -15,6 +16,7 @@ use crate::support::{
 #[tokio::test]
 async fn probes_are_answered_on_both_listeners() {
     let server = TestServer::start().await;
+    let client = client().build().unwrap();
     let ready = json!({"status": "ok", "database": "up", "keys": "ok"});
     for listener in [server.public, server.admin] {
         for (path, expected) in [
@@ -22,14 +24,14 @@ async fn probes_are_answered_on_both_listeners() {
             ("/health/ready", &ready),
         ] {
             let url = format!("http://{listener}{path}");
-            let got = answer(Client::new().get(&url)).await;
+            let got = answer(client.get(&url)).await;
             assert_eq!(got.status, 200, "{url}");
             assert_eq!(got.header("content-type"), Some("application/json"));
             assert_eq!(got.header("cache-control"), Some("no-store"));
             assert_eq!(got.json(), *expected);
-            let head = answer(Client::new().head(&url)).await;
+            let head = answer(client.head(&url)).await;
             assert_eq!((head.status, head.body.as_str()), (200, ""));
-            let posted = answer(Client::new().post(&url)).await;
+            let posted = answer(client.post(&url)).await;
             assert_eq!(posted.status, 405);
             assert_eq!(posted.header("allow"), Some("GET, HEAD, OPTIONS"));
         }

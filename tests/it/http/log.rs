@@ -3,10 +3,11 @@
 use std::{collections::HashSet, fs, net::SocketAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use reqwest::{Client, Method};
+use reqwest::Method;
 use serde_json::Value;
 
 use crate::support::{
+    client,
     process::Installation,
     server::{FORM, GRANT, TestServer, answer, send_raw},
 };
@@ -97,7 +98,7 @@ async fn send_requests(address: SocketAddr, demo_secret: &str) -> Vec<String> {
         unreachable!()
     };
     let wrong_basic = STANDARD.encode(format!("demo:{header}"));
-    let client = Client::new();
+    let client = client().build().unwrap();
     let good = client
         .post(&url)
         .basic_auth("demo", Some(demo_secret))

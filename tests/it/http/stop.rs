@@ -6,6 +6,7 @@ use tokio::{
 };
 
 use crate::support::{
+    client,
     server::{FORM, TestServer, read_to_end},
     soon,
 };
@@ -13,7 +14,9 @@ use crate::support::{
 #[tokio::test]
 async fn a_request_under_way_is_answered_and_new_connections_are_refused() {
     let server = TestServer::start().await;
-    let credentials = reqwest::Client::new()
+    let credentials = client()
+        .build()
+        .unwrap()
         .get("http://x")
         .basic_auth(&server.app.id, Some(&server.app.secret))
         .build()

@@ -7,6 +7,16 @@ pub(crate) mod server;
 
 use std::time::Duration;
 
+use countersign::outbound;
+use reqwest::ClientBuilder;
+
+/// An HTTP client as tests use it.
+pub(crate) fn client() -> ClientBuilder {
+    ClientBuilder::new()
+        .no_proxy()
+        .tls_backend_preconfigured(outbound::tls([]).unwrap())
+}
+
 /// Waits for what must come soon; fails the test rather than let it hang.
 pub(crate) async fn soon<T>(awaited: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), awaited)

@@ -24,6 +24,8 @@ use reqwest::{Client, Response, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::client;
+
 /// The issuer of every production installation.
 pub(crate) const ISSUER: &str = "https://issuer.example";
 
@@ -299,11 +301,7 @@ pub(crate) fn free_address() -> SocketAddr {
 
 /// A client of its own connections.
 pub(crate) fn http() -> Client {
-    Client::builder()
-        .no_proxy()
-        .timeout(DEADLINE)
-        .build()
-        .unwrap()
+    client().timeout(DEADLINE).build().unwrap()
 }
 
 /// A running process. Killed when it is dropped.

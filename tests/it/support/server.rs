@@ -21,7 +21,7 @@ use countersign::{
     store::Access,
 };
 use reqwest::{
-    Client, Method, RequestBuilder,
+    Method, RequestBuilder,
     header::{CONTENT_TYPE, HeaderMap},
 };
 use serde_json::Value;
@@ -34,6 +34,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    client,
     database::{Database, Engine, open},
     soon,
 };
@@ -244,7 +245,10 @@ impl TestServer {
 
     /// A request to the public listener.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        Client::new().request(method, format!("http://{}{path}", self.public))
+        client()
+            .build()
+            .unwrap()
+            .request(method, format!("http://{}{path}", self.public))
     }
 
     pub(crate) fn get(&self, path: &str) -> RequestBuilder {
