@@ -6,12 +6,13 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use config::{Environment as Variables, File, FileFormat, Source as _, ValueKind};
+use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
@@ -91,7 +92,7 @@ struct Written {
     issuer: String,
     #[serde(deserialize_with = "environment")]
     environment: Environment,
-    public: Listener,
+    public: Public,
     admin: Listener,
     database: Database,
     keys: Keys,
@@ -99,6 +100,14 @@ struct Written {
     sync: Sync,
     limits: Limits,
     telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Public {
+    listen: SocketAddr,
+    #[serde(deserialize_with = "networks")]
+    trusted_proxies: Vec<IpNet>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -167,6 +176,8 @@ pub struct Config {
     issuer: Option<String>,
     /// The public listener.
     pub public_listen: SocketAddr,
+    /// The proxies in front of the public listener.
+    pub trusted_proxies: Vec<IpNet>,
     /// The admin listener.
     pub admin_listen: SocketAddr,
     /// The database.
@@ -231,6 +242,7 @@ impl Config {
             loopback("public.listen", written.public.listen)?;
             loopback("admin.listen", written.admin.listen)?;
         }
+        check_proxies(&written.public.trusted_proxies)?;
         let keys = &written.keys;
         between(
             "keys.jwks_max_age_seconds",
@@ -300,6 +312,7 @@ impl Config {
             environment,
             issuer,
             public_listen: written.public.listen,
+            trusted_proxies: written.public.trusted_proxies,
             admin_listen: written.admin.listen,
             database_url: written.database.url,
             master_keys,
@@ -323,6 +336,34 @@ fn environment<'de, D: Deserializer<'de>>(value: D) -> Result<Environment, D::Er
     let name = String::deserialize(value)?;
     name.parse()
         .map_err(|_| D::Error::unknown_variant(&name, &["development", "production"]))
+}
+
+/// Reads a list of networks and addresses, or a text in which commas separate them, as in the
+/// environment.
+fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "must be a list of addresses and networks, such as [\"10.0.0.0/8\", \"::1\"]"
+    )]
+    enum List {
+        Items(Vec<String>),
+        Text(String),
+    }
+    let items = match List::deserialize(value)? {
+        List::Items(items) => items,
+        List::Text(text) if text.is_empty() => Vec::new(),
+        List::Text(text) => text.split(',').map(|item| item.trim().to_owned()).collect(),
+    };
+    let network = |item: &String| {
+        let address = item.parse::<IpAddr>().map(|ip| ip.to_canonical().into());
+        address.or_else(|_| item.parse()).map_err(|_| {
+            D::Error::custom(format!(
+                "{item:?} is neither an address nor a network such as 10.0.0.0/8"
+            ))
+        })
+    };
+    items.iter().map(network).collect()
 }
 
 fn merge(sources: &Sources) -> Result<config::Map<String, config::Value>, config::ConfigError> {
@@ -459,6 +500,18 @@ fn check_issuer(issuer: &str, environment: Environment) -> Result<Option<String>
     Ok(Some(issuer.to_owned()))
 }
 
+fn check_proxies(networks: &[IpNet]) -> Result<(), ConfigError> {
+    match networks.iter().find(|network| network.prefix_len() == 0) {
+        None => Ok(()),
+        Some(all) => Err(invalid(
+            "public.trusted_proxies",
+            &format!(
+                "must not hold {all}: then anybody could claim any address; name the proxies alone"
+            ),
+        )),
+    }
+}
+
 fn loopback(key: &'static str, address: SocketAddr) -> Result<(), ConfigError> {
     if address.ip().is_loopback() {
         return Ok(());
@@ -538,6 +591,37 @@ mod tests {
     fn a_url_with_a_password_never_shows() {
         let config = load(&[("DATABASE_URL", "postgres://me:hunter2@localhost/db")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn proxies_are_a_list_in_a_file_and_a_text_in_the_environment() {
+        let expected: Vec<IpNet> = ["10.0.0.0/8", "192.0.2.7/32", "::1/128"]
+            .map(|network| network.parse().unwrap())
+            .to_vec();
+        let file = r#"public.trusted_proxies = ["10.0.0.0/8", "192.0.2.7", "::1"]"#;
+        assert_eq!(Config::parse(file).unwrap().trusted_proxies, expected);
+        let variable = |text| load(&[("COUNTERSIGN__PUBLIC__TRUSTED_PROXIES", text)]);
+        for text in [
+            "10.0.0.0/8,192.0.2.7,::1",
+            "10.0.0.0/8, ::ffff:192.0.2.7 ,::1",
+        ] {
+            assert_eq!(variable(text).unwrap().trusted_proxies, expected);
+        }
+        assert_eq!(variable("").unwrap().trusted_proxies, []);
+        for bad in [
+            "proxy",
+            "10.0.0.0/33",
+            "10.0.0.1,,::1",
+            "1",
+            "true",
+            "0.0.0.0/0",
+        ] {
+            let sentence = variable(bad).unwrap_err().to_string();
+            assert!(
+                sentence.starts_with("setting public.trusted_proxies"),
+                "{sentence}"
+            );
+        }
     }
 
     #[test]

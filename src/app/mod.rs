@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
-    http::{self, Listeners, Servers, Services},
+    http::{self, Listeners, Servers, Services, TrustedProxies},
     oauth::{access_token::Minter, client_auth::Authenticator, metadata, token::TokenEndpoint},
     store::{self, Access, OpenError, Snapshot, Store, StoreError},
 };
@@ -383,6 +383,7 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
         issuer_path: issuer_path.unwrap_or_default(),
         jwks_max_age: config.policy.jwks_max_age,
+        trusted_proxies: TrustedProxies::new(config.trusted_proxies.clone()),
         body_limit: match config.limits.request_body_bytes {
             0 => usize::MAX,
             limit => limit,

@@ -2,6 +2,8 @@
 //!
 //! To add a change: a variant of [`Change`], its event types, and its arm in `store::sql`.
 
+use std::net::IpAddr;
+
 use uuid::Uuid;
 
 use super::{
@@ -93,11 +95,55 @@ pub struct Cause {
 }
 
 impl Cause {
+    /// Somebody who sent a request.
+    pub fn of_request(actor: &ClientId, origin: &Origin, reason: Option<String>) -> Self {
+        Self {
+            actor: actor.to_string(),
+            address: Some(origin.address.to_string()),
+            user_agent: origin.user_agent.clone(),
+            request_id: Some(origin.request_id.clone()),
+            reason,
+        }
+    }
+
     /// The service itself, on schedule.
     pub fn system() -> Self {
         Self {
             actor: "system".to_owned(),
             ..Self::default()
+        }
+    }
+}
+
+/// The longest part of a `User-Agent` that is kept, in characters.
+const LONGEST_USER_AGENT: usize = 256;
+
+/// Where a request came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The client's network address, past trusted proxies.
+    pub address: IpAddr,
+    /// What the client says it is.
+    pub user_agent: Option<String>,
+    /// The id under which the request is logged.
+    pub request_id: String,
+}
+
+impl Origin {
+    /// The origin of a request.
+    ///
+    /// # Security
+    /// Whoever sends the request chooses `user_agent`: it is cut off, and what could act on a
+    /// terminal is left out.
+    pub fn new(address: IpAddr, user_agent: Option<&str>, request_id: String) -> Self {
+        let kept = |text: &str| {
+            let visible = text.chars().filter(|character| !character.is_control());
+            visible.take(LONGEST_USER_AGENT).collect()
+        };
+        Self {
+            address,
+            user_agent: user_agent.map(kept),
+            request_id,
         }
     }
 }
@@ -154,4 +200,19 @@ pub struct Applied {
     pub position: Position,
     /// The revision of what was changed.
     pub revision: Revision,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_user_agent_only_so_much_is_kept_and_nothing_that_acts_on_a_terminal() {
+        let origin = |agent: &str| {
+            let address = "192.0.2.1".parse().unwrap();
+            Origin::new(address, Some(agent), String::new()).user_agent
+        };
+        assert_eq!(origin("curl/8\u{1b}[2J\r\n").unwrap(), "curl/8[2J");
+        assert_eq!(origin(&"ä".repeat(1000)).unwrap(), "ä".repeat(256));
+    }
 }

@@ -1,18 +1,22 @@
-//! One log line per request, under an id that the answer carries as `X-Request-Id`.
+//! One log line per request, under an id that the answer carries as `X-Request-Id`; and where the
+//! request came from, as handlers are told.
+
+use std::net::{IpAddr, Ipv4Addr};
 
 use actix_web::{
-    Error,
+    Error, HttpMessage as _,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{HeaderName, HeaderValue},
+    http::header::{self, HeaderName, HeaderValue},
     middleware::Next,
     web::Data,
 };
 use tracing::Instrument as _;
 
-use super::Services;
+use super::{Services, address::TrustedProxies};
+use crate::domain::change::Origin;
 
-/// Wraps every request.
+/// Wraps every request. Handlers take its [`Origin`] as `ReqData<Origin>`.
 ///
 /// Neither path nor query are logged as they came, only the route they matched: people paste
 /// secrets into URLs. Nor is a request id taken from the request, where its sender could choose it.
@@ -32,7 +36,10 @@ pub(super) async fn requests(
         .to_string();
     let method = request.method().clone();
     let route = request.match_pattern().unwrap_or_else(|| "none".to_owned());
-    let span = tracing::info_span!("request", request_id, %method, route);
+    let origin = origin(&request, &request_id);
+    let span =
+        tracing::info_span!("request", request_id, %method, route, address = %origin.address);
+    request.extensions_mut().insert(origin);
     let mut response = next.call(request).instrument(span.clone()).await?;
     let took = services
         .zip(now)
@@ -52,4 +59,18 @@ pub(super) async fn requests(
             .insert(HeaderName::from_static("x-request-id"), value);
     }
     Ok(response)
+}
+
+fn origin(request: &ServiceRequest, request_id: &str) -> Origin {
+    // A connection without another end has ended: nobody will read the answer.
+    let peer = request
+        .peer_addr()
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    let address = match request.app_data::<Data<TrustedProxies>>() {
+        Some(proxies) => proxies.client(peer, request.headers()),
+        None => peer.to_canonical(),
+    };
+    let user_agent = request.headers().get(header::USER_AGENT);
+    let user_agent = user_agent.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    Origin::new(address, user_agent.as_deref(), request_id.to_owned())
 }

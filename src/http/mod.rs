@@ -7,6 +7,7 @@
 //! To add a route: a handler in `public`, its line in `public_routes`, and a file of its own
 //! under `tests/it/http`.
 
+mod address;
 mod body;
 mod cors;
 mod error;
@@ -24,6 +25,7 @@ use actix_web::{
 };
 use bytes::Bytes;
 
+pub use self::address::TrustedProxies;
 use crate::{
     clock::AgreedClock,
     entropy::Entropy,
@@ -47,6 +49,8 @@ pub struct Services {
     pub issuer_path: String,
     /// How long the JWKS may be cached.
     pub jwks_max_age: Duration,
+    /// The proxies in front of the public listener.
+    pub trusted_proxies: TrustedProxies,
     /// The largest body taken, in bytes.
     pub body_limit: usize,
     /// How long a request may take to arrive; none is for ever.
@@ -79,8 +83,10 @@ pub async fn stop([public, admin]: [ServerHandle; 2]) {
 /// Starts to serve on both listeners.
 pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
     let services = Data::new(services);
-    let public = start(listeners.public, &services, public_routes)?;
-    let admin = start(listeners.admin, &services, admin_routes)?;
+    let proxies = services.trusted_proxies.clone();
+    let public = start(listeners.public, &services, proxies, public_routes)?;
+    let nobody = TrustedProxies::default();
+    let admin = start(listeners.admin, &services, nobody, admin_routes)?;
     let handles = [public.handle(), admin.handle()];
     let running = Box::pin(async move { tokio::try_join!(public, admin).map(|_| ()) });
     Ok(Servers { running, handles })
@@ -89,13 +95,16 @@ pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
 fn start(
     listener: TcpListener,
     services: &Data<Services>,
+    proxies: TrustedProxies,
     routes: fn(&mut ServiceConfig, &Services),
 ) -> io::Result<Server> {
     let for_workers = services.clone();
+    let proxies = Data::new(proxies);
     let server = HttpServer::new(move || {
         let services = for_workers.clone();
         App::new()
             .app_data(services.clone())
+            .app_data(proxies.clone())
             .configure(|config| routes(config, &services))
             .default_service(web::to(|| async { HttpResponse::NotFound().finish() }))
             .wrap(from_fn(body::unread_ends_the_connection))
