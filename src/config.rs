@@ -23,6 +23,7 @@ use crate::{
         lifecycle::Policy,
         master::{self, MasterKeySource},
     },
+    outbound,
 };
 
 /// Every setting with its default and its meaning.
@@ -98,6 +99,7 @@ struct Written {
     keys: Keys,
     tokens: Tokens,
     sync: Sync,
+    outbound: Outbound,
     limits: Limits,
     telemetry: Telemetry,
 }
@@ -108,6 +110,15 @@ struct Public {
     listen: SocketAddr,
     #[serde(deserialize_with = "networks")]
     trusted_proxies: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Outbound {
+    #[serde(deserialize_with = "networks")]
+    allowed_networks: Vec<IpNet>,
+    ca_certificates: PathBuf,
+    timeout_seconds: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -190,6 +201,8 @@ pub struct Config {
     pub access_token_ttl_seconds: u32,
     /// How often to report life.
     pub heartbeat: Duration,
+    /// Requests to others.
+    pub outbound: outbound::Settings,
     /// Limits on requests.
     pub limits: Limits,
     /// Logs.
@@ -275,6 +288,12 @@ impl Config {
             1,
             86_400,
         )?;
+        between(
+            "outbound.timeout_seconds",
+            written.outbound.timeout_seconds,
+            1,
+            60,
+        )?;
         let body = written.limits.request_body_bytes;
         if body != 0 && !(1024..=1_048_576).contains(&body) {
             return Err(invalid(
@@ -319,6 +338,12 @@ impl Config {
             policy,
             access_token_ttl_seconds: written.tokens.access_token_ttl_seconds,
             heartbeat: seconds(written.sync.heartbeat_seconds),
+            outbound: outbound::Settings {
+                allowed_networks: written.outbound.allowed_networks,
+                ca_certificates: Some(written.outbound.ca_certificates)
+                    .filter(|path| !path.as_os_str().is_empty()),
+                timeout: seconds(written.outbound.timeout_seconds),
+            },
             limits: written.limits,
             telemetry: written.telemetry,
         })
@@ -622,6 +647,13 @@ mod tests {
                 "{sentence}"
             );
         }
+    }
+
+    #[test]
+    fn nothing_of_the_inside_may_be_fetched_from_by_default() {
+        let settings = load(&[]).unwrap().outbound;
+        assert_eq!(settings.allowed_networks, []);
+        assert_eq!(settings.ca_certificates, None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod corpus;
 mod http;
 mod keys;
 mod layering;
+mod outbound;
 mod process;
 mod store;
 mod support;

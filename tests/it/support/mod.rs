@@ -4,6 +4,7 @@ pub(crate) mod database;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod server;
+pub(crate) mod site;
 
 use std::time::Duration;
 
