@@ -31,6 +31,7 @@ use countersign::{
     },
     entropy::Entropy,
     keys::{master::MasterKeySource, ring::KeyRing, sealing},
+    metrics::Metrics,
     oauth::access_token::{AccessGrant, Minter},
     registry::{Registry, Snapshots},
 };
@@ -82,6 +83,7 @@ impl Bench {
             snapshots: Arc::new(Snapshots::new(Registry::default(), ring, Duration::ZERO)),
             clock: AgreedClock::new(Arc::new(clock)),
             entropy,
+            metrics: Metrics::new(now, Duration::from_hours(24), Duration::from_hours(24)),
         };
         let client = client(now);
         let resources = client.resources.clone();

@@ -13,6 +13,7 @@
 //! | [`domain`] | the nouns and their rules, pure |
 //! | [`outbound`] | requests to others |
 //! | [`throttle`] | how often something may happen |
+//! | [`metrics`] | what is counted and measured |
 //! | [`clock`], [`entropy`] | time and randomness, injected |
 //! | [`config`], [`telemetry`] | settings and logs, for `main`, `cli` and `app` |
 //!
@@ -28,6 +29,7 @@ pub mod domain;
 pub mod entropy;
 pub mod http;
 pub mod keys;
+pub mod metrics;
 pub mod oauth;
 pub mod outbound;
 pub mod registry;

@@ -27,6 +27,7 @@ use crate::{
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
     http::{self, Listeners, Servers, Services, TrustedProxies},
+    metrics::Metrics,
     oauth::{access_token::Minter, client_auth::Authenticator, metadata, token::TokenEndpoint},
     store::{self, Access, OpenError, Snapshot, Store, StoreError},
 };
@@ -107,6 +108,8 @@ pub struct Context {
     pub store: Arc<dyn Store>,
     /// This issuer's identifier.
     pub issuer: String,
+    /// What is counted and measured.
+    pub metrics: Metrics,
 }
 
 impl Context {
@@ -124,10 +127,13 @@ impl Context {
     ) -> Result<Self, StartError> {
         let entropy = Entropy::new();
         let clock = AgreedClock::new(clock);
+        let policy = &config.policy;
+        let metrics = Metrics::new(clock.now(), policy.period, policy.offline_limit);
         let url = config.database_url.expose_secret();
         let store = store::open(url, access, &entropy, clock.now())
             .await
             .map_err(StartError::Store)?;
+        let store = store::watched(store, metrics.clone());
         sync::observe_clock(&*store, &clock, config.policy.clock_skew).await?;
         Ok(Self {
             config,
@@ -135,6 +141,7 @@ impl Context {
             entropy,
             store,
             issuer,
+            metrics,
         })
     }
 
@@ -364,6 +371,7 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         snapshots: sync.snapshots(),
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
+        metrics: context.metrics.clone(),
     };
     let authenticator = Arc::new(Authenticator {
         snapshots: sync.snapshots(),

@@ -20,6 +20,7 @@ use crate::{
         ring::KeyRing,
         sealing::SealingError,
     },
+    metrics::Metrics,
     registry::{Registry, Snapshots},
     store::{Store, StoreError},
     telemetry,
@@ -71,6 +72,7 @@ struct Source {
     masters: MasterKeySource,
     clock: AgreedClock,
     entropy: Entropy,
+    metrics: Metrics,
     issuer: String,
     skew: Duration,
 }
@@ -107,11 +109,13 @@ impl Sync {
             masters: context.config.master_keys.clone(),
             clock: context.clock.clone(),
             entropy: context.entropy.clone(),
+            metrics: context.metrics.clone(),
             issuer: context.issuer.clone(),
             skew: context.config.policy.clock_skew,
         };
         let read_at = source.clock.monotonic();
         let (position, registry, ring) = source.everything().await?;
+        source.metrics.followed_to(position.seq);
         let snapshots = Arc::new(Snapshots::new(registry, ring, read_at));
         snapshots.freshness.begin();
         snapshots.freshness.finish(true);
@@ -187,6 +191,7 @@ impl Sync {
             let changes = within(&source.clock, ANSWER, reading).await??;
             let is_last = changes.rows.len() < BATCH as usize;
             self.position = self.take_in(&changes).await?;
+            source.metrics.followed_to(self.position.seq);
             if is_last {
                 self.snapshots.confirm(read_at);
                 return Ok(());

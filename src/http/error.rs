@@ -76,8 +76,22 @@ fn refusal(
     reason: &'static str,
     description: &'static str,
 ) -> HttpResponse {
-    HttpResponse::build(status)
+    let mut answer = HttpResponse::build(status)
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .insert_header(("countersign-reason", reason))
-        .json(json!({ "error": code.as_str(), "error_description": description }))
+        .json(json!({ "error": code.as_str(), "error_description": description }));
+    give_reason(&mut answer, reason);
+    answer
+}
+
+/// Why an answer is a refusal; the log and the metrics take it from there.
+#[derive(Clone, Copy)]
+pub(super) struct Reason(pub(super) &'static str);
+
+/// Says why a request was refused, to its sender, in the log and in the metrics.
+pub(super) fn give_reason(answer: &mut HttpResponse, reason: &'static str) {
+    answer.headers_mut().insert(
+        header::HeaderName::from_static("countersign-reason"),
+        header::HeaderValue::from_static(reason),
+    );
+    answer.extensions_mut().insert(Reason(reason));
 }

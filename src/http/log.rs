@@ -7,14 +7,17 @@ use actix_web::{
     Error, HttpMessage as _,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{self, HeaderName, HeaderValue},
+    http::{
+        Method,
+        header::{self, HeaderName, HeaderValue},
+    },
     middleware::Next,
     web::Data,
 };
 use tracing::Instrument as _;
 
-use super::{Services, address::TrustedProxies};
-use crate::domain::change::Origin;
+use super::{Services, address::TrustedProxies, error::Reason};
+use crate::{domain::change::Origin, metrics::Answered};
 
 /// Wraps every request. Handlers take its [`Origin`] as `ReqData<Origin>`.
 ///
@@ -34,25 +37,29 @@ pub(super) async fn requests(
         .and_then(|(services, (_, now))| services.entropy.uuid_v7(now).ok())
         .unwrap_or_default()
         .to_string();
-    let method = request.method().clone();
-    let route = request.match_pattern().unwrap_or_else(|| "none".to_owned());
+    let method = known(request.method());
+    let route = route(&request, services.as_ref());
     let origin = origin(&request, &request_id);
-    let span =
-        tracing::info_span!("request", request_id, %method, route, address = %origin.address);
+    let span = tracing::info_span!("request", request_id, method, route, address = %origin.address);
     request.extensions_mut().insert(origin);
     let mut response = next.call(request).instrument(span.clone()).await?;
-    let took = services
-        .zip(now)
-        .map(|(services, (begun, _))| services.clock.monotonic().saturating_sub(begun));
-    span.in_scope(|| {
-        let status = response.status().as_u16();
-        let duration_ms = took.map(|took| format!("{:.3}", took.as_secs_f64() * 1000.0));
-        let reason = response
-            .headers()
-            .get("countersign-reason")
-            .and_then(|reason| reason.to_str().ok());
-        tracing::info!(status, duration_ms, reason, "answered");
-    });
+    let status = response.status().as_u16();
+    let refusal = response.response().extensions().get::<Reason>().copied();
+    let refusal = refusal.map(|Reason(reason)| reason);
+    if let Some((services, (begun, _))) = services.zip(now) {
+        let duration = services.clock.monotonic().saturating_sub(begun);
+        span.in_scope(|| {
+            let duration_ms = format!("{:.3}", duration.as_secs_f64() * 1000.0);
+            tracing::info!(status, duration_ms, reason = refusal, "answered");
+        });
+        services.token.minter.metrics.answered(Answered {
+            route,
+            method,
+            status,
+            duration,
+            refusal,
+        });
+    }
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response
             .headers_mut()
@@ -73,4 +80,23 @@ fn origin(request: &ServiceRequest, request_id: &str) -> Origin {
     let user_agent = request.headers().get(header::USER_AGENT);
     let user_agent = user_agent.map(|value| String::from_utf8_lossy(value.as_bytes()));
     Origin::new(address, user_agent.as_deref(), request_id.to_owned())
+}
+
+/// The pattern that a request has matched, below the path of the issuer; `none` if it matched none.
+fn route(request: &ServiceRequest, services: Option<&Data<Services>>) -> String {
+    let Some(pattern) = request.match_pattern() else {
+        return "none".to_owned();
+    };
+    let base = services.map_or("", |services| &services.issuer_path);
+    match pattern.strip_prefix(base) {
+        Some(below) => below.to_owned(),
+        None => pattern,
+    }
+}
+
+/// The method, if it is one that some route could know: its sender may choose any word.
+fn known(method: &Method) -> &'static str {
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    let is_it = |name: &&str| *name == method.as_str();
+    known.into_iter().find(is_it).unwrap_or("other")
 }

@@ -12,6 +12,7 @@ mod body;
 mod cors;
 mod error;
 mod log;
+mod metrics;
 mod public;
 
 use std::{future::Future, io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
@@ -145,6 +146,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
 /// What operators and probes see.
 fn admin_routes(config: &mut ServiceConfig, _: &Services) {
     health_routes(config);
+    get(config, "/metrics", metrics::metrics);
 }
 
 fn health_routes(config: &mut ServiceConfig) {

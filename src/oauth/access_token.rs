@@ -14,6 +14,7 @@ use crate::{
     },
     entropy::Entropy,
     keys::ring::SigningKey,
+    metrics::Metrics,
     registry::{Registry, Snapshots},
 };
 
@@ -54,6 +55,8 @@ pub struct Minter {
     pub clock: AgreedClock,
     /// Draws `jti` and the spread of expiries.
     pub entropy: Entropy,
+    /// Where signatures are timed.
+    pub metrics: Metrics,
 }
 
 impl Minter {
@@ -101,7 +104,10 @@ impl Minter {
             amr: None,
             sid: None,
         };
+        let begun = self.clock.monotonic();
         let token = sign(key, &claims)?;
+        let took = self.clock.monotonic().saturating_sub(begun);
+        self.metrics.signed(took);
         Ok(AccessToken { token, expires_in })
     }
 

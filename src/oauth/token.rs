@@ -13,6 +13,12 @@ use super::{
 };
 use crate::domain::client::GrantType;
 
+/// What is counted in place of a grant that is missing or that this service does not know.
+pub const UNKNOWN_GRANT: &str = "unknown";
+
+/// What is counted as the outcome of a request that got its token.
+const ISSUED: &str = "issued";
+
 /// A successful answer (RFC 6749 §5.1).
 ///
 /// Neither printable nor clonable: it holds a token.
@@ -46,22 +52,36 @@ impl TokenEndpoint {
         authorization: Option<&str>,
         body: &[u8],
     ) -> Result<TokenResponse, OAuthError> {
+        let mut grant = UNKNOWN_GRANT;
+        let result = self.judge(authorization, body, &mut grant).await;
+        let outcome = result.as_ref().err().map_or(ISSUED, OAuthError::reason);
+        self.minter.metrics.token_request(grant, outcome);
+        result
+    }
+
+    /// As [`Self::exchange`]; says which grant was asked for, as soon as that is known.
+    async fn judge(
+        &self,
+        authorization: Option<&str>,
+        body: &[u8],
+        grant: &mut &'static str,
+    ) -> Result<TokenResponse, OAuthError> {
         let form =
             Form::parse(body).map_err(|_| malformed("the body is not a well-formed form"))?;
         let grant_type = form
             .one("grant_type")?
             .ok_or_else(|| malformed("grant_type is missing"))?;
+        let known = grant_type.parse().ok();
+        *grant = known.map_or(UNKNOWN_GRANT, GrantType::as_str);
         let client = self
             .authenticator
             .authenticate(authorization, &form)
             .await?;
-        let grant_type: GrantType = grant_type.parse().map_err(|_| {
-            OAuthError::new(
-                ErrorCode::UnsupportedGrantType,
-                "grant_type",
-                "the grant type is none that this service knows",
-            )
-        })?;
+        let grant_type = known.ok_or(OAuthError::new(
+            ErrorCode::UnsupportedGrantType,
+            "grant_type",
+            "the grant type is none that this service knows",
+        ))?;
         if !client.grant_types.contains(&grant_type) {
             return Err(OAuthError::new(
                 ErrorCode::UnauthorizedClient,

@@ -32,6 +32,11 @@ impl Freshness {
             .is_ok_and(|progress| progress.succeeded)
     }
 
+    /// How many wait for a reading.
+    pub fn waiting(&self) -> usize {
+        self.progress.receiver_count()
+    }
+
     /// Whether the last reading succeeded.
     pub fn succeeded(&self) -> bool {
         self.progress.borrow().succeeded

@@ -2,11 +2,12 @@
 //!
 //! [`Store`] has one method per atomic use case; there is no transaction object, so nothing above
 //! can forget to commit. Whatever a change causes commits with it. Time comes in as `now`.
-//! Imports `domain` and `clock` only; nothing above this module knows which engine is in use.
+//! Imports `domain`, `metrics` and `clock` only; nothing above this module knows which engine is in
+//! use.
 //!
 //! To add a method: declare it here, write it once in `sql` with SQL that both engines read, and
-//! add its case to `tests/it/store`, which runs on both. Only what one engine cannot say goes into
-//! `Dialect`.
+//! add its case to `tests/it/store`, which runs on both, and its line in `watched`. Only what one
+//! engine cannot say goes into `Dialect`.
 
 mod open;
 #[cfg(feature = "postgres")]
@@ -14,10 +15,14 @@ mod postgres;
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod watched;
 
 use async_trait::async_trait;
 
-pub use self::open::{Access, OpenError, open};
+pub use self::{
+    open::{Access, OpenError, open},
+    watched::watched,
+};
 use crate::{
     clock::Timestamp,
     domain::{
@@ -52,6 +57,18 @@ pub enum StoreError {
         /// The row, as far as it is known.
         id: String,
     },
+}
+
+impl StoreError {
+    /// The variant, for metrics.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Refused(_) => "refused",
+            Self::Conflict => "conflict",
+            Self::Corrupt { .. } => "corrupt",
+        }
+    }
 }
 
 /// Everything that the nodes keep in memory, as of one position.

@@ -1,0 +1,458 @@
+//! What is counted and measured, and its text in the format of `OpenMetrics` 1.0.
+//!
+//! Owns every metric of the service; `prometheus_client` is named nowhere else. Each layer counts
+//! what it does through its handle; what follows from the state at a moment is handed over as a
+//! [`Reading`] when somebody asks.
+//!
+//! To add a metric: a field of `Inner`, its line in [`Metrics::new`], and the method that counts,
+//! or a field of [`Reading`]; then its panel in `docs/grafana-dashboard.json` and its line in
+//! `docs/observability.md`, which a test demands.
+//!
+//! # Security
+//! A label is a constant of this program or a pattern of its route table. Nothing of a request gets
+//! into one: neither could a stranger make series without end, nor is anything secret told.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+
+use crate::clock::Timestamp;
+
+/// The media type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds for requests, in seconds: from an answer out of memory to the slowest client.
+const REQUEST_BUCKETS: [f64; 13] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
+];
+
+/// Upper bounds for signatures, in seconds: from a key in memory to one behind a network.
+const SIGNING_BUCKETS: [f64; 12] = [
+    0.00001, 0.00002, 0.00003, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.025, 0.1, 1.0,
+];
+
+/// Constant names with constant values, or none that a request chooses.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRoute {
+    route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfAnswer {
+    route: String,
+    method: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRefusal {
+    route: String,
+    reason: &'static str,
+}
+
+/// The metrics of this process. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    token_requests: Family<Labels<2>, Counter>,
+    refusals: Family<OfRefusal, Counter>,
+    http_requests: Family<OfAnswer, Counter>,
+    http_request_duration: Family<OfRoute, Histogram, fn() -> Histogram>,
+    connections: Family<Labels<1>, Gauge>,
+    throttled_requests: Family<Labels<1>, Counter>,
+    signing_duration: Histogram,
+    keys: Family<Labels<1>, Gauge>,
+    key_age: Seconds,
+    key_next_transition: Seconds,
+    sync_lag: Seconds,
+    database_up: Gauge,
+    clock_offset: Seconds,
+    change_position: Gauge,
+    queue_depth: Family<Labels<1>, Gauge>,
+    store_failures: Family<Labels<2>, Counter>,
+    swept_rows: Family<Labels<1>, Counter>,
+    jwks_fetches: Family<Labels<1>, Counter>,
+    certificate_reloads: Family<Labels<1>, Counter>,
+    process_resident_memory: Seconds,
+    process_open_fds: Seconds,
+}
+
+/// What is told of one request that has been answered.
+pub struct Answered {
+    /// The pattern of the route table that it matched; never the path as it came.
+    pub route: String,
+    /// Its method, where that is one that some route knows; `other` else.
+    pub method: &'static str,
+    /// The status of the answer.
+    pub status: u16,
+    /// How long it took until the answer began.
+    pub duration: Duration,
+    /// Why it was refused, if it was: the word of `Countersign-Reason`.
+    pub refusal: Option<&'static str>,
+}
+
+/// The state at the moment when somebody asks.
+pub struct Reading {
+    /// How many keys are in each state; all states, also those without a key.
+    pub keys: Vec<(&'static str, usize)>,
+    /// For how long the active key has signed.
+    pub key_age: Option<Duration>,
+    /// In what time the next key takes over.
+    pub key_next_transition: Option<Duration>,
+    /// How long ago the database was read to the end.
+    pub sync_lag: Duration,
+    /// Whether the last attempt to read it succeeded.
+    pub database_up: bool,
+    /// What is added to this machine's clock, in milliseconds.
+    pub clock_offset_ms: i64,
+    /// How many requests wait for what.
+    pub queues: Vec<(&'static str, usize)>,
+}
+
+/// A connection that is open; it counts until it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    /// Metrics of a process that began at `started`, with the limits that alerts compare with:
+    /// how long a key signs, and for how long a node goes on without its database.
+    pub fn new(started: Timestamp, rotation_period: Duration, offline_limit: Duration) -> Self {
+        let mut inner = Inner::unregistered();
+        let mut registry = Registry::with_prefix("countersign");
+        inner.register_requests(&mut registry);
+        inner.register_state(&mut registry);
+        let constants = [
+            (
+                "key_rotation_period",
+                "How long a key signs before the next one takes over",
+                rotation_period.as_secs_f64(),
+            ),
+            (
+                "offline_issuance_limit",
+                "For how long a node that cannot read the database goes on issuing tokens",
+                offline_limit.as_secs_f64(),
+            ),
+            (
+                "process_start_time",
+                "When the process began, in seconds since 1970",
+                Duration::from_millis(u64::try_from(started.millis()).unwrap_or(0)).as_secs_f64(),
+            ),
+        ];
+        for (name, help, value) in constants {
+            let gauge = Seconds::default();
+            gauge.set(value);
+            registry.register_with_unit(name, help, Unit::Seconds, gauge);
+        }
+        registry.register(
+            "build",
+            "The version of this binary",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        inner.registry = registry;
+        Self(Arc::new(inner))
+    }
+
+    /// Counts a request to the token endpoint. `outcome` is `issued` or the reason of the refusal.
+    pub fn token_request(&self, grant: &'static str, outcome: &'static str) {
+        let labels = [("grant", grant), ("outcome", outcome)];
+        self.0.token_requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts a request that has been answered.
+    pub fn answered(&self, answered: Answered) {
+        let Answered {
+            route,
+            method,
+            status,
+            duration,
+            refusal,
+        } = answered;
+        let of_route = OfRoute { route };
+        let durations = &self.0.http_request_duration;
+        durations
+            .get_or_create(&of_route)
+            .observe(duration.as_secs_f64());
+        let route = of_route.route;
+        if let Some(reason) = refusal {
+            let route = route.clone();
+            let labels = OfRefusal { route, reason };
+            self.0.refusals.get_or_create(&labels).inc();
+        }
+        let labels = OfAnswer {
+            route,
+            method,
+            status,
+        };
+        self.0.http_requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts a connection to the listener of this name for as long as the answer lives.
+    pub fn connection(&self, listener: &'static str) -> OpenConnection {
+        let gauge = self
+            .0
+            .connections
+            .get_or_create_owned(&[("listener", listener)]);
+        gauge.inc();
+        OpenConnection(gauge)
+    }
+
+    /// Counts a request that was turned away by the limit of this name.
+    pub fn throttled(&self, limit: &'static str) {
+        let labels = [("limit", limit)];
+        self.0.throttled_requests.get_or_create(&labels).inc();
+    }
+
+    /// Notes how long a signature took.
+    pub fn signed(&self, duration: Duration) {
+        self.0.signing_duration.observe(duration.as_secs_f64());
+    }
+
+    /// Notes up to which change the database has been read.
+    pub fn followed_to(&self, seq: i64) {
+        self.0.change_position.set(seq);
+    }
+
+    /// Counts an operation on the database that failed, and in what way.
+    pub fn store_failed(&self, operation: &'static str, kind: &'static str) {
+        let labels = [("operation", operation), ("kind", kind)];
+        self.0.store_failures.get_or_create(&labels).inc();
+    }
+
+    /// Counts rows of a table that were deleted because their time had passed.
+    pub fn swept(&self, table: &'static str, rows: u64) {
+        let labels = [("table", table)];
+        self.0.swept_rows.get_or_create(&labels).inc_by(rows);
+    }
+
+    /// Counts a fetch of some client's `jwks_uri`.
+    pub fn jwks_fetched(&self, outcome: &'static str) {
+        let labels = [("outcome", outcome)];
+        self.0.jwks_fetches.get_or_create(&labels).inc();
+    }
+
+    /// Counts an attempt to take on a new TLS certificate.
+    pub fn certificate_reloaded(&self, succeeded: bool) {
+        let outcome = if succeeded { "succeeded" } else { "failed" };
+        let labels = [("outcome", outcome)];
+        self.0.certificate_reloads.get_or_create(&labels).inc();
+    }
+
+    /// Everything as text. Reads `/proc`, so that it may take a moment.
+    pub fn text(&self, reading: &Reading) -> String {
+        let inner = &*self.0;
+        let seconds = |span: Option<Duration>| span.map_or(f64::NAN, |span| span.as_secs_f64());
+        for (state, count) in &reading.keys {
+            set(&inner.keys, "state", state, *count);
+        }
+        for (queue, waiting) in &reading.queues {
+            set(&inner.queue_depth, "queue", queue, *waiting);
+        }
+        inner.key_age.set(seconds(reading.key_age));
+        inner
+            .key_next_transition
+            .set(seconds(reading.key_next_transition));
+        inner.sync_lag.set(reading.sync_lag.as_secs_f64());
+        inner.database_up.set(i64::from(reading.database_up));
+        let offset = Duration::from_millis(reading.clock_offset_ms.unsigned_abs()).as_secs_f64();
+        inner
+            .clock_offset
+            .set(offset.copysign(if reading.clock_offset_ms < 0 {
+                -1.0
+            } else {
+                1.0
+            }));
+        inner
+            .process_resident_memory
+            .set(resident_memory().unwrap_or(f64::NAN));
+        inner.process_open_fds.set(open_fds().unwrap_or(f64::NAN));
+        let mut text = String::new();
+        // Fails only where writing fails, and writing to a string does not.
+        let _ = text::encode(&mut text, &inner.registry);
+        text
+    }
+}
+
+impl Inner {
+    fn unregistered() -> Self {
+        Self {
+            registry: Registry::default(),
+            token_requests: Family::default(),
+            refusals: Family::default(),
+            http_requests: Family::default(),
+            http_request_duration: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
+            connections: Family::default(),
+            throttled_requests: Family::default(),
+            signing_duration: Histogram::new(SIGNING_BUCKETS),
+            keys: Family::default(),
+            key_age: Seconds::default(),
+            key_next_transition: Seconds::default(),
+            sync_lag: Seconds::default(),
+            database_up: Gauge::default(),
+            clock_offset: Seconds::default(),
+            change_position: Gauge::default(),
+            queue_depth: Family::default(),
+            store_failures: Family::default(),
+            swept_rows: Family::default(),
+            jwks_fetches: Family::default(),
+            certificate_reloads: Family::default(),
+            process_resident_memory: Seconds::default(),
+            process_open_fds: Seconds::default(),
+        }
+    }
+
+    fn register_requests(&self, registry: &mut Registry) {
+        registry.register(
+            "token_requests",
+            "Requests to the token endpoint by grant and outcome: issued, or why not",
+            self.token_requests.clone(),
+        );
+        registry.register(
+            "refusals",
+            "Refused requests by route and reason",
+            self.refusals.clone(),
+        );
+        registry.register(
+            "http_requests",
+            "Answered requests by route, method and status",
+            self.http_requests.clone(),
+        );
+        registry.register_with_unit(
+            "http_request_duration",
+            "Time from a request's head to its answer's",
+            Unit::Seconds,
+            self.http_request_duration.clone(),
+        );
+        registry.register(
+            "connections",
+            "Open connections by listener",
+            self.connections.clone(),
+        );
+        registry.register(
+            "throttled_requests",
+            "Requests turned away by a limit",
+            self.throttled_requests.clone(),
+        );
+        registry.register_with_unit(
+            "signing_duration",
+            "Time that one signature takes",
+            Unit::Seconds,
+            self.signing_duration.clone(),
+        );
+        registry.register(
+            "jwks_fetches",
+            "Fetches of the key sets of clients by outcome",
+            self.jwks_fetches.clone(),
+        );
+        registry.register(
+            "certificate_reloads",
+            "Attempts to take on a new TLS certificate by outcome",
+            self.certificate_reloads.clone(),
+        );
+        registry.register(
+            "queue_depth",
+            "Requests that wait, by what they wait for",
+            self.queue_depth.clone(),
+        );
+    }
+
+    fn register_state(&self, registry: &mut Registry) {
+        registry.register("keys", "Signing keys by state", self.keys.clone());
+        let seconds = [
+            (
+                "key_age",
+                "For how long the active key has signed; not a number without one",
+                &self.key_age,
+            ),
+            (
+                "key_next_transition",
+                "In what time the next key takes over; not a number without one",
+                &self.key_next_transition,
+            ),
+            (
+                "sync_lag",
+                "How long ago the database was read to the end",
+                &self.sync_lag,
+            ),
+            (
+                "clock_offset",
+                "What is added to this machine's clock to follow the database's",
+                &self.clock_offset,
+            ),
+        ];
+        for (name, help, gauge) in seconds {
+            registry.register_with_unit(name, help, Unit::Seconds, gauge.clone());
+        }
+        registry.register(
+            "database_up",
+            "Whether the last attempt to read the database succeeded",
+            self.database_up.clone(),
+        );
+        registry.register(
+            "change_position",
+            "The number of the last change that this node has followed",
+            self.change_position.clone(),
+        );
+        registry.register(
+            "store_failures",
+            "Operations on the database that failed, by operation and kind",
+            self.store_failures.clone(),
+        );
+        registry.register(
+            "swept_rows",
+            "Rows deleted because their time had passed, by table",
+            self.swept_rows.clone(),
+        );
+        registry.register_with_unit(
+            "process_resident_memory",
+            "Memory of this process that is in use",
+            Unit::Bytes,
+            self.process_resident_memory.clone(),
+        );
+        registry.register(
+            "process_open_fds",
+            "Files and connections that this process holds open",
+            self.process_open_fds.clone(),
+        );
+    }
+}
+
+fn set(family: &Family<Labels<1>, Gauge>, name: &'static str, value: &'static str, count: usize) {
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    family.get_or_create(&[(name, value)]).set(count);
+}
+
+/// In bytes; none where there is no `/proc`.
+fn resident_memory() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u32 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(f64::from(kibibytes) * 1024.0)
+}
+
+/// Without the one that counting takes; none where there is no `/proc`.
+fn open_fds() -> Option<f64> {
+    let open = fs::read_dir("/proc/self/fd")
+        .ok()?
+        .count()
+        .saturating_sub(1);
+    u32::try_from(open).ok().map(f64::from)
+}

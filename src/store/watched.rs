@@ -1,0 +1,122 @@
+//! A store whose operations are counted when they fail.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Snapshot, Store, StoreError};
+use crate::{
+    clock::Timestamp,
+    domain::{
+        change::{Applied, Cause, Change, Changes, Position},
+        client::Client,
+        id::{ClientId, NodeId},
+        key::{KeySchedule, KeyUse},
+        node::{Environment, Node},
+        resource::Resource,
+    },
+    metrics::Metrics,
+};
+
+struct Watched {
+    inner: Arc<dyn Store>,
+    metrics: Metrics,
+}
+
+/// The same store, with its failures counted.
+pub fn watched(inner: Arc<dyn Store>, metrics: Metrics) -> Arc<dyn Store> {
+    Arc::new(Watched { inner, metrics })
+}
+
+impl Watched {
+    /// A conflict is no failure: it is how the faster of two is told from the other.
+    async fn watch<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let result = call.await;
+        match &result {
+            Ok(_) | Err(StoreError::Conflict) => {}
+            Err(error) => self.metrics.store_failed(operation, error.kind()),
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl Store for Watched {
+    async fn apply(
+        &self,
+        change: &Change,
+        cause: &Cause,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError> {
+        let call = self.inner.apply(change, cause, now);
+        self.watch("apply", call).await
+    }
+
+    async fn changes_since(
+        &self,
+        at: Position,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Changes, StoreError> {
+        let call = self.inner.changes_since(at, limit, now);
+        self.watch("changes_since", call).await
+    }
+
+    async fn changed(&self) {
+        self.inner.changed().await;
+    }
+
+    async fn database_time(&self) -> Result<Timestamp, StoreError> {
+        self.watch("database_time", self.inner.database_time())
+            .await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.watch("snapshot", self.inner.snapshot()).await
+    }
+
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>, StoreError> {
+        self.watch("client", self.inner.client(id)).await
+    }
+
+    async fn clients(&self) -> Result<Vec<Client>, StoreError> {
+        self.watch("clients", self.inner.clients()).await
+    }
+
+    async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
+        self.watch("resources", self.inner.resources()).await
+    }
+
+    async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {
+        let call = self.inner.key_schedule(key_use);
+        self.watch("key_schedule", call).await
+    }
+
+    fn reconnect(&self) {
+        self.inner.reconnect();
+    }
+
+    async fn enter(&self, environment: Environment) -> Result<Environment, StoreError> {
+        self.watch("enter", self.inner.enter(environment)).await
+    }
+
+    async fn heartbeat(&self, node: &Node) -> Result<(), StoreError> {
+        self.watch("heartbeat", self.inner.heartbeat(node)).await
+    }
+
+    async fn forget_node(&self, id: NodeId) -> Result<(), StoreError> {
+        self.watch("forget_node", self.inner.forget_node(id)).await
+    }
+
+    async fn nodes(&self, since: Timestamp) -> Result<Vec<Node>, StoreError> {
+        self.watch("nodes", self.inner.nodes(since)).await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
