@@ -29,7 +29,7 @@ use crate::{
     http::{self, Listeners, Servers, Services, TrustedProxies},
     metrics::Metrics,
     oauth::{access_token::Minter, client_auth::Authenticator, metadata, token::TokenEndpoint},
-    store::{self, Access, OpenError, Snapshot, Store, StoreError},
+    store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
 };
 
 /// How long taking leave of the database may take.
@@ -116,13 +116,15 @@ impl Context {
     /// Opens the database that the settings name.
     pub async fn open(config: Config, access: Access) -> Result<Self, StartError> {
         let issuer = config.issuer(config.public_listen);
-        Self::with_clock(config, issuer, access, Arc::new(SystemClock::new())).await
+        let clock = Arc::new(SystemClock::new());
+        Self::with_clock(config, issuer, access, Schema::default(), clock).await
     }
 
     async fn with_clock(
         config: Config,
         issuer: String,
         access: Access,
+        schema: Schema,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         let entropy = Entropy::new();
@@ -130,7 +132,7 @@ impl Context {
         let policy = &config.policy;
         let metrics = Metrics::new(clock.now(), policy.period, policy.offline_limit);
         let url = config.database_url.expose_secret();
-        let store = store::open(url, access, &entropy, clock.now())
+        let store = store::open(url, access, schema, &entropy, clock.now())
             .await
             .map_err(StartError::Store)?;
         let store = store::watched(store, metrics.clone());
@@ -194,11 +196,19 @@ pub struct App {
 impl App {
     /// Binds the listeners, opens the database and prepares keys. Nothing is answered before `run`.
     pub async fn build(config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        Self::build_with(config, Schema::default(), clock).await
+    }
+
+    async fn build_with(
+        config: Config,
+        schema: Schema,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, StartError> {
         let public = listen("public.listen", config.public_listen)?;
         let admin = listen("admin.listen", config.admin_listen)?;
         let address = public.local_addr().map_err(StartError::Serve)?;
         let issuer = config.issuer(address);
-        let context = Context::with_clock(config, issuer, Access::Serve, clock).await?;
+        let context = Context::with_clock(config, issuer, Access::Serve, schema, clock).await?;
         let is_development = context.config.environment == Environment::Development;
         let stored = context.store.enter(context.config.environment).await?;
         if stored != context.config.environment {
@@ -315,8 +325,8 @@ async fn within<T>(
 }
 
 /// Runs the service until SIGTERM or SIGINT.
-pub async fn serve(config: Config) -> Result<(), StartError> {
-    let app = App::build(config, Arc::new(SystemClock::new())).await?;
+pub async fn serve(config: Config, schema: Schema) -> Result<(), StartError> {
+    let app = App::build_with(config, schema, Arc::new(SystemClock::new())).await?;
     if let Some(banner) = app.banner() {
         // Nobody may be reading; the service is no worse for it.
         let _ = io::Write::write_all(&mut io::stdout(), banner.as_bytes());

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     domain::node::Environment,
     keys::lifecycle::KeyState,
-    store::{Access, OpenError},
+    store::{Access, OpenError, Schema},
     telemetry,
 };
 
@@ -49,16 +49,29 @@ async fn examine(config: Config, report: &mut Report) {
         );
         return;
     }
-    match Context::open(config, Access::Command).await {
+    match Context::open(config, Access::Look).await {
         Ok(context) => {
+            let version = Schema::default().version();
             report.add("database", Ok("answers".to_owned()));
-            report.add("schema", Ok("up to date".to_owned()));
+            report.add("schema", Ok(format!("up to date (version {version})")));
             examine_database(&context, report).await;
             context.close().await;
         }
-        Err(error @ StartError::Store(OpenError::NewerSchema(_) | OpenError::Migration(_))) => {
+        Err(StartError::Store(OpenError::NoSchema)) => {
             report.add("database", Ok("answers".to_owned()));
-            report.add("schema", Err(error.into()));
+            report.add(
+                "schema",
+                Ok("none yet; the first start makes it".to_owned()),
+            );
+        }
+        Err(StartError::Store(
+            error @ (OpenError::OlderSchema { .. }
+            | OpenError::NewerSchema(_)
+            | OpenError::Migration(_)),
+        )) => {
+            report.add("database", Ok("answers".to_owned()));
+            report.add("schema", Err(Failure::Message(telemetry::chain(&error))));
+            report.skip("clock, keys", "the schema is needed for that");
         }
         Err(error) => {
             report.add("database", Err(error.into()));

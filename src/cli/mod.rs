@@ -6,6 +6,7 @@
 //! `--json`, which is the admin interface's own.
 
 mod clients;
+mod completions;
 mod doctor;
 mod failure;
 mod health;
@@ -21,6 +22,7 @@ use std::{collections::HashMap, ffi::OsString, io, path::PathBuf, process::ExitC
 use clap::{Args, Parser, Subcommand};
 use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret as _;
+use serde_json::json;
 
 use self::failure::Failure;
 use crate::{
@@ -30,7 +32,7 @@ use crate::{
         change::Cause,
         id::{ClientId, Kid, MasterKeyId, SecretId},
     },
-    store::Access,
+    store::{Access, Schema},
     telemetry,
 };
 
@@ -72,6 +74,8 @@ enum Command {
     /// Access tokens
     #[command(subcommand)]
     Token(token::Command),
+    /// Print a script that completes these commands in a shell
+    Completions(completions::Completions),
 }
 
 /// What every command takes.
@@ -136,7 +140,7 @@ impl Command {
         match self {
             Self::Serve => serve(global).await,
             Self::Init(init) => init.run(global).await,
-            Self::Migrate => global.with_context(async |_| migrated()).await,
+            Self::Migrate => migrate(global).await,
             Self::Doctor => doctor::run(global).await,
             Self::Health(health) => health.run(global).await,
             Self::Keys(keys::Command::AddMaster) => {
@@ -158,6 +162,7 @@ impl Command {
                 let run = async |context: &Context| verify.run(context, global.json).await;
                 global.with_context(run).await
             }
+            Self::Completions(completions) => completions.run(),
         }
     }
 }
@@ -165,11 +170,19 @@ impl Command {
 async fn serve(global: &Global) -> Result<(), Failure> {
     let config = global.load()?;
     telemetry::init(&config)?;
-    Ok(app::serve(config).await?)
+    Ok(app::serve(config, Schema::default()).await?)
 }
 
-fn migrated() -> Result<(), Failure> {
-    Ok(output::line("The schema of the database is up to date.")?)
+async fn migrate(global: &Global) -> Result<(), Failure> {
+    let context = Context::open(global.load()?, Access::Migrate).await?;
+    context.close().await;
+    let version = Schema::default().version();
+    if global.json {
+        return Ok(output::json(&json!({ "schema_version": version }))?);
+    }
+    Ok(output::line(&format!(
+        "The schema of the database is up to date (version {version})."
+    ))?)
 }
 
 impl Global {

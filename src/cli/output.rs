@@ -46,6 +46,11 @@ pub(super) fn json(document: &Value) -> Result<(), OutputError> {
     write(&escaped)
 }
 
+/// Prints a text of this program's own, as it is.
+pub(super) fn script(text: &str) -> Result<(), OutputError> {
+    write(text.trim_end())
+}
+
 /// Prints rows as columns below their titles.
 pub(super) fn table<const N: usize>(
     titles: [&str; N],

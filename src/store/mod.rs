@@ -20,7 +20,7 @@ mod watched;
 use async_trait::async_trait;
 
 pub use self::{
-    open::{Access, OpenError, open},
+    open::{Access, OpenError, Schema, open},
     watched::watched,
 };
 use crate::{

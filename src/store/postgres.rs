@@ -10,15 +10,20 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool, Postgres,
+    migrate::{Migrate as _, Migrator},
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
-    Access, OpenError, Store,
+    Access, OpenError, Schema, Store,
+    open::must_migrate,
     sql::{Dialect, Pools, SqlStore},
 };
 use crate::{clock::Timestamp, entropy::Entropy};
+
+/// The schema, step by step.
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// The channel on which nodes tell each other that there are changes.
 const CHANNEL: &str = "countersign";
@@ -76,10 +81,11 @@ impl Dialect for Postgres {
     }
 }
 
-/// Opens and migrates a Postgres database, which any number of processes may serve.
+/// Opens a Postgres database, which any number of processes may serve.
 pub(super) async fn open(
     url: &str,
-    _: Access,
+    access: Access,
+    schema: Schema,
     entropy: &Entropy,
     now: Timestamp,
 ) -> Result<Arc<dyn Store>, OpenError> {
@@ -95,10 +101,10 @@ pub(super) async fn open(
             .connect_with(options.clone())
             .await
             .map_err(OpenError::Unreachable)?;
-        sqlx::migrate!("migrations/postgres")
-            .run(&migrating)
-            .await?;
+        let migrated = migrate(&migrating, access, &schema.migrator(&MIGRATIONS)).await;
+        // With the connection goes its lock.
         migrating.close().await;
+        migrated?;
     }
     let connect = move || pool_options().connect_lazy_with(options.clone());
     let pool = connect();
@@ -115,6 +121,25 @@ pub(super) async fn open(
     };
     store.found(now).await.map_err(OpenError::Store)?;
     Ok(Arc::new(store))
+}
+
+/// Brings the schema up to date if that is asked for, one process at a time.
+///
+/// A database that is up to date is only read: whoever serves it need not own its tables.
+async fn migrate(pool: &PgPool, access: Access, migrator: &Migrator) -> Result<(), OpenError> {
+    let mut connection = pool.acquire().await.map_err(OpenError::Unreachable)?;
+    connection.lock().await?;
+    let has_history = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(OpenError::Unreachable)?;
+    let must_migrate = must_migrate(&mut *connection, has_history, migrator, access).await?;
+    // The pool has this connection only: the migration runs on it, still under the lock.
+    drop(connection);
+    if must_migrate {
+        migrator.run(pool).await?;
+    }
+    Ok(())
 }
 
 fn pool_options() -> PgPoolOptions {

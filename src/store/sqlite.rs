@@ -14,16 +14,20 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use sqlx::{
     Sqlite, SqliteConnection, SqlitePool,
+    migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
-    OpenError, Store,
-    open::Access,
+    OpenError, Schema, Store,
+    open::{Access, must_migrate},
     sql::{Dialect, Pools, SqlStore},
 };
 use crate::{clock::Timestamp, entropy::Entropy};
+
+/// The schema, step by step.
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long a writer waits for another process to finish writing.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,10 +58,11 @@ impl Dialect for Sqlite {
     }
 }
 
-/// Opens and migrates a database file, creating it if need be.
+/// Opens a database file, creating it if need be.
 pub(super) async fn open(
     url: &str,
     access: Access,
+    schema: Schema,
     entropy: &Entropy,
     now: Timestamp,
 ) -> Result<Arc<dyn Store>, OpenError> {
@@ -83,7 +88,7 @@ pub(super) async fn open(
                 Err(TryLockError::Error(source)) => return Err(OpenError::File { path, source }),
             }
         }
-        Access::Command => None,
+        Access::Command | Access::Look | Access::Migrate => None,
     };
     let options = options
         .journal_mode(SqliteJournalMode::Wal)
@@ -115,7 +120,7 @@ pub(super) async fn open(
             .connect_with(options.clone())
             .await
             .map_err(|error| unusable(error, &path))?;
-        sqlx::migrate!("migrations/sqlite").run(&writers).await?;
+        migrate(&writers, access, &schema.migrator(&MIGRATIONS), &path).await?;
         writers
     };
     let readers = pool(READERS)
@@ -132,6 +137,27 @@ pub(super) async fn open(
     };
     store.found(now).await.map_err(OpenError::Store)?;
     Ok(Arc::new(store))
+}
+
+/// Brings the schema up to date if that is asked for. The caller holds the lock.
+async fn migrate(
+    pool: &SqlitePool,
+    access: Access,
+    migrator: &Migrator,
+    path: &Path,
+) -> Result<(), OpenError> {
+    let mut connection = pool.acquire().await.map_err(|error| unusable(error, path))?;
+    let history = "select exists (select 1 from sqlite_schema where name = '_sqlx_migrations')";
+    let has_history = sqlx::query_scalar(history)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(|error| unusable(error, path))?;
+    let must_migrate = must_migrate(&mut *connection, has_history, migrator, access).await?;
+    drop(connection);
+    if must_migrate {
+        migrator.run(pool).await?;
+    }
+    Ok(())
 }
 
 /// The path of a file that belongs to the database.

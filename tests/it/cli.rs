@@ -529,6 +529,40 @@ fn wrong_usage_exits_with_2() {
 }
 
 #[test]
+fn completions_are_read_by_their_shell() {
+    let terminal = Terminal::new();
+    // Of these shells only bash is on every machine; the others' scripts are told by their form.
+    for (shell, begins, checker) in [
+        ("bash", "_countersign() {", Some("bash")),
+        ("fish", "# Print an optspec", None),
+        ("zsh", "#compdef countersign", None),
+    ] {
+        let answer = terminal.call(&["completions", shell]);
+        assert_eq!((answer.status, answer.remarks.as_str()), (0, ""));
+        assert!(answer.output.starts_with(begins), "{}", answer.output);
+        for command in ["rotate", "add-secret", "doctor", "completions"] {
+            assert!(answer.output.contains(command), "{shell}: {command}");
+        }
+        if let Some(checker) = checker {
+            let script = terminal.path().join("script");
+            fs::write(&script, &answer.output).unwrap();
+            let read = Command::new(checker).arg("-n").arg(&script).output();
+            let read = read.unwrap();
+            assert!(read.status.success() && read.stderr.is_empty(), "{read:?}");
+            // What it offers after `countersign keys ro`.
+            let offer = format!(
+                "source {}; COMP_WORDS=(countersign keys ro); COMP_CWORD=2; \
+                 _countersign countersign ro keys; echo \"${{COMPREPLY[@]}}\"",
+                script.display()
+            );
+            let offer = Command::new(checker).args(["-c", &offer]).output().unwrap();
+            assert_eq!(String::from_utf8(offer.stdout).unwrap(), "rotate\n");
+        }
+    }
+    assert!(!terminal.path().join("data").exists());
+}
+
+#[test]
 fn a_wrong_setting_is_named_in_one_sentence() {
     let terminal = Terminal::new();
     let told = |setting: &str| {

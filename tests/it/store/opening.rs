@@ -9,7 +9,7 @@ use countersign::{
         id::{MasterKeyId, NodeId},
         node::{Environment, Node},
     },
-    store::{Access, OpenError, Store, StoreError},
+    store::{Access, OpenError, Schema, Store, StoreError},
 };
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -62,21 +62,83 @@ pub(super) async fn a_new_database_can_be_opened_by_eight_at_once(migrated: &Dat
     created(&*database.open().await, full_client("a")).await;
 }
 
+/// The schema of the version after this one.
+const NEXT: Schema = Schema {
+    further: Some("alter table client add column label text not null default ''"),
+};
+
+const EVERY_ACCESS: [Access; 4] = [
+    Access::Command,
+    Access::Look,
+    Access::Migrate,
+    Access::Serve,
+];
+
+async fn versions(database: &Database) -> Vec<i64> {
+    let versions = "select version from _sqlx_migrations order by version";
+    let versions: Vec<(i64,)> = database.rows(versions).await;
+    versions.into_iter().map(|(version,)| version).collect()
+}
+
 pub(super) async fn a_newer_schema_is_refused(database: &Database) {
+    let newer = database::open_with(database.url(), Access::Migrate, NEXT).await;
+    newer.unwrap().close().await;
+    for access in EVERY_ACCESS {
+        let refused = database.try_open(access).await.err();
+        assert!(
+            matches!(refused, Some(OpenError::NewerSchema(version)) if version == NEXT.version()),
+            "{access:?}: {refused:?}"
+        );
+    }
+}
+
+pub(super) async fn an_older_schema_is_brought_up_to_date_by_migrating_and_serving_only(
+    migrated: &Database,
+) {
+    let older = Schema::default().version();
+    for access in EVERY_ACCESS {
+        let database = Database::create(migrated.engine()).await;
+        created(&*database.open().await, full_client("a")).await;
+        let opened = database::open_with(database.url(), access, NEXT).await;
+        let after = versions(&database).await;
+        match access {
+            Access::Command | Access::Look => {
+                let refused = opened.err();
+                assert!(
+                    matches!(refused, Some(OpenError::OlderSchema { found, needed })
+                        if (found, needed) == (older, NEXT.version())),
+                    "{access:?}: {refused:?}"
+                );
+                assert_eq!(after.last(), Some(&older));
+            }
+            Access::Migrate | Access::Serve => {
+                assert_eq!(opened.unwrap().clients().await.unwrap().len(), 1);
+                assert_eq!(after.last(), Some(&NEXT.version()));
+            }
+        }
+    }
+}
+
+pub(super) async fn whoever_only_looks_makes_no_schema(migrated: &Database) {
+    let database = Database::empty(migrated.engine()).await;
+    let refused = database.try_open(Access::Look).await.err();
+    assert!(matches!(refused, Some(OpenError::NoSchema)), "{refused:?}");
+    database.open().await.close().await;
+    database.try_open(Access::Look).await.unwrap();
+}
+
+pub(super) async fn a_migration_that_was_altered_is_refused(database: &Database) {
     database.open().await.close().await;
     database
-        .execute(
-            "insert into _sqlx_migrations \
-             (version, description, installed_on, success, checksum, execution_time) \
-             select 9999, description, installed_on, success, checksum, execution_time \
-             from _sqlx_migrations where version = 1",
-        )
+        .execute("update _sqlx_migrations set checksum = substr(checksum, 2) where version = 1")
         .await;
-    let refused = database.try_open(Access::Command).await.err();
-    assert!(
-        matches!(refused, Some(OpenError::NewerSchema(9999))),
-        "{refused:?}"
-    );
+    for access in EVERY_ACCESS {
+        let refused = database.try_open(access).await.err();
+        assert!(
+            matches!(refused, Some(OpenError::Migration(_))),
+            "{access:?}: {refused:?}"
+        );
+    }
 }
 
 pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {

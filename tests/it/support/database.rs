@@ -17,7 +17,7 @@ use std::{
 use countersign::{
     clock::{Clock as _, SystemClock},
     entropy::Entropy,
-    store::{self, Access, OpenError, Store},
+    store::{self, Access, OpenError, Schema, Store},
 };
 use sqlx::{
     AssertSqlSafe, Connection as _, FromRow, PgConnection, SqliteConnection, postgres::PgRow,
@@ -143,7 +143,17 @@ impl Database {
 
 /// Opens the database of a URL.
 pub(crate) async fn open(url: &str, access: Access) -> Result<Arc<dyn Store>, OpenError> {
-    store::open(url, access, &Entropy::new(), SystemClock::new().now()).await
+    open_with(url, access, Schema::default()).await
+}
+
+/// Opens the database of a URL as a binary with this schema does.
+pub(crate) async fn open_with(
+    url: &str,
+    access: Access,
+    schema: Schema,
+) -> Result<Arc<dyn Store>, OpenError> {
+    let now = SystemClock::new().now();
+    store::open(url, access, schema, &Entropy::new(), now).await
 }
 
 /// The URL of a database of the server.

@@ -1,0 +1,150 @@
+//! An upgrade, rehearsed: two binaries with different schemas side by side on one Postgres.
+//!
+//! The older one is the program itself. The newer one is this test binary, started as a process of
+//! its own with one migration more than the program has.
+
+use std::{slice, sync::Arc};
+
+use countersign::{
+    admin::client::{ClientAdmin, ClientMetadata},
+    app,
+    clock::{AgreedClock, SystemClock},
+    config::{Config, Sources},
+    domain::change::Cause,
+    entropy::Entropy,
+    store::{Access, Schema, Store},
+};
+use reqwest::StatusCode;
+use tokio_util::sync::CancellationToken;
+
+use super::{master_key::Traffic, turn};
+use crate::support::{
+    database::{self, Database, Engine},
+    process::{AUDIENCE, Credentials, ISSUER, Installation, Node, is_valid, until},
+};
+
+/// The schema of the version after this one.
+const NEXT: Schema = Schema {
+    further: Some("alter table client add column label text not null default 'none'"),
+};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it is the newer node, which the test below starts as a process of its own"]
+async fn the_node_of_the_next_version() {
+    let environment: Vec<_> = std::env::vars().collect();
+    assert!(
+        environment.iter().any(|(name, _)| name == "COUNTERSIGN__DATABASE__URL"),
+        "only another test starts this, with settings of its own"
+    );
+    let config = Config::load(&Sources {
+        environment: environment.into_iter().collect(),
+        ..Sources::default()
+    });
+    app::serve(config.unwrap(), NEXT).await.unwrap();
+}
+
+/// Registers clients over the connections that it began with.
+#[derive(Clone)]
+struct Registrar(Arc<dyn Store>);
+
+impl Registrar {
+    async fn new(database: &Database, schema: Schema) -> Self {
+        let store = database::open_with(database.url(), Access::Command, schema).await;
+        Self(store.unwrap())
+    }
+
+    async fn register(&self) -> Credentials {
+        let admin = ClientAdmin {
+            store: Arc::clone(&self.0),
+            clock: AgreedClock::new(Arc::new(SystemClock::new())),
+            entropy: Entropy::new(),
+            issuer: ISSUER.to_owned(),
+        };
+        let metadata = ClientMetadata {
+            client_name: "A client".to_owned(),
+            scope: "read".to_owned(),
+            resources: vec![AUDIENCE.to_owned()],
+            default_resource: Some(AUDIENCE.to_owned()),
+            ..ClientMetadata::default()
+        };
+        let created = admin.create(None, &metadata, false, &Cause::system()).await;
+        let (client, secret) = created.unwrap();
+        Credentials {
+            id: client.client_id.to_string(),
+            secret: secret.unwrap().expose().to_owned(),
+        }
+    }
+}
+
+/// Each client works at each node, and each token verifies with the keys of each.
+async fn all_work_at_all(nodes: &[&Node], clients: &[Credentials]) {
+    for issuing in nodes {
+        for client in clients {
+            let token = issuing.token(client).await;
+            for verifying in nodes {
+                assert!(is_valid(&token, &verifying.jwks().await));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_the_next_version_takes_over_without_a_refused_request() {
+    let _turn = turn().await;
+    let database = Database::create(Engine::Postgres).await;
+    let here = Installation::production(database.url()).await;
+    let there = here
+        .twin()
+        .running_test("process::upgrade::the_node_of_the_next_version");
+    here.register_resource().await;
+    let load = here.client("load").await;
+    let old = here.start().await;
+    let (traffic_at_old, tasks_at_old) = Traffic::begin(slice::from_ref(&old), &load);
+    let older = Registrar::new(&database, Schema::default()).await;
+    let mut clients = vec![older.register().await];
+
+    // The newer node migrates while the older one goes on, and while clients are registered.
+    let migrated = CancellationToken::new();
+    let writing = tokio::spawn({
+        let (older, migrated) = (older.clone(), migrated.clone());
+        async move {
+            let mut written = Vec::new();
+            while !migrated.is_cancelled() {
+                written.push(older.register().await);
+            }
+            written
+        }
+    });
+    let new = there.start().await;
+    let (traffic_at_new, tasks_at_new) = Traffic::begin(slice::from_ref(&new), &load);
+    migrated.cancel();
+    clients.extend(writing.await.unwrap().into_iter().rev().take(3));
+    let versions: Vec<(i64,)> = database.rows("select max(version) from _sqlx_migrations").await;
+    assert_eq!(versions, [(NEXT.version(),)]);
+
+    // Both serve, and whatever happens through one is known to the other.
+    let newer = Registrar::new(&database, NEXT).await;
+    clients.extend([newer.register().await, older.register().await]);
+    all_work_at_all(&[&old, &new], &clients).await;
+    let [gone, .., kept] = &clients[..] else {
+        panic!("there are clients");
+    };
+    let disabled = format!("update client set label = 'kept' where client_id = '{}'", kept.id);
+    database.execute(&disabled).await;
+    let secrets = newer.0.clients().await.unwrap();
+    assert!(secrets.iter().any(|client| client.client_id.as_str() == gone.id));
+
+    // The older node ends; its binary does not come back.
+    let tokens = traffic_at_old.end(tasks_at_old).await;
+    assert!(old.stop().await.success());
+    let sentence = here.run(&["serve"]).await.refusal();
+    assert!(
+        sentence.contains(&format!("newer schema (version {})", NEXT.version())),
+        "{sentence}"
+    );
+    all_work_at_all(&[&new], &clients).await;
+    let keys = new.jwks().await;
+    assert!(!tokens.is_empty() && tokens.iter().all(|token| is_valid(token, &keys)));
+    assert!(!traffic_at_new.end(tasks_at_new).await.is_empty());
+    assert!(new.stop().await.success());
+}
