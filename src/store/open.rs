@@ -157,7 +157,9 @@ pub async fn open(
 ) -> Result<Arc<dyn Store>, OpenError> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
         #[cfg(feature = "postgres")]
-        Some("postgres" | "postgresql") => super::postgres::open(url, access, schema, entropy, now).await,
+        Some("postgres" | "postgresql") => {
+            super::postgres::open(url, access, schema, entropy, now).await
+        }
         #[cfg(feature = "sqlite")]
         Some("sqlite") => super::sqlite::open(url, access, schema, entropy, now).await,
         _ => Err(OpenError::Url(

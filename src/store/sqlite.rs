@@ -146,7 +146,10 @@ async fn migrate(
     migrator: &Migrator,
     path: &Path,
 ) -> Result<(), OpenError> {
-    let mut connection = pool.acquire().await.map_err(|error| unusable(error, path))?;
+    let mut connection = pool
+        .acquire()
+        .await
+        .map_err(|error| unusable(error, path))?;
     let history = "select exists (select 1 from sqlite_schema where name = '_sqlx_migrations')";
     let has_history = sqlx::query_scalar(history)
         .fetch_one(&mut *connection)

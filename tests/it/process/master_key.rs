@@ -57,13 +57,13 @@ impl Operator<'_> {
 }
 
 /// Clients of both nodes; every answer has to be a token.
-struct Traffic {
+pub(super) struct Traffic {
     tokens: Mutex<Vec<String>>,
     stop: CancellationToken,
 }
 
 impl Traffic {
-    fn begin(nodes: &[Node], credentials: &Credentials) -> (Arc<Self>, JoinSet<()>) {
+    pub(super) fn begin(nodes: &[Node], credentials: &Credentials) -> (Arc<Self>, JoinSet<()>) {
         let traffic = Arc::new(Self {
             tokens: Mutex::default(),
             stop: CancellationToken::new(),
@@ -84,7 +84,7 @@ impl Traffic {
         (traffic, tasks)
     }
 
-    async fn end(&self, tasks: JoinSet<()>) -> Vec<String> {
+    pub(super) async fn end(&self, tasks: JoinSet<()>) -> Vec<String> {
         self.stop.cancel();
         tasks.join_all().await;
         std::mem::take(&mut self.tokens.lock().unwrap())

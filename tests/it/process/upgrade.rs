@@ -10,17 +10,17 @@ use countersign::{
     app,
     clock::{AgreedClock, SystemClock},
     config::{Config, Sources},
-    domain::change::Cause,
+    domain::{change::Cause, id::ClientId},
     entropy::Entropy,
     store::{Access, Schema, Store},
 };
-use reqwest::StatusCode;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{master_key::Traffic, turn};
 use crate::support::{
     database::{self, Database, Engine},
-    process::{AUDIENCE, Credentials, ISSUER, Installation, Node, is_valid, until},
+    process::{AUDIENCE, Credentials, ISSUER, Installation, Node, is_valid},
 };
 
 /// The schema of the version after this one.
@@ -33,7 +33,9 @@ const NEXT: Schema = Schema {
 async fn the_node_of_the_next_version() {
     let environment: Vec<_> = std::env::vars().collect();
     assert!(
-        environment.iter().any(|(name, _)| name == "COUNTERSIGN__DATABASE__URL"),
+        environment
+            .iter()
+            .any(|(name, _)| name == "COUNTERSIGN__DATABASE__URL"),
         "only another test starts this, with settings of its own"
     );
     let config = Config::load(&Sources {
@@ -53,13 +55,28 @@ impl Registrar {
         Self(store.unwrap())
     }
 
-    async fn register(&self) -> Credentials {
-        let admin = ClientAdmin {
+    fn admin(&self) -> ClientAdmin {
+        ClientAdmin {
             store: Arc::clone(&self.0),
             clock: AgreedClock::new(Arc::new(SystemClock::new())),
             entropy: Entropy::new(),
             issuer: ISSUER.to_owned(),
-        };
+        }
+    }
+
+    async fn rename(&self, id: &str) {
+        let (id, name) = (
+            ClientId::parse(id).unwrap(),
+            json!({ "client_name": "Renamed" }),
+        );
+        let admin = self.admin();
+        admin
+            .update(&id, &name, None, &Cause::system())
+            .await
+            .unwrap();
+    }
+
+    async fn register(&self) -> Credentials {
         let metadata = ClientMetadata {
             client_name: "A client".to_owned(),
             scope: "read".to_owned(),
@@ -67,6 +84,7 @@ impl Registrar {
             default_resource: Some(AUDIENCE.to_owned()),
             ..ClientMetadata::default()
         };
+        let admin = self.admin();
         let created = admin.create(None, &metadata, false, &Cause::system()).await;
         let (client, secret) = created.unwrap();
         Credentials {
@@ -119,20 +137,24 @@ async fn a_node_of_the_next_version_takes_over_without_a_refused_request() {
     let (traffic_at_new, tasks_at_new) = Traffic::begin(slice::from_ref(&new), &load);
     migrated.cancel();
     clients.extend(writing.await.unwrap().into_iter().rev().take(3));
-    let versions: Vec<(i64,)> = database.rows("select max(version) from _sqlx_migrations").await;
+    let versions: Vec<(i64,)> = database
+        .rows("select max(version) from _sqlx_migrations")
+        .await;
     assert_eq!(versions, [(NEXT.version(),)]);
 
     // Both serve, and whatever happens through one is known to the other.
     let newer = Registrar::new(&database, NEXT).await;
     clients.extend([newer.register().await, older.register().await]);
     all_work_at_all(&[&old, &new], &clients).await;
-    let [gone, .., kept] = &clients[..] else {
-        panic!("there are clients");
-    };
-    let disabled = format!("update client set label = 'kept' where client_id = '{}'", kept.id);
-    database.execute(&disabled).await;
-    let secrets = newer.0.clients().await.unwrap();
-    assert!(secrets.iter().any(|client| client.client_id.as_str() == gone.id));
+    // What the newer one keeps of a client is still there when the older one has changed the client.
+    let id = &clients[0].id;
+    let label = format!("update client set label = 'new' where client_id = '{id}'");
+    database.execute(&label).await;
+    older.rename(id).await;
+    let labels = "select label, client_name from client where label <> 'none'";
+    let labels: Vec<(String, String)> = database.rows(labels).await;
+    assert_eq!(labels, [("new".to_owned(), "Renamed".to_owned())]);
+    newer.rename(id).await;
 
     // The older node ends; its binary does not come back.
     let tokens = traffic_at_old.end(tasks_at_old).await;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fmt::Display,
     fs::{self, File},
     net::{SocketAddr, TcpListener},
@@ -84,6 +85,8 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
 /// A folder and the settings of whatever runs in it.
 pub(crate) struct Installation {
     folder: TempDir,
+    /// What runs here, with its first arguments.
+    program: Vec<OsString>,
     environment: BTreeMap<String, String>,
     /// Tells the output files of processes apart.
     started: AtomicU32,
@@ -94,6 +97,7 @@ impl Installation {
     pub(crate) fn development() -> Self {
         let empty = Self {
             folder: tempfile::tempdir().unwrap(),
+            program: vec![env!("CARGO_BIN_EXE_countersign").into()],
             environment: BTreeMap::new(),
             started: AtomicU32::new(0),
         };
@@ -127,6 +131,14 @@ impl Installation {
             twin.receive(&key);
         }
         twin
+    }
+
+    /// Runs a test of this binary in place of the program.
+    pub(crate) fn running_test(mut self, name: &str) -> Self {
+        self.program = vec![std::env::current_exe().unwrap().into()];
+        let arguments = ["--exact", name, "--ignored", "--nocapture"];
+        self.program.extend(arguments.map(OsString::from));
+        self
     }
 
     /// Gives a setting its value.
@@ -173,7 +185,9 @@ impl Installation {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let output = self.path(&format!("{number}.stdout"));
         let errors = self.path(&format!("{number}.stderr"));
-        let child = Command::new(env!("CARGO_BIN_EXE_countersign"))
+        let (program, first) = self.program.split_first().unwrap();
+        let child = Command::new(program)
+            .args(first)
             .args(arguments)
             .current_dir(self.folder.path())
             .env_clear()
