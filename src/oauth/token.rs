@@ -14,7 +14,7 @@ use super::{
 use crate::domain::client::GrantType;
 
 /// What is counted in place of a grant that is missing or that this service does not know.
-pub const UNKNOWN_GRANT: &str = "unknown";
+const UNKNOWN_GRANT: &str = "unknown";
 
 /// What is counted as the outcome of a request that got its token.
 const ISSUED: &str = "issued";

@@ -27,5 +27,6 @@ mod health;
 mod jwks;
 mod log;
 mod metadata;
+mod metrics;
 mod stop;
 mod token;

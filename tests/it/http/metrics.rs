@@ -1,0 +1,204 @@
+//! `GET /metrics`: what operators watch, in a format that any reader of `OpenMetrics` takes.
+
+use std::collections::BTreeMap;
+
+use reqwest::Method;
+
+use crate::support::{
+    client,
+    openmetrics::Exposition,
+    server::{FORM, GRANT, Setup, TestServer, answer},
+};
+
+pub(crate) async fn scrape(server: &TestServer) -> (String, Exposition) {
+    let url = format!("http://{}/metrics", server.admin);
+    let answer = answer(client().build().unwrap().get(url)).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    let exposition = Exposition::parse(&answer.body);
+    (answer.body, exposition)
+}
+
+fn one(series: &str) -> BTreeMap<String, f64> {
+    [(series.to_owned(), 1.0)].into()
+}
+
+#[tokio::test]
+async fn the_text_is_strictly_well_formed_and_every_name_has_our_prefix() {
+    let server = TestServer::start().await;
+    server.token().await.access_token();
+    let (_, metrics) = scrape(&server).await;
+    assert!(metrics.families.len() > 10, "{:?}", metrics.families);
+    for name in metrics.families.keys() {
+        assert!(name.starts_with("countersign_"), "{name}");
+    }
+    let kinds = [
+        ("countersign_token_requests", "counter", None),
+        ("countersign_refusals", "counter", None),
+        ("countersign_http_requests", "counter", None),
+        (
+            "countersign_http_request_duration_seconds",
+            "histogram",
+            Some("seconds"),
+        ),
+        (
+            "countersign_signing_duration_seconds",
+            "histogram",
+            Some("seconds"),
+        ),
+        ("countersign_key_age_seconds", "gauge", Some("seconds")),
+        ("countersign_keys", "gauge", None),
+        (
+            "countersign_process_resident_memory_bytes",
+            "gauge",
+            Some("bytes"),
+        ),
+        ("countersign_build", "info", None),
+    ];
+    server
+        .by_app_with("grant_type=nonsense")
+        .send()
+        .await
+        .unwrap();
+    let (_, metrics) = scrape(&server).await;
+    for (name, kind, unit) in kinds {
+        let family = metrics
+            .families
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} is missing"));
+        assert_eq!((family.kind.as_str(), family.unit.as_deref()), (kind, unit));
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_for_the_admin_listener_alone() {
+    let server = TestServer::start().await;
+    assert_eq!(answer(server.get("/metrics")).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_request_moves_exactly_one_series_of_each_counter() {
+    let server = TestServer::start().await;
+    let (_, before) = scrape(&server).await;
+    server.token().await.access_token();
+    let (_, issued) = scrape(&server).await;
+    let issued_series =
+        "countersign_token_requests_total{grant=\"client_credentials\",outcome=\"issued\"}";
+    let tokens = "countersign_token_requests_total";
+    let refusals = "countersign_refusals_total";
+    assert_eq!(issued.moved(&before, tokens), one(issued_series));
+    assert_eq!(issued.moved(&before, refusals), BTreeMap::new());
+    let signed = "countersign_signing_duration_seconds_count";
+    let difference = issued.value(signed) - before.value(signed);
+    assert!((difference - 1.0).abs() < f64::EPSILON);
+    let answered = issued.moved(&before, "countersign_http_requests_total");
+    let series =
+        "countersign_http_requests_total{route=\"/oauth2/token\",method=\"POST\",status=\"200\"}";
+    assert_eq!(answered.get(series), Some(&1.0), "{answered:?}");
+
+    let refused = [
+        (
+            server.token_request().form(&GRANT),
+            "client_credentials",
+            "client_authentication",
+        ),
+        (
+            server.by_app_with("grant_type=their+own+word"),
+            "unknown",
+            "grant_type",
+        ),
+        (server.by_app_with("scope=read"), "unknown", "malformed"),
+        (
+            server.by_app_with("grant_type=client_credentials&scope=their-own-word"),
+            "client_credentials",
+            "scope",
+        ),
+    ];
+    for (request, grant, reason) in refused {
+        let (_, before) = scrape(&server).await;
+        assert!(answer(request).await.status >= 400);
+        let (text, after) = scrape(&server).await;
+        let series = format!("{tokens}{{grant=\"{grant}\",outcome=\"{reason}\"}}");
+        assert_eq!(after.moved(&before, tokens), one(&series));
+        let series = format!("{refusals}{{route=\"/oauth2/token\",reason=\"{reason}\"}}");
+        assert_eq!(after.moved(&before, refusals), one(&series));
+        assert!(!text.contains("their"), "{text}");
+    }
+}
+
+/// "nothing a stranger chooses" makes a series, and nothing secret is told.
+#[tokio::test]
+async fn nothing_of_a_request_gets_into_the_metrics() {
+    let server = TestServer::start().await;
+    let token = server.token().await.access_token();
+    let secret = server.app.secret.clone();
+    let request = |method: &str, path: &str| {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        server.request(method, path)
+    };
+    for request in [
+        request("GET", "/chosen-path"),
+        request("GET", "/health/live?chosen=query"),
+        request("CHOSEN", "/oauth2/token"),
+        request("POST", "/oauth2/token")
+            .basic_auth("chosen-client", Some("chosen-secret"))
+            .header("user-agent", "chosen-agent")
+            .header("content-type", FORM)
+            .body("grant_type=chosen-grant&scope=chosen-scope&resource=chosen:resource"),
+        server.by_app_with("grant_type=client_credentials&resource=chosen:resource"),
+    ] {
+        answer(request).await;
+    }
+    let (text, metrics) = scrape(&server).await;
+    for hidden in ["chosen", "CHOSEN", &secret, &token, "app"] {
+        assert!(!text.contains(&format!("\"{hidden}")), "{hidden}: {text}");
+    }
+    for hidden in ["chosen", &secret, &token] {
+        assert!(!text.contains(hidden), "{hidden}: {text}");
+    }
+    let other =
+        "countersign_http_requests_total{route=\"/oauth2/token\",method=\"other\",status=\"405\"}";
+    assert!((metrics.value(other) - 1.0).abs() < f64::EPSILON, "{text}");
+    let none = "countersign_http_requests_total{route=\"none\",method=\"GET\",status=\"404\"}";
+    assert!((metrics.value(none) - 1.0).abs() < f64::EPSILON, "{text}");
+}
+
+#[tokio::test]
+async fn the_state_is_that_of_the_moment() {
+    use std::time::Duration;
+
+    use countersign::clock::{ManualClock, Timestamp};
+
+    let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
+    let server = Setup::new().clock(clock.clone()).start().await;
+    let (_, begun) = scrape(&server).await;
+    let is = |metrics: &Exposition, series: &str, expected: f64| {
+        let value = metrics.value(&format!("countersign_{series}"));
+        assert!((value - expected).abs() < 0.5, "{series} is {value}");
+    };
+    is(&begun, "keys{state=\"active\"}", 1.0);
+    is(&begun, "keys{state=\"retired\"}", 0.0);
+    is(&begun, "key_age_seconds", 0.0);
+    is(&begun, "process_start_time_seconds", 1_800_000_000.0);
+    is(&begun, "key_rotation_period_seconds", 2_592_000.0);
+    is(&begun, "offline_issuance_limit_seconds", 900.0);
+    is(&begun, "database_up", 1.0);
+    is(&begun, "clock_offset_seconds", 0.0);
+    is(&begun, "queue_depth{queue=\"database_look\"}", 0.0);
+    assert!(begun.value("countersign_process_resident_memory_bytes") > 1e6);
+    assert!(begun.value("countersign_process_open_fds") > 5.0);
+    assert!(begun.value("countersign_change_position") > 0.0);
+    let version = env!("CARGO_PKG_VERSION");
+    is(&begun, &format!("build_info{{version=\"{version}\"}}"), 1.0);
+
+    clock.advance(Duration::from_mins(1));
+    let (_, later) = scrape(&server).await;
+    is(&later, "key_age_seconds", 60.0);
+    let lag = later.value("countersign_sync_lag_seconds");
+    assert!((0.0..=60.0).contains(&lag), "{lag}");
+    let left = |metrics: &Exposition| metrics.value("countersign_key_next_transition_seconds");
+    assert!((left(&begun) - left(&later) - 60.0).abs() < 0.5);
+}
