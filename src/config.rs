@@ -110,6 +110,14 @@ struct Public {
     listen: SocketAddr,
     #[serde(deserialize_with = "networks")]
     trusted_proxies: Vec<IpNet>,
+    tls: Tls,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tls {
+    certificate: PathBuf,
+    key: PathBuf,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -164,6 +172,14 @@ pub struct Limits {
     pub request_body_bytes: usize,
     /// How long a request may take to arrive, in seconds; 0 is for ever.
     pub request_timeout_seconds: u32,
+    /// The largest request head, in bytes; 0 is no limit.
+    pub request_header_bytes: usize,
+    /// How many connections the public listener has at most; 0 is no limit.
+    pub connections: usize,
+    /// How many of them one address has at most; 0 is no limit.
+    pub connections_per_address: usize,
+    /// How long a connection may be idle between requests, in seconds; 0 is for ever.
+    pub keep_alive_seconds: u32,
     /// How long requests may take to finish on stopping, in seconds; 0 is for ever.
     pub shutdown_timeout_seconds: u32,
 }
@@ -178,6 +194,15 @@ pub struct Telemetry {
     pub log_format: LogFormat,
 }
 
+/// Where the certificate of the public listener is.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The chain, the listener's own certificate first, in PEM.
+    pub certificate: PathBuf,
+    /// The private key of the first certificate, in PEM.
+    pub key: PathBuf,
+}
+
 /// Settings that have been checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -189,6 +214,8 @@ pub struct Config {
     pub public_listen: SocketAddr,
     /// The proxies in front of the public listener.
     pub trusted_proxies: Vec<IpNet>,
+    /// The certificate of the public listener, unless TLS ends in front of it.
+    pub tls: Option<TlsFiles>,
     /// The admin listener.
     pub admin_listen: SocketAddr,
     /// The database.
@@ -256,6 +283,7 @@ impl Config {
             loopback("admin.listen", written.admin.listen)?;
         }
         check_proxies(&written.public.trusted_proxies)?;
+        let tls = check_tls(&written.public, environment)?;
         let keys = &written.keys;
         between(
             "keys.jwks_max_age_seconds",
@@ -294,13 +322,7 @@ impl Config {
             1,
             60,
         )?;
-        let body = written.limits.request_body_bytes;
-        if body != 0 && !(1024..=1_048_576).contains(&body) {
-            return Err(invalid(
-                "limits.request_body_bytes",
-                "must be between 1024 and 1048576, or 0 for no limit",
-            ));
-        }
+        check_limits(&written.limits)?;
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
         let policy = Policy {
             poll: Duration::from_millis(u64::from(written.sync.poll_interval_ms)),
@@ -332,6 +354,7 @@ impl Config {
             issuer,
             public_listen: written.public.listen,
             trusted_proxies: written.public.trusted_proxies,
+            tls,
             admin_listen: written.admin.listen,
             database_url: written.database.url,
             master_keys,
@@ -523,6 +546,59 @@ fn check_issuer(issuer: &str, environment: Environment) -> Result<Option<String>
         ));
     }
     Ok(Some(issuer.to_owned()))
+}
+
+fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
+    for (key, value, most) in [
+        (
+            "limits.request_body_bytes",
+            limits.request_body_bytes,
+            1_048_576,
+        ),
+        (
+            "limits.request_header_bytes",
+            limits.request_header_bytes,
+            131_072,
+        ),
+    ] {
+        if value != 0 && !(1024..=most).contains(&value) {
+            return Err(invalid(
+                key,
+                &format!("must be between 1024 and {most}, or 0 for no limit"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_tls(public: &Public, environment: Environment) -> Result<Option<TlsFiles>, ConfigError> {
+    let Tls { certificate, key } = &public.tls;
+    match (
+        certificate.as_os_str().is_empty(),
+        key.as_os_str().is_empty(),
+    ) {
+        (false, false) => Ok(Some(TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        })),
+        (false, true) => Err(invalid(
+            "public.tls.key",
+            "is missing; name the file of the key that belongs to public.tls.certificate",
+        )),
+        (true, false) => Err(invalid(
+            "public.tls.certificate",
+            "is missing; name the file of the certificate that belongs to public.tls.key",
+        )),
+        (true, true)
+            if environment == Environment::Production && public.trusted_proxies.is_empty() =>
+        {
+            Err(invalid(
+                "public.tls.certificate",
+                "is missing; production needs TLS: name the files of a certificate and its key, or in public.trusted_proxies the proxy in front where TLS ends",
+            ))
+        }
+        (true, true) => Ok(None),
+    }
 }
 
 fn check_proxies(networks: &[IpNet]) -> Result<(), ConfigError> {

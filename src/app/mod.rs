@@ -6,6 +6,7 @@
 mod development;
 mod sync;
 mod tasks;
+mod tls;
 
 use std::{
     io,
@@ -16,21 +17,27 @@ use std::{
 
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
+use socket2::{Domain, Socket, Type};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::sync::SyncError;
+use self::tls::Certificate;
+pub use self::{sync::SyncError, tls::TlsError};
 use crate::{
     admin::{AdminError, client::ClientAdmin, key::KeyAdmin, resource::ResourceAdmin},
     clock::{AgreedClock, Clock, SystemClock},
     config::Config,
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
-    http::{self, Listeners, Servers, Services, TrustedProxies},
+    http::{self, ConnectionLimits, Listeners, Servers, Services, TrustedProxies},
     metrics::Metrics,
     oauth::{access_token::Minter, client_auth::Authenticator, metadata, token::TokenEndpoint},
     store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
 };
+
+/// How many connections may wait to be accepted. The standard library has room for 128, which is
+/// soon full where many clients connect anew at once.
+const BACKLOG: i32 = 1024;
 
 /// How long taking leave of the database may take.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -53,6 +60,9 @@ pub enum StartError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// The certificate of the public listener cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Keys could not be prepared, or demo clients.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -189,6 +199,7 @@ pub struct App {
     context: Context,
     services: Services,
     listeners: Listeners,
+    certificate: Option<Arc<Certificate>>,
     sync: sync::Sync,
     banner: Option<String>,
 }
@@ -204,6 +215,7 @@ impl App {
         schema: Schema,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
+        let certificate = config.tls.clone().map(Certificate::load).transpose()?;
         let public = listen("public.listen", config.public_listen)?;
         let admin = listen("admin.listen", config.admin_listen)?;
         let address = public.local_addr().map_err(StartError::Serve)?;
@@ -225,10 +237,15 @@ impl App {
         };
         let sync = sync::Sync::begin(&context).await?;
         let services = services(&context, &sync);
+        let tls = certificate.as_ref().map(Certificate::server_config);
+        let tls = tls
+            .transpose()
+            .map_err(|error| StartError::Serve(io::Error::other(error)))?;
         Ok(Self {
             context,
             services,
-            listeners: Listeners { public, admin },
+            listeners: Listeners { public, tls, admin },
+            certificate,
             sync,
             banner,
         })
@@ -274,6 +291,9 @@ impl App {
             end_tasks.clone(),
         ));
         tasks.spawn(node.run(end_tasks.clone()));
+        if let Some(certificate) = self.certificate {
+            tasks.spawn(certificate.follow(clock.clone(), end_tasks.clone()));
+        }
         let Servers { running, handles } =
             http::serve(self.listeners, self.services).map_err(StartError::Serve)?;
         tracing::info!(issuer = self.context.issuer, "serving");
@@ -346,11 +366,19 @@ pub async fn serve(config: Config, schema: Schema) -> Result<(), StartError> {
 }
 
 fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).map_err(|source| StartError::Listen {
+    bind(address).map_err(|source| StartError::Listen {
         key,
         address,
         source,
     })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 async fn refuse_demo_rows(store: &dyn Store) -> Result<(), StartError> {
@@ -372,8 +400,14 @@ async fn refuse_demo_rows(store: &dyn Store) -> Result<(), StartError> {
     Err(StartError::DemoRows(rows.join(", ")))
 }
 
+/// A limit as it stands in the settings, where 0 is none.
+fn limit<T: Default + PartialEq>(setting: T) -> Option<T> {
+    (setting != T::default()).then_some(setting)
+}
+
 fn services(context: &Context, sync: &sync::Sync) -> Services {
     let config = &context.config;
+    let limits = &config.limits;
     let minter = Minter {
         issuer: context.issuer.clone(),
         default_ttl_seconds: config.access_token_ttl_seconds,
@@ -401,6 +435,13 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
         issuer_path: issuer_path.unwrap_or_default(),
         jwks_max_age: config.policy.jwks_max_age,
+        connections: ConnectionLimits {
+            total: limit(limits.connections),
+            per_address: limit(limits.connections_per_address),
+            keep_alive: limit(limits.keep_alive_seconds)
+                .map(|seconds| Duration::from_secs(u64::from(seconds))),
+        },
+        head_limit: limit(limits.request_header_bytes).unwrap_or(usize::MAX),
         trusted_proxies: TrustedProxies::new(config.trusted_proxies.clone()),
         body_limit: match config.limits.request_body_bytes {
             0 => usize::MAX,

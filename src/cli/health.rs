@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use super::{Failure, Global, output};
 use crate::{config::Config, outbound};
 
+/// Who is asked.
+const LISTENER: &str = "admin.listen";
+
 /// How long the service may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -20,7 +23,7 @@ const LONGEST_ANSWER: usize = 16 * 1024;
 
 #[derive(Debug, Args)]
 pub(super) struct Health {
-    /// Ask there, instead of at public.listen
+    /// Ask there, instead of at admin.listen
     #[arg(long)]
     url: Option<String>,
 }
@@ -33,7 +36,7 @@ impl Health {
         };
         let (status, answer) = ask(&url).await.map_err(|error| {
             Failure::Message(format!(
-                "nothing answers at {url} (setting public.listen, or --url); is the service running? {}",
+                "nothing answers at {url} (setting {LISTENER}, or --url); is the service running? {}",
                 innermost(&*error)
             ))
         })?;
@@ -67,23 +70,28 @@ impl Health {
 }
 
 /// Where the service listens, according to the settings that this command can see.
+///
+/// That is the admin listener: the public one may speak TLS under a name that is not this machine's.
 fn listener(global: &Global) -> Result<SocketAddr, Failure> {
     let mut sources = global.sources();
-    // Nothing but the listener matters, and the issuer may be in a file that only the service got.
+    // Nothing but the listener matters, and the rest may be in a file that only the service got.
     for (key, value) in [
         ("environment", "production"),
         ("issuer", "https://unused.invalid"),
+        ("public.trusted_proxies", "127.0.0.1"),
+        ("public.tls.certificate", ""),
+        ("public.tls.key", ""),
     ] {
         sources.overrides.push((key.to_owned(), value.to_owned()));
     }
-    Ok(Config::load(&sources)?.public_listen)
+    Ok(Config::load(&sources)?.admin_listen)
 }
 
 fn url_of(listen: SocketAddr) -> Result<String, Failure> {
     if listen.port() == 0 {
-        return Err(Failure::message(
-            "setting public.listen has port 0, so that the port is not known here; give --url",
-        ));
+        return Err(Failure::Message(format!(
+            "setting {LISTENER} has port 0, so that the port is not known here; give --url"
+        )));
     }
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -25,6 +25,9 @@ use crate::{
 /// Stands for an issuer that is still to be set.
 const NO_ISSUER: &str = "https://unset.invalid";
 
+/// Where the proxy is that ends TLS, until somebody writes another place into the file.
+const PROXY: [&str; 2] = ["127.0.0.1", "::1"];
+
 #[derive(Debug, Args)]
 pub(super) struct Init {
     /// The https URL under which clients will reach the service
@@ -73,7 +76,11 @@ impl Init {
         sources.file = file.cloned();
         if file.is_none() {
             let issuer = self.issuer.clone().unwrap_or_default();
-            let written = [("environment", "production".to_owned()), ("issuer", issuer)];
+            let written = [
+                ("environment", "production".to_owned()),
+                ("issuer", issuer),
+                ("public.trusted_proxies", PROXY.join(",")),
+            ];
             let written = written.map(|(key, value)| (key.to_owned(), value));
             // First, so that the command line's own settings go before them.
             sources.overrides.splice(0..0, written);
@@ -107,8 +114,14 @@ environment = "production"
 issuer = {issuer}
 
 [public]
-# Where clients and services connect. TLS ends at the proxy in front, which forwards to here.
+# Where clients and services connect.
 listen = "{public}"
+# TLS ends at the proxy in front, which forwards to here: its addresses and networks. They are
+# believed when they tell in X-Forwarded-For for whom they ask.
+trusted_proxies = {proxies}
+# Without a proxy: trusted_proxies = [], and the files of a certificate chain and its key, in PEM.
+#tls.certificate = "/etc/countersign/tls/fullchain.pem"
+#tls.key = "/etc/countersign/tls/key.pem"
 
 [admin]
 # Where operators and probes connect; keep it from the public.
@@ -125,6 +138,7 @@ url = "sqlite://data/countersign.db"
 directory = {directory}
 "#,
             public = config.public_listen,
+            proxies = json!(PROXY),
             admin = config.admin_listen,
         )
     }
@@ -176,16 +190,29 @@ fn steps(config: &Config, file: &Path, issuer_problem: Option<&str>) -> Vec<Stri
     } else {
         &issuer
     };
-    steps.push(format!(
-        "Let a proxy that ends TLS for {issuer} forward to {}.",
-        config.public_listen
-    ));
+    if config.tls.is_none() {
+        let proxies: Vec<_> = config.trusted_proxies.iter().map(show_network).collect();
+        steps.push(format!(
+            "Let a proxy at {} (setting public.trusted_proxies) end TLS for {issuer} and forward to {}.",
+            proxies.join(" or "),
+            config.public_listen
+        ));
+    }
     steps.push(format!("Check all that:        {again} doctor"));
     steps.push(format!(
         "Register an operator:  {again} clients create --operator --name ops --scope \"clients:read clients:write keys:read keys:rotate\""
     ));
     steps.push(format!("Start the service:     {again} serve"));
     steps
+}
+
+/// A network of one address as that address.
+fn show_network(network: &ipnet::IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() {
+        network.addr().to_string()
+    } else {
+        network.to_string()
+    }
 }
 
 /// Writes a new file that its owner only can read: a password may be put into it.

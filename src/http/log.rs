@@ -16,7 +16,7 @@ use actix_web::{
 };
 use tracing::Instrument as _;
 
-use super::{Services, address::TrustedProxies, error::Reason};
+use super::{Services, address::TrustedProxies, connection::Activity, error::Reason};
 use crate::{domain::change::Origin, metrics::Answered};
 
 /// Wraps every request. Handlers take its [`Origin`] as `ReqData<Origin>`.
@@ -27,6 +27,10 @@ pub(super) async fn requests(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let activity = request.conn_data::<Activity>().cloned();
+    if let Some(activity) = &activity {
+        activity.begin();
+    }
     let services = request.app_data::<Data<Services>>().cloned();
     let now = services
         .as_ref()
@@ -59,6 +63,9 @@ pub(super) async fn requests(
             duration,
             refusal,
         });
+    }
+    if let Some(activity) = activity {
+        activity.end();
     }
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response

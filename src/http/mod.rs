@@ -9,24 +9,31 @@
 
 mod address;
 mod body;
+mod connection;
 mod cors;
 mod error;
+mod head;
 mod log;
 mod metrics;
 mod public;
 
 use std::{future::Future, io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
 
+use actix_http::{HttpService, KeepAlive};
+use actix_server::{Server, ServerHandle};
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::{
-    App, Handler, HttpResponse, HttpServer, Responder,
-    dev::{Server, ServerHandle},
+    App, Handler, HttpResponse, Responder,
+    dev::AppConfig,
     http::{Method, header},
     middleware::from_fn,
     web::{self, Data, ServiceConfig},
 };
 use bytes::Bytes;
+use rustls::ServerConfig;
 
-pub use self::address::TrustedProxies;
+use self::connection::{Connections, Door, Patience, Stream};
+pub use self::{address::TrustedProxies, connection::ConnectionLimits};
 use crate::{
     clock::AgreedClock,
     entropy::Entropy,
@@ -52,6 +59,10 @@ pub struct Services {
     pub jwks_max_age: Duration,
     /// The proxies in front of the public listener.
     pub trusted_proxies: TrustedProxies,
+    /// How many connections the public listener has, and for how long.
+    pub connections: ConnectionLimits,
+    /// The largest request head taken, in bytes.
+    pub head_limit: usize,
     /// The largest body taken, in bytes.
     pub body_limit: usize,
     /// How long a request may take to arrive; none is for ever.
@@ -64,6 +75,8 @@ pub struct Services {
 pub struct Listeners {
     /// For clients and services.
     pub public: TcpListener,
+    /// TLS for the public listener; none where it ends at a proxy in front.
+    pub tls: Option<Arc<ServerConfig>>,
     /// For operators and probes.
     pub admin: TcpListener,
 }
@@ -84,38 +97,93 @@ pub async fn stop([public, admin]: [ServerHandle; 2]) {
 /// Starts to serve on both listeners.
 pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
     let services = Data::new(services);
-    let proxies = services.trusted_proxies.clone();
-    let public = start(listeners.public, &services, proxies, public_routes)?;
-    let nobody = TrustedProxies::default();
-    let admin = start(listeners.admin, &services, nobody, admin_routes)?;
+    let limits = services.connections;
+    let public = Listener {
+        socket: listeners.public,
+        tls: listeners.tls,
+        proxies: services.trusted_proxies.clone(),
+        limits,
+        routes: public_routes,
+    };
+    let admin = Listener {
+        socket: listeners.admin,
+        tls: None,
+        proxies: TrustedProxies::default(),
+        limits: ConnectionLimits {
+            total: None,
+            per_address: None,
+            ..limits
+        },
+        routes: admin_routes,
+    };
+    let (public, admin) = (public.start(&services)?, admin.start(&services)?);
     let handles = [public.handle(), admin.handle()];
     let running = Box::pin(async move { tokio::try_join!(public, admin).map(|_| ()) });
     Ok(Servers { running, handles })
 }
 
-fn start(
-    listener: TcpListener,
-    services: &Data<Services>,
+/// One of the two listeners, and what makes it different from the other.
+struct Listener {
+    socket: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
     proxies: TrustedProxies,
+    limits: ConnectionLimits,
     routes: fn(&mut ServiceConfig, &Services),
-) -> io::Result<Server> {
-    let for_workers = services.clone();
-    let proxies = Data::new(proxies);
-    let server = HttpServer::new(move || {
-        let services = for_workers.clone();
-        App::new()
-            .app_data(services.clone())
-            .app_data(proxies.clone())
-            .configure(|config| routes(config, &services))
-            .default_service(web::to(|| async { HttpResponse::NotFound().finish() }))
-            .wrap(from_fn(body::unread_ends_the_connection))
-            .wrap(from_fn(log::requests))
-    })
-    .client_request_timeout(services.request_timeout.unwrap_or(Duration::ZERO))
-    .shutdown_timeout(services.shutdown_timeout.as_secs())
-    .disable_signals()
-    .listen(listener)?;
-    Ok(server.run())
+}
+
+impl Listener {
+    fn start(self, services: &Data<Services>) -> io::Result<Server> {
+        let Self { limits, routes, .. } = self;
+        let timeout = services.request_timeout;
+        let door = Door {
+            connections: Connections::new(limits, self.proxies.clone()),
+            tls: self.tls,
+            patience: Patience {
+                clock: services.clock.clone(),
+                handshake: timeout,
+                unread: timeout,
+                next_head: timeout.zip(limits.keep_alive).map(|(a, b)| a + b),
+            },
+        };
+        let proxies = Data::new(self.proxies);
+        let for_workers = services.clone();
+        let builder = Server::build();
+        let stopping = builder.graceful_shutdown_signal();
+        let server = builder
+            .shutdown_timeout(services.shutdown_timeout.as_secs())
+            .disable_signals()
+            .listen("http", self.socket, move || {
+                let services = for_workers.clone();
+                let app = App::new()
+                    .app_data(services.clone())
+                    .app_data(proxies.clone())
+                    .configure(|config| routes(config, &services))
+                    .default_service(web::to(|| async { HttpResponse::NotFound().finish() }))
+                    .wrap(from_fn(body::unread_ends_the_connection))
+                    .wrap(from_fn(head::within_limit))
+                    .wrap(from_fn(log::requests))
+                    .into_factory()
+                    .map_err(|error: actix_web::Error| error.error_response());
+                let (door, stopping) = (door.clone(), stopping.clone());
+                fn_service(move |io| door.clone().admit(io))
+                    .map_err(actix_http::error::DispatchError::Io)
+                    .and_then(
+                        HttpService::build()
+                            .graceful_shutdown_signal(move || {
+                                let stopping = stopping.clone();
+                                async move { stopping.notified().await }
+                            })
+                            .keep_alive(limits.keep_alive.map_or(KeepAlive::Os, KeepAlive::Timeout))
+                            .client_request_timeout(timeout.unwrap_or(Duration::ZERO))
+                            .client_disconnect_timeout(Duration::from_secs(1))
+                            .on_connect_ext(|io: &Stream, data| {
+                                data.insert(io.activity());
+                            })
+                            .h1(map_config(app, |()| AppConfig::default())),
+                    )
+            })?;
+        Ok(server.run())
+    }
 }
 
 /// What clients and services see, below the path of the issuer.

@@ -643,7 +643,7 @@ fn scope_tokens_that_nobody_knows_are_pointed_out() {
 #[test]
 fn health_says_when_nothing_answers() {
     let terminal = Terminal::new();
-    let answer = terminal.call(&["health", "--set", "public.listen=127.0.0.1:1"]);
+    let answer = terminal.call(&["health", "--set", "admin.listen=127.0.0.1:1"]);
     let sentence = answer.failure();
     assert!(
         sentence.starts_with("nothing answers at http://127.0.0.1:1/health/ready"),

@@ -22,6 +22,7 @@ macro_rules! on_both_engines {
     };
 }
 
+mod connections;
 mod coverage;
 mod health;
 mod jwks;
@@ -29,4 +30,5 @@ mod log;
 mod metadata;
 mod metrics;
 mod stop;
+mod tls;
 mod token;

@@ -92,6 +92,52 @@ const IN_SETTINGS: &[Mistake] = &[
         ..NONE
     },
     Mistake {
+        name: "neither TLS nor a proxy in production",
+        variables: &[
+            ("COUNTERSIGN__ENVIRONMENT", "production"),
+            ("COUNTERSIGN__ISSUER", "https://issuer.example"),
+        ],
+        says: &[
+            "public.tls.certificate",
+            "missing",
+            "public.trusted_proxies",
+        ],
+        ..NONE
+    },
+    Mistake {
+        name: "a certificate without its key",
+        variables: &[("COUNTERSIGN__PUBLIC__TLS__CERTIFICATE", "chain.pem")],
+        says: &["public.tls.key", "missing"],
+        ..NONE
+    },
+    Mistake {
+        name: "a key without its certificate",
+        variables: &[("COUNTERSIGN__PUBLIC__TLS__KEY", "key.pem")],
+        says: &["public.tls.certificate", "missing"],
+        ..NONE
+    },
+    Mistake {
+        name: "a certificate that is not there",
+        variables: &[
+            ("COUNTERSIGN__PUBLIC__TLS__CERTIFICATE", "nowhere.pem"),
+            ("COUNTERSIGN__PUBLIC__TLS__KEY", "key.pem"),
+        ],
+        says: &["public.tls.certificate", "nowhere.pem", "cannot read"],
+        ..NONE
+    },
+    Mistake {
+        name: "a proxy that is no address",
+        variables: &[("COUNTERSIGN__PUBLIC__TRUSTED_PROXIES", "10.0.0.1,proxy")],
+        says: &["public.trusted_proxies", "proxy", "10.0.0.0/8"],
+        ..NONE
+    },
+    Mistake {
+        name: "everybody as a proxy",
+        variables: &[("COUNTERSIGN__PUBLIC__TRUSTED_PROXIES", "::/0")],
+        says: &["public.trusted_proxies", "::/0", "anybody"],
+        ..NONE
+    },
+    Mistake {
         name: "an environment that does not exist",
         variables: &[("COUNTERSIGN__ENVIRONMENT", "staging")],
         says: &["environment", "production"],
@@ -147,6 +193,7 @@ const IN_SETTINGS: &[Mistake] = &[
         variables: &[
             ("COUNTERSIGN__ENVIRONMENT", "production"),
             ("COUNTERSIGN__ISSUER", "https://issuer.example"),
+            ("COUNTERSIGN__PUBLIC__TRUSTED_PROXIES", "127.0.0.1"),
         ],
         says: &["keys.directory", "no master key", "countersign init"],
         ..NONE
@@ -273,6 +320,7 @@ async fn demo_rows_in_production_give_one_sentence() {
     assert_eq!(demo.stop().await.code(), Some(0));
     let production = development
         .with("environment", "production")
+        .with("public.trusted_proxies", "127.0.0.1")
         .with("issuer", "https://issuer.example");
     let says = ["database.url", "demo", "ops", "clients delete"];
     refuses(&production, &[], "demo", &says).await.unwrap();

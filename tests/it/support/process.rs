@@ -30,6 +30,9 @@ use super::client;
 /// The issuer of every production installation.
 pub(crate) const ISSUER: &str = "https://issuer.example";
 
+/// The proxy in front of every production installation; nobody is there.
+pub(crate) const PROXY: &str = "192.0.2.1";
+
 /// The resource of every client that [`Installation::client`] makes.
 pub(crate) const AUDIENCE: &str = "https://api.example";
 
@@ -111,6 +114,7 @@ impl Installation {
         Self::development()
             .with("environment", "production")
             .with("issuer", ISSUER)
+            .with("public.trusted_proxies", PROXY)
             .with("database.url", database_url)
     }
 

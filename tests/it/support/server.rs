@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     client,
     database::{Database, Engine, open},
+    process::PROXY,
     soon,
 };
 
@@ -67,6 +68,7 @@ impl Setup {
         setup
             .set("environment", "production")
             .set("issuer", ISSUER)
+            .set("public.trusted_proxies", PROXY)
             .set("public.listen", "127.0.0.1:0")
             .set("admin.listen", "127.0.0.1:0")
             // A failed authentication waits for one look at the database.
