@@ -100,8 +100,15 @@ struct Written {
     tokens: Tokens,
     sync: Sync,
     outbound: Outbound,
+    events: Events,
     limits: Limits,
     telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Events {
+    retention_seconds: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -226,6 +233,8 @@ pub struct Config {
     pub policy: Policy,
     /// Life of access tokens.
     pub access_token_ttl_seconds: u32,
+    /// How long the audit trail is kept; none is for ever.
+    pub keep_events: Option<Duration>,
     /// How often to report life.
     pub heartbeat: Duration,
     /// Requests to others.
@@ -360,6 +369,10 @@ impl Config {
             master_keys,
             policy,
             access_token_ttl_seconds: written.tokens.access_token_ttl_seconds,
+            keep_events: match written.events.retention_seconds {
+                0 => None,
+                span => Some(seconds(span)),
+            },
             heartbeat: seconds(written.sync.heartbeat_seconds),
             outbound: outbound::Settings {
                 allowed_networks: written.outbound.allowed_networks,

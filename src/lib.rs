@@ -7,6 +7,7 @@
 //! | [`http`] | everything that knows actix-web |
 //! | [`admin`] | what operators do, for the admin interface and the command line alike |
 //! | [`oauth`] | what clients do: authenticate, exchange credentials for tokens |
+//! | [`revocation`] | which tokens are revoked, in memory |
 //! | [`registry`] | clients and resources in memory |
 //! | [`keys`] | signing keys: life cycle, sealing, the ring in memory |
 //! | [`store`] | the database |
@@ -33,6 +34,7 @@ pub mod metrics;
 pub mod oauth;
 pub mod outbound;
 pub mod registry;
+pub mod revocation;
 pub mod store;
 pub mod telemetry;
 pub mod throttle;

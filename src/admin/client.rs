@@ -1,6 +1,6 @@
 //! Clients and their secrets.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -59,6 +59,8 @@ pub struct ClientAdmin {
     pub entropy: Entropy,
     /// This issuer's identifier.
     pub issuer: String,
+    /// How long after its issue a token may still be accepted somewhere.
+    pub token_retention: Duration,
 }
 
 impl ClientAdmin {
@@ -174,7 +176,7 @@ impl ClientAdmin {
         Ok(Client { revision, ..client })
     }
 
-    /// Removes a client: its tokens live on until they expire, new ones are refused.
+    /// Removes a client and revokes its tokens.
     pub async fn delete(&self, id: &ClientId, cause: &Cause) -> Result<(), AdminError> {
         let expected = self.show(id).await?.revision;
         let client_id = id.clone();
@@ -183,6 +185,7 @@ impl ClientAdmin {
                 &Change::DeleteClient {
                     client_id,
                     expected,
+                    tokens_die_at: self.clock.now().plus(self.token_retention),
                 },
                 cause,
                 self.clock.now(),
@@ -296,6 +299,7 @@ impl ClientAdmin {
             client: Box::new(client.clone()),
             expected,
             event,
+            tokens_die_at: now.plus(self.token_retention),
         };
         Ok(self.store.apply(&change, cause, now).await?.revision)
     }
@@ -348,6 +352,9 @@ impl ClientAdmin {
             allowed_origins: written.allowed_origins.clone(),
             access_token_ttl_seconds: written.access_token_ttl_seconds,
             disabled: written.disabled,
+            jwks: None,
+            jwks_uri: None,
+            tokens_not_before: None,
             demo: false,
             secrets: Vec::new(),
             revision: 0,

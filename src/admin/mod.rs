@@ -7,8 +7,10 @@
 //! can be wrong, its command in `cli`, and its route.
 
 pub mod client;
+pub mod event;
 pub mod key;
 pub mod resource;
+pub mod revocation;
 
 use crate::{
     clock::Timestamp,

@@ -24,14 +24,20 @@ use tokio_util::sync::CancellationToken;
 use self::tls::Certificate;
 pub use self::{sync::SyncError, tls::TlsError};
 use crate::{
-    admin::{AdminError, client::ClientAdmin, key::KeyAdmin, resource::ResourceAdmin},
+    admin::{
+        AdminError, client::ClientAdmin, event::EventAdmin, key::KeyAdmin, resource::ResourceAdmin,
+        revocation::RevocationAdmin,
+    },
     clock::{AgreedClock, Clock, SystemClock},
     config::Config,
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
     http::{self, ConnectionLimits, Listeners, Servers, Services, TrustedProxies},
     metrics::Metrics,
-    oauth::{access_token::Minter, client_auth::Authenticator, metadata, token::TokenEndpoint},
+    oauth::{
+        access_token::Minter, client_auth::Authenticator, introspection::Introspection,
+        live_token::LiveTokens, metadata, revocation::Revocation, token::TokenEndpoint,
+    },
     store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
 };
 
@@ -164,6 +170,7 @@ impl Context {
             clock: self.clock.clone(),
             entropy: self.entropy.clone(),
             issuer: self.issuer.clone(),
+            token_retention: self.config.policy.retention(),
         }
     }
 
@@ -174,6 +181,24 @@ impl Context {
             clock: self.clock.clone(),
             entropy: self.entropy.clone(),
             issuer: self.issuer.clone(),
+        }
+    }
+
+    /// The use cases about revocations.
+    pub fn revocations(&self) -> RevocationAdmin {
+        RevocationAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            policy: self.config.policy,
+        }
+    }
+
+    /// The use cases about events.
+    pub fn events(&self) -> EventAdmin {
+        EventAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            poll: self.config.policy.poll,
         }
     }
 
@@ -288,6 +313,12 @@ impl App {
         tasks.spawn(tasks::key_schedule(
             self.context.keys(),
             snapshots,
+            end_tasks.clone(),
+        ));
+        tasks.spawn(tasks::sweeper(
+            Arc::clone(&self.context.store),
+            self.context.clock.clone(),
+            self.context.config.keep_events,
             end_tasks.clone(),
         ));
         tasks.spawn(node.run(end_tasks.clone()));
@@ -421,10 +452,27 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         snapshots: sync.snapshots(),
         clock: context.clock.clone(),
     });
+    let tokens = LiveTokens {
+        issuer: context.issuer.clone(),
+        offline_limit: config.policy.offline_limit,
+        snapshots: sync.snapshots(),
+        revocations: sync.revocations(),
+        clock: context.clock.clone(),
+    };
     let issuer_path =
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     let request_timeout = Duration::from_secs(u64::from(config.limits.request_timeout_seconds));
     Services {
+        introspection: Introspection {
+            authenticator: Arc::clone(&authenticator),
+            tokens: tokens.clone(),
+        },
+        revocation: Revocation {
+            authenticator: Arc::clone(&authenticator),
+            tokens,
+            store: Arc::clone(&context.store),
+            policy: config.policy,
+        },
         token: TokenEndpoint {
             authenticator,
             minter,

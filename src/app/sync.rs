@@ -13,6 +13,7 @@ use crate::{
         client::Client,
         id::ClientId,
         key::{KeySchedule, KeyUse},
+        revocation::Revocation,
     },
     entropy::Entropy,
     keys::{
@@ -22,6 +23,7 @@ use crate::{
     },
     metrics::Metrics,
     registry::{Registry, Snapshots},
+    revocation::RevocationSet,
     store::{Store, StoreError},
     telemetry,
 };
@@ -62,6 +64,7 @@ pub enum SyncError {
 pub(super) struct Sync {
     source: Source,
     snapshots: Arc<Snapshots>,
+    revocations: Arc<RevocationSet>,
     position: Position,
     poll: Duration,
 }
@@ -75,6 +78,14 @@ struct Source {
     metrics: Metrics,
     issuer: String,
     skew: Duration,
+}
+
+/// Snapshots of everything, as of one position.
+struct Everything {
+    position: Position,
+    registry: Registry,
+    ring: KeyRing,
+    revocations: Vec<Revocation>,
 }
 
 /// Measures how far this machine's clock is from the database's.
@@ -114,7 +125,14 @@ impl Sync {
             skew: context.config.policy.clock_skew,
         };
         let read_at = source.clock.monotonic();
-        let (position, registry, ring) = source.everything().await?;
+        let Everything {
+            position,
+            registry,
+            ring,
+            revocations: entries,
+        } = source.everything().await?;
+        let revocations = Arc::new(RevocationSet::default());
+        revocations.replace(entries);
         source.metrics.followed_to(position.seq);
         let snapshots = Arc::new(Snapshots::new(registry, ring, read_at));
         snapshots.freshness.begin();
@@ -122,6 +140,7 @@ impl Sync {
         Ok(Self {
             source,
             snapshots,
+            revocations,
             position,
             poll: context.config.policy.poll,
         })
@@ -130,6 +149,11 @@ impl Sync {
     /// What this task keeps up to date.
     pub(super) fn snapshots(&self) -> Arc<Snapshots> {
         Arc::clone(&self.snapshots)
+    }
+
+    /// What this task keeps up to date about revoked tokens.
+    pub(super) fn revocations(&self) -> Arc<RevocationSet> {
+        Arc::clone(&self.revocations)
     }
 
     /// Looks at the database whenever there may be something new, until `stop` is cancelled.
@@ -193,6 +217,7 @@ impl Sync {
             self.position = self.take_in(&changes).await?;
             source.metrics.followed_to(self.position.seq);
             if is_last {
+                self.revocations.forget(source.clock.now());
                 self.snapshots.confirm(read_at);
                 return Ok(());
             }
@@ -203,24 +228,31 @@ impl Sync {
     async fn take_in(&self, changes: &Changes) -> Result<Position, SyncError> {
         let source = &self.source;
         let mut clients = BTreeSet::new();
-        let mut keys = false;
-        let mut everything = changes.epoch != self.position.epoch;
+        let (mut keys, mut revocations) = (false, false);
+        // Changes are deleted by age: where one is missing, nobody knows what it was about.
+        let next = changes.rows.first().map_or(changes.head, |row| row.seq - 1);
+        let mut everything = changes.epoch != self.position.epoch || next != self.position.seq;
         for row in &changes.rows {
             match row.topic {
                 Some(Topic::Client) => clients.extend(ClientId::parse(&row.target)),
                 Some(Topic::Keys) => keys = true,
-                // Read by the revocation feed.
-                Some(Topic::Revocation) => {}
+                Some(Topic::Revocation) => revocations = true,
                 // Resources are few and seldom change. What a later version has changed may concern
                 // anything.
                 Some(Topic::Resource) | None => everything = true,
             }
         }
         if everything || clients.len() > ONE_BY_ONE {
-            let (position, registry, ring) = source.everything().await?;
-            self.snapshots.set_registry(registry);
-            self.snapshots.set_ring(ring);
-            return Ok(position);
+            let everything = source.everything().await?;
+            self.revocations.replace(everything.revocations);
+            self.snapshots.set_registry(everything.registry);
+            self.snapshots.set_ring(everything.ring);
+            return Ok(everything.position);
+        }
+        if revocations {
+            let reading = source.store.revocations_since(self.position.seq);
+            self.revocations
+                .extend(within(&source.clock, ANSWER, reading).await??);
         }
         if keys {
             self.snapshots.set_ring(source.ring().await?);
@@ -242,14 +274,19 @@ impl Sync {
 }
 
 impl Source {
-    async fn everything(&self) -> Result<(Position, Registry, KeyRing), SyncError> {
+    async fn everything(&self) -> Result<Everything, SyncError> {
         let snapshot = within(&self.clock, EVERYTHING, self.store.snapshot()).await??;
         let built_in = resource::built_in(&self.issuer);
         let registry = Registry::new(
             snapshot.clients,
             snapshot.resources.into_iter().chain(built_in),
         );
-        Ok((snapshot.position, registry, self.open(&snapshot.schedule)?))
+        Ok(Everything {
+            position: snapshot.position,
+            registry,
+            ring: self.open(&snapshot.schedule)?,
+            revocations: snapshot.revocations,
+        })
     }
 
     async fn ring(&self) -> Result<KeyRing, SyncError> {

@@ -11,7 +11,7 @@ use crate::{
     domain::{self, id::NodeId},
     keys::master::MasterKeySource,
     registry::Snapshots,
-    store::{Store, StoreError},
+    store::{Bounds, Store, StoreError},
     telemetry,
 };
 
@@ -20,6 +20,18 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// The longest time between two looks at the schedule.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// How often the sweeper looks for something to delete.
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
+
+/// How long the sweeper rests between two batches.
+const BETWEEN_BATCHES: Duration = Duration::from_millis(50);
+
+/// How many rows of a kind a batch deletes at most.
+const SWEEP: u32 = 500;
+
+/// How long changes are kept: a node that was cut off for longer reads everything again.
+const KEEP_CHANGES: Duration = Duration::from_hours(1);
 
 /// Makes the next key in time. Every node runs this; one of them gets through.
 pub(super) async fn key_schedule(
@@ -50,6 +62,54 @@ pub(super) async fn key_schedule(
             "the next key could not be made; trying again"
         );
     }
+}
+
+/// Deletes what is over. Every node runs this; they share the work.
+pub(super) async fn sweeper(
+    store: Arc<dyn Store>,
+    clock: AgreedClock,
+    keep_events: Option<Duration>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = clock.sleep(BETWEEN_SWEEPS) => {}
+        }
+        let now = clock.now();
+        let bounds = Bounds {
+            now,
+            changes_before: now.minus(KEEP_CHANGES),
+            events_before: keep_events.map(|span| now.minus(span)),
+        };
+        // One batch after the other, with a pause: requests go first.
+        loop {
+            let swept = tokio::select! {
+                () = stop.cancelled() => return,
+                swept = within(&clock, ANSWER, store.sweep(&bounds, SWEEP)) => swept,
+            };
+            match swept {
+                Ok(Ok(swept)) if swept.is_full(SWEEP) => clock.sleep(BETWEEN_BATCHES).await,
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) => {
+                    unswept(&error);
+                    break;
+                }
+                Err(error) => {
+                    unswept(&error);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The trouble itself is logged by `sync`.
+fn unswept(error: &dyn Error) {
+    tracing::debug!(
+        error = telemetry::chain(error),
+        "what is over could not be deleted; trying again"
+    );
 }
 
 /// The sign of life of this process.

@@ -13,6 +13,7 @@ use super::{
     name::named,
     resource::Resource,
 };
+use crate::clock::Timestamp;
 
 /// A change to the stored state. Each is applied whole or not at all, together with its event, its
 /// entries on the revocation feed and its place in the order of changes.
@@ -26,6 +27,9 @@ pub enum Change {
         expected: Option<Revision>,
         /// What the audit trail calls it.
         event: EventType,
+        /// When the last token that the client holds now is dead: until then tokens are revoked
+        /// along with a client that is disabled.
+        tokens_die_at: Timestamp,
     },
     /// Removes a client that is at revision `expected`.
     DeleteClient {
@@ -33,6 +37,8 @@ pub enum Change {
         client_id: ClientId,
         /// The revision that was seen.
         expected: Revision,
+        /// When the last token that the client holds now is dead.
+        tokens_die_at: Timestamp,
     },
     /// Registers a resource.
     CreateResource(Resource),
@@ -47,6 +53,33 @@ pub enum Change {
         /// What the audit trail calls it.
         event: EventType,
     },
+    /// Revokes one access token.
+    ///
+    /// Of a client of which too many are revoked one by one already, it revokes them all.
+    RevokeToken {
+        /// Which one.
+        jti: String,
+        /// Whose it is; unknown when an operator gives nothing but the `jti`.
+        client_id: Option<ClientId>,
+        /// When nobody accepts the token any more.
+        token_dies_at: Timestamp,
+        /// When the last token that the client holds now is dead.
+        tokens_die_at: Timestamp,
+    },
+    /// Revokes every access token that a client holds.
+    RevokeClientTokens {
+        /// Whose.
+        client_id: ClientId,
+        /// When the last of them is dead.
+        tokens_die_at: Timestamp,
+    },
+    /// Begins a new epoch after a backup was restored: every node reads everything again.
+    Restore {
+        /// Leaves alone the tokens of which nobody knows any more whether they were revoked.
+        keep_tokens: bool,
+        /// When the last token issued so far is dead.
+        tokens_die_at: Timestamp,
+    },
 }
 
 named!(
@@ -60,8 +93,12 @@ named!(
         ClientSecretCreated = "client.secret_created",
         /// A secret of a client was removed.
         ClientSecretDeleted = "client.secret_deleted",
+        /// Every token of a client was revoked.
+        ClientTokensRevoked = "client.tokens_revoked",
         /// Anything else about a client was changed.
         ClientUpdated = "client.updated",
+        /// A backup was restored.
+        DatabaseRestored = "database.restored",
         /// The first keys were made, or a next one.
         KeyCreated = "key.created",
         /// A key was declared compromised.
@@ -76,6 +113,8 @@ named!(
         ResourceCreated = "resource.created",
         /// A resource was removed.
         ResourceDeleted = "resource.deleted",
+        /// An access token was revoked.
+        TokenRevoked = "token.revoked",
     }
 );
 

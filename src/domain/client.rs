@@ -23,6 +23,8 @@ named!(
         ClientSecretPost = "client_secret_post",
         /// A public client: it has no secret to prove.
         None = "none",
+        /// An assertion signed with a key of the client (RFC 7523 §2.2).
+        PrivateKeyJwt = "private_key_jwt",
     }
 );
 
@@ -62,6 +64,12 @@ pub struct Client {
     pub disabled: bool,
     /// Made by the development start; production refuses a database that holds one.
     pub demo: bool,
+    /// The keys that sign its assertions, as a JWK Set (RFC 7517 §5).
+    pub jwks: Option<Value>,
+    /// Where those keys are instead.
+    pub jwks_uri: Option<String>,
+    /// Tokens issued before this moment, a whole second, are revoked.
+    pub tokens_not_before: Option<Timestamp>,
     /// At most [`MOST_SECRETS`].
     pub secrets: Vec<StoredSecret>,
     /// Grows by one with each change.
@@ -76,6 +84,14 @@ impl Client {
     /// Whether the client keeps no secret (RFC 6749 §2.1).
     pub fn is_public(&self) -> bool {
         self.auth_method == AuthMethod::None
+    }
+
+    /// Whether the client authenticates with a secret.
+    pub fn has_secrets(&self) -> bool {
+        matches!(
+            self.auth_method,
+            AuthMethod::ClientSecretBasic | AuthMethod::ClientSecretPost
+        )
     }
 
     /// Everything about the client that may be shown: no secret and no hash of one.
@@ -95,6 +111,8 @@ impl Client {
             "default_resource": self.default_resource.as_ref().map(ResourceUri::as_str),
             "allowed_origins": self.allowed_origins,
             "access_token_ttl_seconds": self.access_token_ttl_seconds,
+            "jwks": self.jwks,
+            "jwks_uri": self.jwks_uri,
             "disabled": self.disabled,
             "revision": self.revision,
             "created_at": self.created_at.seconds(),

@@ -37,6 +37,10 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
+    /// Identifies an event of the audit trail.
+    EventId
+);
+uuid_id!(
     /// Identifies a master key; part of its file's name.
     MasterKeyId
 );

@@ -7,12 +7,15 @@
 //! To add a noun: a file of its own with private fields where a rule protects them, `parse` for
 //! what comes from outside, and an error enum with one variant per way of being malformed.
 
+pub mod assertion;
 pub mod change;
 pub mod client;
+pub mod event;
 pub mod id;
 pub mod key;
 pub mod name;
 pub mod node;
 pub mod resource;
+pub mod revocation;
 pub mod scope;
 pub mod secret;

@@ -19,7 +19,8 @@ const RETRY_AFTER: &str = "5";
 pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
     let status = match error.code() {
         ErrorCode::InvalidClient => StatusCode::UNAUTHORIZED,
-        ErrorCode::InvalidRequest
+        ErrorCode::InvalidGrant
+        | ErrorCode::InvalidRequest
         | ErrorCode::InvalidScope
         | ErrorCode::InvalidTarget
         | ErrorCode::UnauthorizedClient

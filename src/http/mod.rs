@@ -37,7 +37,7 @@ pub use self::{address::TrustedProxies, connection::ConnectionLimits};
 use crate::{
     clock::AgreedClock,
     entropy::Entropy,
-    oauth::{metadata, token::TokenEndpoint},
+    oauth::{introspection::Introspection, metadata, revocation::Revocation, token::TokenEndpoint},
     registry::Snapshots,
 };
 
@@ -45,6 +45,10 @@ use crate::{
 pub struct Services {
     /// Exchanges credentials for tokens.
     pub token: TokenEndpoint,
+    /// Tells whether tokens are good.
+    pub introspection: Introspection,
+    /// Revokes tokens of their clients.
+    pub revocation: Revocation,
     /// What this node knows.
     pub snapshots: Arc<Snapshots>,
     /// The time.
@@ -208,6 +212,12 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         }
     }
     post(config, &below(metadata::TOKEN_PATH), public::token);
+    post(
+        config,
+        &below(metadata::INTROSPECTION_PATH),
+        public::introspect,
+    );
+    post(config, &below(metadata::REVOCATION_PATH), public::revoke);
     health_routes(config);
 }
 

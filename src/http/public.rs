@@ -2,12 +2,16 @@
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header,
-    web::{Data, Payload},
+    http::header::{self, HeaderValue},
+    web::{Data, Payload, ReqData},
 };
 use serde_json::json;
 
 use super::{Services, body, cors, error};
+use crate::{
+    domain::change::Origin,
+    oauth::{client_auth::several_ways, error::OAuthError},
+};
 
 /// Longest that verifiers may keep a JWKS which this node can no longer check, in seconds.
 const OFFLINE_MAX_AGE: u64 = 10;
@@ -18,12 +22,59 @@ pub(super) async fn token(
     payload: Payload,
     services: Data<Services>,
 ) -> HttpResponse {
-    let mut response = exchange(&request, payload, &services).await;
-    cors::allow_registered(&request, &services, &mut response);
+    of_client(&request, payload, &services, async |authorization, form| {
+        let answer = services.token.exchange(authorization, form).await?;
+        Ok(HttpResponse::Ok().json(answer))
+    })
+    .await
+}
+
+/// `POST /oauth2/introspect` (RFC 7662 §2).
+pub(super) async fn introspect(
+    request: HttpRequest,
+    payload: Payload,
+    services: Data<Services>,
+) -> HttpResponse {
+    of_client(&request, payload, &services, async |authorization, form| {
+        let answer = services.introspection.answer(authorization, form).await?;
+        Ok(HttpResponse::Ok().json(answer))
+    })
+    .await
+}
+
+/// `POST /oauth2/revoke` (RFC 7009 §2).
+pub(super) async fn revoke(
+    request: HttpRequest,
+    payload: Payload,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
+) -> HttpResponse {
+    of_client(&request, payload, &services, async |authorization, form| {
+        let revoking = services.revocation.answer(authorization, form, &origin);
+        revoking.await?;
+        Ok(HttpResponse::Ok().finish())
+    })
+    .await
+}
+
+/// Answers the form of a client, also for pages of registered origins.
+async fn of_client(
+    request: &HttpRequest,
+    payload: Payload,
+    services: &Services,
+    act: impl AsyncFnOnce(Option<&str>, &[u8]) -> Result<HttpResponse, OAuthError>,
+) -> HttpResponse {
+    let mut response = authorized(request, payload, services, act).await;
+    cors::allow_registered(request, services, &mut response);
     response
 }
 
-async fn exchange(request: &HttpRequest, payload: Payload, services: &Services) -> HttpResponse {
+async fn authorized(
+    request: &HttpRequest,
+    payload: Payload,
+    services: &Services,
+    act: impl AsyncFnOnce(Option<&str>, &[u8]) -> Result<HttpResponse, OAuthError>,
+) -> HttpResponse {
     let form = match body::form(request, payload, services).await {
         Ok(form) => form,
         Err(problem) => return error::body(&problem),
@@ -34,14 +85,17 @@ async fn exchange(request: &HttpRequest, payload: Payload, services: &Services) 
         .next()
         .map(|value| value.to_str().unwrap_or_default());
     if authorizations.next().is_some() {
-        return error::oauth(&crate::oauth::client_auth::several_ways(), false);
+        return error::oauth(&several_ways(), false);
     }
-    match services.token.exchange(authorization, &form).await {
+    match act(authorization, &form).await {
         // "The authorization server MUST include the HTTP Cache-Control response header field with
-        // a value of no-store in any response containing tokens" (RFC 6749 §5.1).
-        Ok(answer) => HttpResponse::Ok()
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .json(answer),
+        // a value of no-store in any response containing tokens" (RFC 6749 §5.1); what is told of
+        // tokens is no other's business either.
+        Ok(mut answer) => {
+            let no_store = HeaderValue::from_static("no-store");
+            answer.headers_mut().insert(header::CACHE_CONTROL, no_store);
+            answer
+        }
         Err(refused) => error::oauth(&refused, authorization.is_some()),
     }
 }

@@ -54,9 +54,14 @@ impl Policy {
         self.poll * 2
     }
 
+    /// How long after its `exp` a token may still be accepted somewhere.
+    pub fn grace(&self) -> Duration {
+        VERIFIER_LEEWAY + self.clock_skew
+    }
+
     /// How long a key stays published after its successor has taken over.
     pub fn retention(&self) -> Duration {
-        self.offline_limit + LONGEST_TOKEN_LIFE + VERIFIER_LEEWAY + self.clock_skew
+        self.offline_limit + LONGEST_TOKEN_LIFE + self.grace()
     }
 }
 

@@ -21,6 +21,9 @@ use crate::{
 /// The most resources one token may be for; keeps it within what verifiers read.
 const MOST_RESOURCES: usize = 16;
 
+/// How long a client waits at most whose tokens have just been revoked.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// What an access token is to say.
 pub struct AccessGrant<'a> {
     /// The client that gets it.
@@ -60,6 +63,17 @@ pub struct Minter {
 }
 
 impl Minter {
+    /// Waits until tokens of the client count again, a second at most: those from before are
+    /// revoked, up to the end of a second.
+    pub async fn await_new_tokens(&self, client: &Client) {
+        if let Some(not_before) = client.tokens_not_before {
+            let pause = not_before.since(self.clock.now());
+            if !pause.is_zero() {
+                self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
+            }
+        }
+    }
+
     /// Mints a token.
     ///
     /// # Errors
@@ -69,11 +83,7 @@ impl Minter {
         let ring = self.snapshots.ring();
         let now = self.clock.now();
         if self.is_offline() {
-            return Err(OAuthError::new(
-                ErrorCode::TemporarilyUnavailable,
-                "offline",
-                "the service has lost its database for too long to issue tokens",
-            ));
+            return Err(OAuthError::offline());
         }
         let key = ring.active(now).ok_or(OAuthError::new(
             ErrorCode::TemporarilyUnavailable,

@@ -2,11 +2,15 @@
 
 use std::{error::Error, fmt};
 
+use crate::store::StoreError;
+
 /// An error code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
     /// Client authentication failed (RFC 6749 §5.2). Always 401.
     InvalidClient,
+    /// The grant or token was "issued to another client", among others (RFC 6749 §5.2).
+    InvalidGrant,
     /// "The request is missing a required parameter, includes an unsupported parameter value (other
     /// than grant type), repeats a parameter, includes multiple credentials, utilizes more than one
     /// mechanism for authenticating the client, or is otherwise malformed" (RFC 6749 §5.2).
@@ -31,6 +35,7 @@ impl ErrorCode {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidClient => "invalid_client",
+            Self::InvalidGrant => "invalid_grant",
             Self::InvalidRequest => "invalid_request",
             Self::InvalidScope => "invalid_scope",
             Self::InvalidTarget => "invalid_target",
@@ -71,6 +76,35 @@ impl OAuthError {
             reason: "internal",
             description: "the service failed",
             source: Some(source.into()),
+        }
+    }
+
+    /// The request itself is not well-formed.
+    pub const fn malformed(description: &'static str) -> Self {
+        Self::new(ErrorCode::InvalidRequest, "malformed", description)
+    }
+
+    /// The offline limit has passed.
+    pub const fn offline() -> Self {
+        Self::new(
+            ErrorCode::TemporarilyUnavailable,
+            "offline",
+            "the service has lost its database for too long to answer",
+        )
+    }
+
+    /// What the database could not do: try again later, or our own failure.
+    pub fn of_store(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self {
+                source: Some(error.into()),
+                ..Self::new(
+                    ErrorCode::TemporarilyUnavailable,
+                    "database",
+                    "the service cannot reach its database",
+                )
+            },
+            other => Self::internal(other),
         }
     }
 

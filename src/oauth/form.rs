@@ -28,6 +28,11 @@ const MOST_PARAMETERS: usize = 64;
 pub struct Form(Vec<(String, String)>);
 
 impl Form {
+    /// Reads the body of a request; what is wrong with it is the answer to that.
+    pub fn of_body(body: &[u8]) -> Result<Self, OAuthError> {
+        Self::parse(body).map_err(|_| OAuthError::malformed("the body is not a well-formed form"))
+    }
+
     /// Reads a body.
     pub fn parse(body: &[u8]) -> Result<Self, FormError> {
         let body = std::str::from_utf8(body).map_err(|_| FormError::NotUtf8)?;

@@ -8,6 +8,10 @@ use crate::domain::client::{AuthMethod, GrantType};
 pub const JWKS_PATH: &str = "/.well-known/jwks.json";
 /// Where tokens are issued, below the issuer.
 pub const TOKEN_PATH: &str = "/oauth2/token";
+/// Where tokens are introspected, below the issuer.
+pub const INTROSPECTION_PATH: &str = "/oauth2/introspect";
+/// Where tokens are revoked, below the issuer.
+pub const REVOCATION_PATH: &str = "/oauth2/revoke";
 
 /// The metadata of an issuer.
 ///
@@ -23,6 +27,10 @@ pub fn document(issuer: &str) -> Value {
         "jwks_uri": format!("{issuer}{JWKS_PATH}"),
         "token_endpoint": format!("{issuer}{TOKEN_PATH}"),
         "token_endpoint_auth_methods_supported": methods,
+        "introspection_endpoint": format!("{issuer}{INTROSPECTION_PATH}"),
+        "introspection_endpoint_auth_methods_supported": methods.iter().filter(|name| **name != "none").collect::<Vec<_>>(),
+        "revocation_endpoint": format!("{issuer}{REVOCATION_PATH}"),
+        "revocation_endpoint_auth_methods_supported": methods,
         "grant_types_supported": grants,
         // Required by RFC 8414 §2 and truly empty as long as there is no authorization endpoint.
         "response_types_supported": [],

@@ -11,5 +11,8 @@ pub mod client_auth;
 pub mod error;
 pub mod form;
 pub mod grants;
+pub mod introspection;
+pub mod live_token;
 pub mod metadata;
+pub mod revocation;
 pub mod token;

@@ -66,11 +66,10 @@ impl TokenEndpoint {
         body: &[u8],
         grant: &mut &'static str,
     ) -> Result<TokenResponse, OAuthError> {
-        let form =
-            Form::parse(body).map_err(|_| malformed("the body is not a well-formed form"))?;
+        let form = Form::of_body(body)?;
         let grant_type = form
             .one("grant_type")?
-            .ok_or_else(|| malformed("grant_type is missing"))?;
+            .ok_or_else(|| OAuthError::malformed("grant_type is missing"))?;
         let known = grant_type.parse().ok();
         *grant = known.map_or(UNKNOWN_GRANT, GrantType::as_str);
         let client = self
@@ -89,14 +88,11 @@ impl TokenEndpoint {
                 "the client may not use this grant",
             ));
         }
+        self.minter.await_new_tokens(&client).await;
         match grant_type {
             GrantType::ClientCredentials => {
                 grants::client_credentials::exchange(self, &client, &form)
             }
         }
     }
-}
-
-fn malformed(description: &'static str) -> OAuthError {
-    OAuthError::new(ErrorCode::InvalidRequest, "malformed", description)
 }

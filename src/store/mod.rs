@@ -26,12 +26,15 @@ pub use self::{
 use crate::{
     clock::Timestamp,
     domain::{
+        assertion::AssertionId,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
+        event::{Event, EventQuery},
         id::{ClientId, NodeId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
+        revocation::Revocation,
     },
 };
 
@@ -82,6 +85,41 @@ pub struct Snapshot {
     pub resources: Vec<Resource>,
     /// The schedule of signing keys.
     pub schedule: KeySchedule,
+    /// Every entry of revocation.
+    pub revocations: Vec<Revocation>,
+}
+
+/// What the sweeper may delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Entries and assertions that are over by now.
+    pub now: Timestamp,
+    /// Changes up to this moment; a node that has not read them reads everything again.
+    pub changes_before: Timestamp,
+    /// Events up to this moment; none keeps them all.
+    pub events_before: Option<Timestamp>,
+}
+
+/// What the sweeper has deleted, in rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Entries of revocation.
+    pub revocations: u64,
+    /// Used assertions.
+    pub assertions: u64,
+    /// Changes.
+    pub changes: u64,
+    /// Events.
+    pub events: u64,
+}
+
+impl Swept {
+    /// Whether a batch of `limit` rows was full, so that there may be more.
+    pub fn is_full(&self, limit: u32) -> bool {
+        [self.revocations, self.assertions, self.changes, self.events]
+            .into_iter()
+            .any(|count| count >= u64::from(limit))
+    }
 }
 
 /// The database.
@@ -129,6 +167,24 @@ pub trait Store: Send + Sync + 'static {
 
     /// The key schedule of one use.
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError>;
+
+    /// The entries of revocation whose place is after `seq`, in their order.
+    async fn revocations_since(&self, seq: i64) -> Result<Vec<Revocation>, StoreError>;
+
+    /// Events of the audit trail, in the order in which they were committed.
+    async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError>;
+
+    /// Remembers a client assertion until `expires_at`: whether this was its first use, on whatever
+    /// node (RFC 7523 §3, number 7).
+    async fn first_use(
+        &self,
+        assertion: &AssertionId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Deletes what is over, at most `limit` rows of each kind.
+    async fn sweep(&self, bounds: &Bounds, limit: u32) -> Result<Swept, StoreError>;
 
     /// Throws away every connection: a reading failed or did not end, and what was lost on the way
     /// may never be reported. Does nothing on an engine without a way to lose anything on.

@@ -16,16 +16,19 @@ use countersign::{
     },
     clock::{AgreedClock, ManualClock, Timestamp},
     domain::{
+        assertion::AssertionId,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
+        event::{Event, EventQuery},
         id::{ClientId, MasterKeyId, NodeId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
+        revocation::Revocation,
     },
     entropy::Entropy,
     keys::{lifecycle::Policy, master::MasterKeySource},
-    store::{Snapshot, Store, StoreError},
+    store::{Bounds, Snapshot, Store, StoreError, Swept},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -135,6 +138,27 @@ impl Store for Contested {
         self.store.key_schedule(key_use).await
     }
 
+    async fn revocations_since(&self, seq: i64) -> Result<Vec<Revocation>, StoreError> {
+        self.store.revocations_since(seq).await
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError> {
+        self.store.events(query).await
+    }
+
+    async fn first_use(
+        &self,
+        assertion: &AssertionId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.store.first_use(assertion, expires_at, now).await
+    }
+
+    async fn sweep(&self, bounds: &Bounds, limit: u32) -> Result<Swept, StoreError> {
+        self.store.sweep(bounds, limit).await
+    }
+
     fn reconnect(&self) {
         self.store.reconnect();
     }
@@ -213,6 +237,7 @@ impl Office {
             clock: self.clock(),
             entropy: self.entropy.clone(),
             issuer: "https://issuer.example".to_owned(),
+            token_retention: POLICY.retention(),
         }
     }
 

@@ -8,9 +8,22 @@ use std::{
 
 /// The layers; each may import itself and what stands to its right. The last ones import each
 /// other only in this order, too.
-const LAYERS: [&str; 14] = [
-    "cli", "app", "http", "admin", "oauth", "registry", "keys", "store", "domain", "outbound",
-    "throttle", "metrics", "entropy", "clock",
+const LAYERS: [&str; 15] = [
+    "cli",
+    "app",
+    "http",
+    "admin",
+    "oauth",
+    "revocation",
+    "registry",
+    "keys",
+    "store",
+    "domain",
+    "outbound",
+    "throttle",
+    "metrics",
+    "entropy",
+    "clock",
 ];
 
 /// Settings and logs are for those who put things together.

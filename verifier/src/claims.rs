@@ -90,6 +90,11 @@ impl Audience<'_> {
         self.as_slice().iter().any(|member| member == audience)
     }
 
+    /// The resource servers one by one.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.as_slice().iter().map(AsRef::as_ref)
+    }
+
     fn as_slice(&self) -> &[Cow<'_, str>] {
         match self {
             Self::One(one) => std::slice::from_ref(one),

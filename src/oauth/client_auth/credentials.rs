@@ -82,6 +82,8 @@ impl Credentials {
         let authentic = match self.method {
             AuthMethod::ClientSecretBasic | AuthMethod::ClientSecretPost => bool::from(matches),
             AuthMethod::None => true,
+            // Presented as an assertion, which `of_request` refuses.
+            AuthMethod::PrivateKeyJwt => false,
         };
         if !authentic || client.auth_method != self.method {
             return Err(refusal());

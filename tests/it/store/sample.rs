@@ -20,6 +20,9 @@ use crate::support::database::Database;
 /// When everything here happens, unless said otherwise.
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_123);
 
+/// When the last token issued at [`NOW`] is dead.
+pub(super) const TOKENS_DIE_AT: Timestamp = Timestamp::from_millis(NOW.millis() + 4_000_000);
+
 /// A client with no more than it must have.
 pub(super) fn client(id: &str) -> Client {
     Client {
@@ -34,6 +37,9 @@ pub(super) fn client(id: &str) -> Client {
         access_token_ttl_seconds: None,
         disabled: false,
         demo: false,
+        jwks: None,
+        jwks_uri: None,
+        tokens_not_before: None,
         secrets: Vec::new(),
         revision: 0,
         created_at: NOW,
@@ -55,6 +61,8 @@ pub(super) fn full_client(id: &str) -> Client {
         access_token_ttl_seconds: Some(u32::MAX),
         disabled: true,
         demo: true,
+        jwks: Some(serde_json::json!({ "keys": [{ "kty": "EC", "x": "ä'" }] })),
+        jwks_uri: Some("https://c.example/?a=%27".to_owned()),
         secrets: vec![secret(1), secret(2)],
         ..client(id)
     }
@@ -121,6 +129,7 @@ pub(super) fn create(client: Client) -> Change {
         client: Box::new(client),
         expected: None,
         event: EventType::ClientCreated,
+        tokens_die_at: TOKENS_DIE_AT,
     }
 }
 
@@ -130,6 +139,7 @@ pub(super) fn update(client: Client) -> Change {
         expected: Some(client.revision),
         client: Box::new(client),
         event: EventType::ClientUpdated,
+        tokens_die_at: TOKENS_DIE_AT,
     }
 }
 
@@ -138,6 +148,7 @@ pub(super) fn delete(client: &Client) -> Change {
     Change::DeleteClient {
         client_id: client.client_id.clone(),
         expected: client.revision,
+        tokens_die_at: TOKENS_DIE_AT,
     }
 }
 

@@ -143,6 +143,7 @@ impl Setup {
             clock,
             entropy,
             issuer: issuer.clone(),
+            token_retention: config.policy.retention(),
         };
         let app = register(&clients, Some("app"), &metadata()).await;
 

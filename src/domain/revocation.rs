@@ -1,0 +1,86 @@
+//! Entries of revocation: what tells tokens that are revoked from those that are not.
+
+use std::fmt;
+
+use ring::digest;
+
+use super::name::named;
+use crate::clock::Timestamp;
+
+/// How many tokens of one client are revoked one by one. One more, and every token that the client
+/// holds is revoked by a single entry: what a client can make the nodes remember is bounded.
+pub const MOST_TOKENS: i64 = 1000;
+
+named!(
+    /// What an entry is about.
+    RevocationKind {
+        /// Every token of a client, or those from before some moment.
+        ClientId = "client_id",
+        /// One access token.
+        Jti = "jti",
+        /// Every token that a key has signed.
+        Kid = "kid",
+    }
+);
+
+/// The SHA-256 of what is revoked: an entry can be published without telling whom it is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RevokedValue([u8; 32]);
+
+impl RevokedValue {
+    /// Hashes a `jti`, a `kid` or a client id.
+    pub fn of(text: &str) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+        Self(hash)
+    }
+
+    /// Takes on a stored hash; `None` unless it has 32 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The bytes to store.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RevokedValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RevokedValue(..)")
+    }
+}
+
+/// An entry. A later one of the same kind and value replaces it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// Its place in the order of changes.
+    pub seq: i64,
+    /// What it is about.
+    pub kind: RevocationKind,
+    /// Which one.
+    pub value: RevokedValue,
+    /// Spares tokens issued at or after this moment, in whole seconds; none spares nothing.
+    pub not_before: Option<Timestamp>,
+    /// When no token can match any more; none is never.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Revocation {
+    /// Whether no token can match the entry any more.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
+    }
+
+    /// Whether the entry is about a token issued then.
+    pub fn covers(&self, issued_at: Timestamp) -> bool {
+        self.not_before
+            .is_none_or(|not_before| issued_at < not_before)
+    }
+}
+
+/// The first whole second after `now`: tokens issued up to now have an earlier `iat`.
+pub fn next_second(now: Timestamp) -> Timestamp {
+    Timestamp::from_seconds(now.seconds().saturating_add(1))
+}

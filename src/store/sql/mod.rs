@@ -1,0 +1,698 @@
+//! All SQL that both engines read, once.
+//!
+//! Portable means: `$1` placeholders, `on conflict`, `returning`, `uuid` ids, 64-bit integers for
+//! everything that counts or tells time, `text`. Lists and documents are JSON text.
+//!
+//! One file per family of tables: `registry`, `keys`, `revocations`, `audit`. The bounds of the
+//! generic store stand in each, as Rust cannot name them once.
+
+mod audit;
+mod keys;
+mod registry;
+mod revocations;
+
+use std::{
+    fs::File,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use serde_json::Value;
+use sqlx::{Database, Executor, IntoArguments, Pool, Row as _, Transaction, migrate::Migrate};
+use tokio::{sync::Notify, task::AbortHandle};
+use uuid::Uuid;
+
+use self::revocations::{Entry, Spans};
+use super::{Bounds, Snapshot, Store, StoreError, Swept};
+use crate::{
+    clock::Timestamp,
+    domain::{
+        assertion::AssertionId,
+        change::{Applied, Cause, Change, ChangeRow, Changes, EventType, Position, Topic},
+        client::{Client, Revision},
+        event::{Event, EventQuery},
+        id::{ClientId, MasterKeyId, NodeId},
+        key::{KeySchedule, KeyUse},
+        node::{Environment, Node},
+        resource::Resource,
+        revocation::Revocation,
+    },
+    entropy::{Entropy, EntropyError},
+};
+
+/// How often a transaction is tried again that lost to another one.
+const ATTEMPTS: u32 = 8;
+
+/// After how long without a sign of life a node is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
+
+// Small batches in the order of an index: no statement holds locks for long.
+const OLD_REVOCATIONS: &str = "delete from revocation where seq in \
+     (select seq from revocation where expires_at <= $1 order by expires_at limit $2) returning seq";
+const OLD_ASSERTIONS: &str = "delete from used_assertion where id in \
+     (select id from used_assertion where expires_at <= $1 order by expires_at limit $2) returning id";
+const OLD_CHANGES: &str = "delete from change where seq in \
+     (select seq from change where at <= $1 order by at limit $2) returning seq";
+const OLD_EVENTS: &str = "delete from event where id in \
+     (select id from event where at <= $1 order by at limit $2) returning id";
+
+/// What differs between the engines; nothing else may.
+#[async_trait]
+pub(super) trait Dialect: Database<Connection: Migrate> {
+    /// Begins a transaction that will write.
+    const BEGIN_WRITE: &'static str;
+    /// Begins a transaction whose reads all see the same moment.
+    const BEGIN_READ: &'static str;
+    /// Selects the database's clock in milliseconds since 1970.
+    const DATABASE_TIME: &'static str;
+    /// Whether a failure means that another transaction was in the way.
+    fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool;
+
+    /// Tells listening nodes of new changes, with the commit.
+    async fn announce(connection: &mut Self::Connection) -> Result<(), sqlx::Error>;
+
+    /// Turns what other processes announce into hints, where the engine lets them announce it.
+    fn listen(pool: &Pool<Self>, hints: &Arc<Notify>) -> Option<AbortHandle>;
+}
+
+/// The connections of a store.
+pub(super) struct Pools<DB: Database> {
+    /// Those that may write.
+    pub(super) writers: Pool<DB>,
+    /// Those that only read.
+    pub(super) readers: Pool<DB>,
+}
+
+/// The store over one engine.
+pub(super) struct SqlStore<DB: Dialect> {
+    /// Makes the connections anew, where they can be lost on the way: see [`Store::reconnect`].
+    pub(super) connect: Option<Box<dyn Fn() -> Pool<DB> + Send + Sync>>,
+    /// The connections in use.
+    pub(super) pools: ArcSwap<Pools<DB>>,
+    /// Draws the ids of events and epochs.
+    pub(super) entropy: Entropy,
+    /// Wakes [`Store::changed`].
+    pub(super) hints: Arc<Notify>,
+    /// The task behind [`Dialect::listen`], begun when hints are first waited for.
+    pub(super) listening: Mutex<Option<AbortHandle>>,
+    /// The lock on a file that is being served; released by the operating system at the latest.
+    pub(super) _serving: Option<File>,
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(cause)
+                if cause.is_unique_violation() || cause.is_foreign_key_violation() =>
+            {
+                Self::Conflict
+            }
+            sqlx::Error::Database(cause) if !may_pass(&**cause) => Self::Refused(error),
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+/// Whether a failure that the database reports is worth another attempt.
+///
+/// The code is an SQLSTATE, whose first two characters are its class, or a number of `SQLite`.
+fn may_pass(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let Some(code) = error.code() else {
+        return true;
+    };
+    match code.parse::<u32>() {
+        // busy, locked, input or output failed, full, cannot open
+        Ok(number) if code.len() < 5 => matches!(number & 0xff, 5 | 6 | 10 | 13 | 14),
+        // connection, transaction rollback, resources, operator intervention, system
+        _ => ["08", "40", "53", "55", "57", "58"]
+            .iter()
+            .any(|class| code.starts_with(class)),
+    }
+}
+
+impl From<EntropyError> for StoreError {
+    fn from(error: EntropyError) -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::Error::other(error)))
+    }
+}
+
+/// A value in a row that cannot be.
+fn corrupt(table: &'static str, column: &'static str, id: &impl ToString) -> StoreError {
+    StoreError::Corrupt {
+        table,
+        column,
+        id: id.to_string(),
+    }
+}
+
+/// The rows that can be read.
+///
+/// One that cannot must not keep a node from following the others: a later version may have written
+/// it, or somebody by hand. What it stands for is refused meanwhile.
+fn legible<T>(rows: Vec<Result<T, StoreError>>) -> Result<Vec<T>, StoreError> {
+    let mut read = Vec::with_capacity(rows.len());
+    for row in rows {
+        match row {
+            Ok(row) => read.push(row),
+            Err(StoreError::Corrupt { table, column, id }) => {
+                tracing::error!(table, column, id, "a row that cannot be read is left out");
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(read)
+}
+
+/// A list as JSON text.
+fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Value = items
+        .into_iter()
+        .map(|item| item.as_ref().to_owned())
+        .collect();
+    items.to_string()
+}
+
+/// A list read from JSON text, each item read by `parse`; `None` if any of it is malformed.
+fn unlist<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    let items: Vec<String> = serde_json::from_str(text).ok()?;
+    items.iter().map(|item| parse(item)).collect()
+}
+
+/// One row about to be written into the audit trail.
+struct NewEvent {
+    kind: EventType,
+    target: String,
+    before: Option<Value>,
+    after: Option<Value>,
+}
+
+/// What a change did, before its place is known.
+struct Done {
+    revision: Revision,
+    event: NewEvent,
+    published: Vec<Published>,
+}
+
+/// One row about to be written into the order of changes.
+struct Published {
+    topic: Topic,
+    target: String,
+    /// Gets the same place.
+    entry: Option<Entry>,
+}
+
+impl Published {
+    /// A change of something.
+    fn of(topic: Topic, target: impl ToString) -> Self {
+        Self {
+            topic,
+            target: target.to_string(),
+            entry: None,
+        }
+    }
+}
+
+impl<DB: Dialect> SqlStore<DB>
+where
+    DB::Arguments: IntoArguments<DB>,
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    for<'c> &'c Pool<DB>: Executor<'c, Database = DB>,
+    for<'a> i64: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<i64>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Uuid: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<Uuid>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> String: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<String>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Vec<u8>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> &'a str: sqlx::ColumnIndex<DB::Row>,
+    usize: sqlx::ColumnIndex<DB::Row>,
+{
+    /// Connections that may write.
+    fn writers(&self) -> Pool<DB> {
+        self.pools.load().writers.clone()
+    }
+
+    /// Connections that only read.
+    fn readers(&self) -> Pool<DB> {
+        self.pools.load().readers.clone()
+    }
+
+    fn stop_listening(&self) {
+        let mut listening = self
+            .listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(listening) = listening.take() {
+            listening.abort();
+        }
+    }
+
+    async fn try_apply(
+        &self,
+        change: &Change,
+        cause: &Cause,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError> {
+        let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
+        let done = match change {
+            Change::PutClient {
+                client,
+                expected,
+                event,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                Self::put_client(&mut tx, client, *expected, *event, spans).await?
+            }
+            Change::DeleteClient {
+                client_id,
+                expected,
+                tokens_die_at,
+            } => Self::delete_client(&mut tx, client_id, *expected, *tokens_die_at).await?,
+            Change::CreateResource(resource) => Self::create_resource(&mut tx, resource).await?,
+            Change::DeleteResource(id) => Self::delete_resource(&mut tx, *id).await?,
+            Change::PutKeys { schedule, event } => {
+                Self::put_keys(&mut tx, schedule, *event).await?
+            }
+            Change::RevokeToken {
+                jti,
+                client_id,
+                token_dies_at,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                let owner = client_id.as_ref();
+                Self::revoke_token(&mut tx, jti, owner, *token_dies_at, spans).await?
+            }
+            Change::RevokeClientTokens {
+                client_id,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                Self::revoke_client_tokens(&mut tx, client_id, spans).await?
+            }
+            Change::Restore {
+                keep_tokens,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.restore(&mut tx, *keep_tokens, spans).await?
+            }
+        };
+        let position = Self::publish(&mut tx, &done.published, now).await?;
+        self.record(&mut tx, &done.event, position.seq, cause, now)
+            .await?;
+        DB::announce(&mut tx).await?;
+        tx.commit().await?;
+        self.hints.notify_one();
+        Ok(Applied {
+            position,
+            revision: done.revision,
+        })
+    }
+
+    /// Gives the changes their places. The head is locked last and until the commit, so that the
+    /// order of places is the order of commits, without gaps.
+    async fn publish(
+        tx: &mut Transaction<'_, DB>,
+        published: &[Published],
+        now: Timestamp,
+    ) -> Result<Position, StoreError> {
+        let count = i64::try_from(published.len()).unwrap_or(i64::MAX);
+        let head = sqlx::query::<DB>(
+            "update change_head set seq = seq + $1 where id = 1 returning epoch, seq",
+        )
+        .bind(count)
+        .fetch_one(&mut **tx)
+        .await?;
+        let position = Self::position_of(&head)?;
+        for (seq, row) in (position.seq - count + 1..).zip(published) {
+            sqlx::query::<DB>(
+                "insert into change (seq, topic, target, at) values ($1, $2, $3, $4)",
+            )
+            .bind(seq)
+            .bind(row.topic.as_str().to_owned())
+            .bind(row.target.clone())
+            .bind(now.millis())
+            .execute(&mut **tx)
+            .await?;
+            if let Some(entry) = &row.entry {
+                Self::put_entry(tx, seq, entry).await?;
+            }
+        }
+        Ok(position)
+    }
+
+    /// Deletes what ends at or before `moment`, at most `limit` rows; tells how many there were.
+    async fn delete_up_to(
+        &self,
+        sql: &'static str,
+        moment: Timestamp,
+        limit: i64,
+    ) -> Result<u64, StoreError> {
+        let deleted = sqlx::query::<DB>(sql)
+            .bind(moment.millis())
+            .bind(limit)
+            .fetch_all(&self.writers())
+            .await?;
+        Ok(u64::try_from(deleted.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Gives a new database its epoch.
+    pub(super) async fn found(&self, now: Timestamp) -> Result<(), StoreError> {
+        sqlx::query::<DB>("insert into change_head (id, epoch, seq) values (1, $1, 0) on conflict (id) do nothing")
+            .bind(self.entropy.uuid_v7(now)?)
+            .execute(&self.writers())
+            .await?;
+        Ok(())
+    }
+
+    async fn read_head(connection: &mut DB::Connection) -> Result<Position, StoreError> {
+        let row = sqlx::query::<DB>("select epoch, seq from change_head where id = 1")
+            .fetch_one(connection)
+            .await?;
+        Self::position_of(&row)
+    }
+
+    fn column<'r, T>(
+        row: &'r DB::Row,
+        table: &'static str,
+        column: &'static str,
+    ) -> Result<T, StoreError>
+    where
+        T: sqlx::Type<DB> + sqlx::Decode<'r, DB>,
+    {
+        row.try_get(column)
+            .map_err(|_| corrupt(table, column, &"?"))
+    }
+
+    fn position_of(row: &DB::Row) -> Result<Position, StoreError> {
+        Ok(Position {
+            epoch: Self::column(row, "change_head", "epoch")?,
+            seq: Self::column(row, "change_head", "seq")?,
+        })
+    }
+
+    fn time(
+        row: &DB::Row,
+        table: &'static str,
+        column: &'static str,
+    ) -> Result<Timestamp, StoreError> {
+        Self::column(row, table, column).map(Timestamp::from_millis)
+    }
+
+    fn change_of(row: &DB::Row) -> Result<ChangeRow, StoreError> {
+        const TABLE: &str = "change";
+        let seq: i64 = Self::column(row, TABLE, "seq")?;
+        Ok(ChangeRow {
+            seq,
+            topic: Self::column::<String>(row, TABLE, "topic")?.parse().ok(),
+            target: Self::column(row, TABLE, "target")?,
+        })
+    }
+
+    fn node_of(row: &DB::Row) -> Result<Node, StoreError> {
+        const TABLE: &str = "node";
+        let id: Uuid = Self::column(row, TABLE, "id")?;
+        let masters: String = Self::column(row, TABLE, "master_keys")?;
+        Ok(Node {
+            id: NodeId::from_uuid(id),
+            name: Self::column(row, TABLE, "name")?,
+            master_keys: unlist(&masters, |id| MasterKeyId::parse(id).ok())
+                .ok_or_else(|| corrupt(TABLE, "master_keys", &id))?,
+            seen_at: Self::time(row, TABLE, "seen_at")?,
+        })
+    }
+}
+
+#[async_trait]
+impl<DB: Dialect> Store for SqlStore<DB>
+where
+    DB::Arguments: IntoArguments<DB>,
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    for<'c> &'c Pool<DB>: Executor<'c, Database = DB>,
+    for<'a> i64: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<i64>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Uuid: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<Uuid>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> String: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<String>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Vec<u8>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> &'a str: sqlx::ColumnIndex<DB::Row>,
+    usize: sqlx::ColumnIndex<DB::Row>,
+{
+    async fn apply(
+        &self,
+        change: &Change,
+        cause: &Cause,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError> {
+        let mut attempt = 1;
+        loop {
+            match self.try_apply(change, cause, now).await {
+                Err(StoreError::Unavailable(sqlx::Error::Database(error)))
+                    if DB::is_contention(&*error) && attempt < ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn changes_since(
+        &self,
+        at: Position,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Changes, StoreError> {
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
+        let head = Self::read_head(&mut tx).await?;
+        let rows = sqlx::query::<DB>(
+            "select seq, topic, target from change where seq > $1 order by seq limit $2",
+        )
+        .bind(at.seq)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        let changes = Changes {
+            epoch: head.epoch,
+            head: head.seq,
+            rows: rows.iter().map(Self::change_of).collect::<Result<_, _>>()?,
+        };
+        if head.epoch != at.epoch || head.seq >= at.seq {
+            return Ok(changes);
+        }
+        // The database has lost changes that this node has seen.
+        let epoch = self.entropy.uuid_v7(now)?;
+        sqlx::query::<DB>(
+            "update change_head set epoch = $1 where id = 1 and epoch = $2 and seq < $3",
+        )
+        .bind(epoch)
+        .bind(at.epoch)
+        .bind(at.seq)
+        .execute(&self.writers())
+        .await?;
+        let mut connection = self.readers().acquire().await?;
+        let head = Self::read_head(&mut connection).await?;
+        Ok(Changes {
+            epoch: head.epoch,
+            head: head.seq,
+            rows: Vec::new(),
+        })
+    }
+
+    async fn changed(&self) {
+        {
+            let mut listening = self
+                .listening
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if listening.is_none() {
+                *listening = DB::listen(&self.readers(), &self.hints);
+            }
+        }
+        self.hints.notified().await;
+    }
+
+    fn reconnect(&self) {
+        if let Some(connect) = &self.connect {
+            let pool = connect();
+            self.pools.store(Arc::new(Pools {
+                writers: pool.clone(),
+                readers: pool,
+            }));
+            self.stop_listening();
+        }
+    }
+
+    async fn database_time(&self) -> Result<Timestamp, StoreError> {
+        let row = sqlx::query::<DB>(DB::DATABASE_TIME)
+            .fetch_one(&self.readers())
+            .await?;
+        let millis: i64 = row.try_get(0)?;
+        Ok(Timestamp::from_millis(millis))
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
+        let snapshot = Snapshot {
+            position: Self::read_head(&mut tx).await?,
+            clients: legible(Self::read_clients(&mut tx).await?)?,
+            resources: legible(Self::read_resources(&mut tx).await?)?,
+            schedule: Self::read_schedule(&mut tx, KeyUse::Signing).await?,
+            revocations: legible(Self::read_revocations(&mut tx, 0).await?)?,
+        };
+        tx.rollback().await?;
+        Ok(snapshot)
+    }
+
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>, StoreError> {
+        // One moment for both reads, so that nobody sees a client without its secrets.
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
+        let client = Self::read_client(&mut tx, id).await?;
+        tx.rollback().await?;
+        Ok(client)
+    }
+
+    async fn clients(&self) -> Result<Vec<Client>, StoreError> {
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
+        let clients = Self::read_clients(&mut tx).await?;
+        tx.rollback().await?;
+        clients.into_iter().collect()
+    }
+
+    async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        let resources = Self::read_resources(&mut connection).await?;
+        resources.into_iter().collect()
+    }
+
+    async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
+        let schedule = Self::read_schedule(&mut tx, key_use).await?;
+        tx.rollback().await?;
+        Ok(schedule)
+    }
+
+    async fn revocations_since(&self, seq: i64) -> Result<Vec<Revocation>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        legible(Self::read_revocations(&mut connection, seq).await?)
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_events(&mut connection, query).await
+    }
+
+    async fn first_use(
+        &self,
+        assertion: &AssertionId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        // One that has expired would be refused as such; its id may be taken again.
+        let row = sqlx::query::<DB>(
+            "insert into used_assertion (id, expires_at) values ($1, $2) \
+             on conflict (id) do update set expires_at = excluded.expires_at \
+             where used_assertion.expires_at <= $3 \
+             returning id",
+        )
+        .bind(assertion.as_bytes().to_vec())
+        .bind(expires_at.millis())
+        .bind(now.millis())
+        .fetch_optional(&self.writers())
+        .await?;
+        Ok(row.is_some())
+    }
+
+    async fn sweep(&self, bounds: &Bounds, limit: u32) -> Result<Swept, StoreError> {
+        let limit = i64::from(limit);
+        Ok(Swept {
+            revocations: self
+                .delete_up_to(OLD_REVOCATIONS, bounds.now, limit)
+                .await?,
+            assertions: self.delete_up_to(OLD_ASSERTIONS, bounds.now, limit).await?,
+            changes: self
+                .delete_up_to(OLD_CHANGES, bounds.changes_before, limit)
+                .await?,
+            events: match bounds.events_before {
+                Some(before) => self.delete_up_to(OLD_EVENTS, before, limit).await?,
+                None => 0,
+            },
+        })
+    }
+
+    async fn heartbeat(&self, node: &Node) -> Result<(), StoreError> {
+        sqlx::query::<DB>(
+            "insert into node (id, name, master_keys, seen_at) values ($1, $2, $3, $4) \
+             on conflict (id) do update set \
+             name = excluded.name, master_keys = excluded.master_keys, seen_at = excluded.seen_at",
+        )
+        .bind(node.id.uuid())
+        .bind(node.name.clone())
+        .bind(list(node.master_keys.iter().map(ToString::to_string)))
+        .bind(node.seen_at.millis())
+        .execute(&self.writers())
+        .await?;
+        // A process that was killed took no leave.
+        sqlx::query::<DB>("delete from node where seen_at < $1")
+            .bind(node.seen_at.minus(FORGOTTEN_AFTER).millis())
+            .execute(&self.writers())
+            .await?;
+        Ok(())
+    }
+
+    async fn enter(&self, environment: Environment) -> Result<Environment, StoreError> {
+        let sql = match environment {
+            Environment::Development => {
+                "insert into installation (id, environment) values (1, $1) on conflict (id) do nothing"
+            }
+            Environment::Production => {
+                "insert into installation (id, environment) values (1, $1) \
+                 on conflict (id) do update set environment = excluded.environment"
+            }
+        };
+        sqlx::query::<DB>(sql)
+            .bind(environment.as_str().to_owned())
+            .execute(&self.writers())
+            .await?;
+        let row = sqlx::query::<DB>("select environment from installation where id = 1")
+            .fetch_one(&self.writers())
+            .await?;
+        Self::column::<String>(&row, "installation", "environment")?
+            .parse()
+            .map_err(|_| corrupt("installation", "environment", &1))
+    }
+
+    async fn forget_node(&self, id: NodeId) -> Result<(), StoreError> {
+        sqlx::query::<DB>("delete from node where id = $1")
+            .bind(id.uuid())
+            .execute(&self.writers())
+            .await?;
+        Ok(())
+    }
+
+    async fn nodes(&self, since: Timestamp) -> Result<Vec<Node>, StoreError> {
+        let rows = sqlx::query::<DB>(
+            "select id, name, master_keys, seen_at from node where seen_at >= $1 order by name, id",
+        )
+        .bind(since.millis())
+        .fetch_all(&self.readers())
+        .await?;
+        rows.iter().map(Self::node_of).collect()
+    }
+
+    async fn close(&self) {
+        // From here on nobody can listen anew, and who listens is woken.
+        let writers = self.writers();
+        let closing = writers.close();
+        // The pool waits for its connections, also for that of the listener.
+        self.stop_listening();
+        closing.await;
+        self.readers().close().await;
+    }
+}

@@ -1,0 +1,283 @@
+//! Entries of revocation.
+
+use serde_json::json;
+use sqlx::{Executor, IntoArguments, Pool, Row as _, Transaction};
+use uuid::Uuid;
+
+use super::{Dialect, Done, NewEvent, Published, SqlStore, corrupt};
+use crate::{
+    clock::Timestamp,
+    domain::{
+        change::{EventType, Topic},
+        id::{ClientId, Kid},
+        revocation::{MOST_TOKENS, Revocation, RevocationKind, RevokedValue, next_second},
+    },
+    store::StoreError,
+};
+
+/// An entry whose place is not known yet.
+pub(super) struct Entry {
+    kind: RevocationKind,
+    value: RevokedValue,
+    not_before: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    /// Whose token it is about; counts against [`MOST_TOKENS`].
+    owner: Option<ClientId>,
+}
+
+/// The moments on which entries about a client depend.
+#[derive(Clone, Copy)]
+pub(super) struct Spans {
+    pub(super) now: Timestamp,
+    pub(super) tokens_die_at: Timestamp,
+}
+
+impl Spans {
+    pub(super) fn new(now: Timestamp, tokens_die_at: Timestamp) -> Self {
+        Self { now, tokens_die_at }
+    }
+}
+
+impl Published {
+    fn revocation(target: &str, entry: Entry) -> Self {
+        Self {
+            topic: Topic::Revocation,
+            target: target.to_owned(),
+            entry: Some(entry),
+        }
+    }
+
+    /// Revokes what a key has signed, for ever: a compromised key stays compromised.
+    pub(super) fn key(kid: &Kid) -> Self {
+        let entry = Entry {
+            kind: RevocationKind::Kid,
+            value: RevokedValue::of(kid.as_str()),
+            not_before: None,
+            expires_at: None,
+            owner: None,
+        };
+        Self::revocation(kid.as_str(), entry)
+    }
+
+    /// Revokes the tokens of a client: those issued before `not_before`, or all.
+    pub(super) fn client(
+        id: &ClientId,
+        not_before: Option<Timestamp>,
+        expires_at: Option<Timestamp>,
+    ) -> Self {
+        let entry = Entry {
+            kind: RevocationKind::ClientId,
+            value: RevokedValue::of(id.as_str()),
+            not_before,
+            expires_at,
+            owner: None,
+        };
+        Self::revocation(id.as_str(), entry)
+    }
+}
+
+impl<DB: Dialect> SqlStore<DB>
+where
+    DB::Arguments: IntoArguments<DB>,
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    for<'c> &'c Pool<DB>: Executor<'c, Database = DB>,
+    for<'a> i64: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<i64>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Uuid: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<Uuid>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> String: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<String>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Vec<u8>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> &'a str: sqlx::ColumnIndex<DB::Row>,
+    usize: sqlx::ColumnIndex<DB::Row>,
+{
+    pub(super) async fn put_entry(
+        tx: &mut Transaction<'_, DB>,
+        seq: i64,
+        entry: &Entry,
+    ) -> Result<(), StoreError> {
+        sqlx::query::<DB>(
+            "insert into revocation (seq, kind, value, not_before, expires_at, client_id) \
+             values ($1, $2, $3, $4, $5, $6) \
+             on conflict (kind, value) do update set \
+             seq = excluded.seq, not_before = excluded.not_before, \
+             expires_at = excluded.expires_at, client_id = excluded.client_id",
+        )
+        .bind(seq)
+        .bind(entry.kind.as_str().to_owned())
+        .bind(entry.value.as_bytes().to_vec())
+        .bind(entry.not_before.map(Timestamp::millis))
+        .bind(entry.expires_at.map(Timestamp::millis))
+        .bind(entry.owner.as_ref().map(|owner| owner.as_str().to_owned()))
+        .execute(&mut **tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Whether tokens of a client of this id are revoked: a client that is registered anew must not
+    /// inherit that.
+    pub(super) async fn has_entry(
+        tx: &mut Transaction<'_, DB>,
+        id: &ClientId,
+    ) -> Result<bool, StoreError> {
+        let row = sqlx::query::<DB>("select seq from revocation where kind = $1 and value = $2")
+            .bind(RevocationKind::ClientId.as_str().to_owned())
+            .bind(RevokedValue::of(id.as_str()).as_bytes().to_vec())
+            .fetch_optional(&mut **tx)
+            .await?;
+        Ok(row.is_some())
+    }
+
+    pub(super) async fn revoke_token(
+        tx: &mut Transaction<'_, DB>,
+        jti: &str,
+        owner: Option<&ClientId>,
+        token_dies_at: Timestamp,
+        spans: Spans,
+    ) -> Result<Done, StoreError> {
+        if let Some(owner) = owner {
+            // Uses the index revocation_client. Two at once may both get in as the last one: the
+            // bound is about memory, not about counting.
+            let row = sqlx::query::<DB>("select count(*) from revocation where client_id = $1")
+                .bind(owner.as_str().to_owned())
+                .fetch_one(&mut **tx)
+                .await?;
+            let count: i64 = row.try_get(0)?;
+            if count >= MOST_TOKENS {
+                return Self::revoke_client_tokens(tx, owner, spans).await;
+            }
+        }
+        let entry = Entry {
+            kind: RevocationKind::Jti,
+            value: RevokedValue::of(jti),
+            not_before: None,
+            expires_at: Some(token_dies_at),
+            owner: owner.cloned(),
+        };
+        Ok(Done {
+            revision: 1,
+            event: NewEvent {
+                kind: EventType::TokenRevoked,
+                target: jti.to_owned(),
+                before: None,
+                after: Some(json!({ "client_id": owner.map(ClientId::as_str) })),
+            },
+            published: vec![Published::revocation(jti, entry)],
+        })
+    }
+
+    pub(super) async fn revoke_client_tokens(
+        tx: &mut Transaction<'_, DB>,
+        id: &ClientId,
+        spans: Spans,
+    ) -> Result<Done, StoreError> {
+        let not_before = next_second(spans.now);
+        let row = sqlx::query::<DB>(
+            "update client set tokens_not_before = $2, revision = revision + 1 where client_id = $1 \
+             returning disabled, revision",
+        )
+        .bind(id.as_str().to_owned())
+        .bind(not_before.millis())
+        .fetch_optional(&mut **tx)
+        .await?
+        .ok_or(StoreError::Conflict)?;
+        let disabled = Self::column::<i64>(&row, "client", "disabled")? != 0;
+        // Included in the one about the client.
+        sqlx::query::<DB>("delete from revocation where client_id = $1")
+            .bind(id.as_str().to_owned())
+            .execute(&mut **tx)
+            .await?;
+        let entry = if disabled {
+            Published::client(id, None, None)
+        } else {
+            Published::client(id, Some(not_before), Some(spans.tokens_die_at))
+        };
+        Ok(Done {
+            revision: Self::column(&row, "client", "revision")?,
+            event: NewEvent {
+                kind: EventType::ClientTokensRevoked,
+                target: id.to_string(),
+                before: None,
+                after: Some(json!({ "tokens_not_before": not_before.seconds() })),
+            },
+            published: vec![Published::of(Topic::Client, id), entry],
+        })
+    }
+
+    /// Begins a new epoch. Nobody knows what was revoked after the backup was made, so that every
+    /// token issued so far is, unless it is to be kept.
+    pub(super) async fn restore(
+        &self,
+        tx: &mut Transaction<'_, DB>,
+        keep_tokens: bool,
+        spans: Spans,
+    ) -> Result<Done, StoreError> {
+        let mut published = vec![Published::of(Topic::Keys, "restored")];
+        if !keep_tokens {
+            let not_before = next_second(spans.now);
+            let rows = sqlx::query::<DB>(
+                "update client set tokens_not_before = $1, revision = revision + 1 \
+                 returning client_id, disabled",
+            )
+            .bind(not_before.millis())
+            .fetch_all(&mut **tx)
+            .await?;
+            for row in rows {
+                let id: String = Self::column(&row, "client", "client_id")?;
+                let disabled = Self::column::<i64>(&row, "client", "disabled")? != 0;
+                if let (Ok(id), false) = (ClientId::parse(&id), disabled) {
+                    let end = Some(spans.tokens_die_at);
+                    published.push(Published::client(&id, Some(not_before), end));
+                }
+            }
+        }
+        let epoch = self.entropy.uuid_v7(spans.now)?;
+        sqlx::query::<DB>("update change_head set epoch = $1 where id = 1")
+            .bind(epoch)
+            .execute(&mut **tx)
+            .await?;
+        Ok(Done {
+            revision: 1,
+            event: NewEvent {
+                kind: EventType::DatabaseRestored,
+                target: epoch.to_string(),
+                before: None,
+                after: Some(json!({ "keep_tokens": keep_tokens })),
+            },
+            published,
+        })
+    }
+
+    /// The entries whose place is after `seq`.
+    pub(super) async fn read_revocations(
+        connection: &mut DB::Connection,
+        seq: i64,
+    ) -> Result<Vec<Result<Revocation, StoreError>>, StoreError> {
+        let rows = sqlx::query::<DB>(
+            "select seq, kind, value, not_before, expires_at from revocation \
+             where seq > $1 order by seq",
+        )
+        .bind(seq)
+        .fetch_all(connection)
+        .await?;
+        Ok(rows.iter().map(Self::revocation_of).collect())
+    }
+
+    fn revocation_of(row: &DB::Row) -> Result<Revocation, StoreError> {
+        const TABLE: &str = "revocation";
+        let seq: i64 = Self::column(row, TABLE, "seq")?;
+        let kind: String = Self::column(row, TABLE, "kind")?;
+        let value: Vec<u8> = Self::column(row, TABLE, "value")?;
+        let moment = |column| {
+            Self::column::<Option<i64>>(row, TABLE, column)
+                .map(|millis| millis.map(Timestamp::from_millis))
+        };
+        Ok(Revocation {
+            seq,
+            kind: kind.parse().map_err(|_| corrupt(TABLE, "kind", &seq))?,
+            value: RevokedValue::from_bytes(&value).ok_or_else(|| corrupt(TABLE, "value", &seq))?,
+            not_before: moment("not_before")?,
+            expires_at: moment("expires_at")?,
+        })
+    }
+}
