@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Snapshot, Store, StoreError};
+use super::{Bounds, Snapshot, Store, StoreError, Swept};
 use crate::{
     clock::Timestamp,
     domain::{
+        assertion::AssertionId,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
+        event::{Event, EventQuery},
         id::{ClientId, NodeId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
+        revocation::Revocation,
     },
     metrics::Metrics,
 };
@@ -94,6 +97,29 @@ impl Store for Watched {
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {
         let call = self.inner.key_schedule(key_use);
         self.watch("key_schedule", call).await
+    }
+
+    async fn revocations_since(&self, seq: i64) -> Result<Vec<Revocation>, StoreError> {
+        let call = self.inner.revocations_since(seq);
+        self.watch("revocations_since", call).await
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError> {
+        self.watch("events", self.inner.events(query)).await
+    }
+
+    async fn first_use(
+        &self,
+        assertion: &AssertionId,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let call = self.inner.first_use(assertion, expires_at, now);
+        self.watch("first_use", call).await
+    }
+
+    async fn sweep(&self, bounds: &Bounds, limit: u32) -> Result<Swept, StoreError> {
+        self.watch("sweep", self.inner.sweep(bounds, limit)).await
     }
 
     fn reconnect(&self) {

@@ -61,6 +61,7 @@ impl Registrar {
             clock: AgreedClock::new(Arc::new(SystemClock::new())),
             entropy: Entropy::new(),
             issuer: ISSUER.to_owned(),
+            token_retention: std::time::Duration::from_mins(90),
         }
     }
 

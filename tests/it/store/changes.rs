@@ -69,16 +69,17 @@ pub(super) async fn changes_come_in_order_and_no_more_than_asked_for(database: &
     let resource_id = resource(1).id.to_string();
     let all = [
         (1, Topic::Client, "a"),
-        (2, Topic::Client, "a"),
-        (3, Topic::Resource, resource_id.as_str()),
-        (4, Topic::Keys, "signing"),
+        (2, Topic::Revocation, "a"),
+        (3, Topic::Client, "a"),
+        (4, Topic::Resource, resource_id.as_str()),
+        (5, Topic::Keys, "signing"),
     ];
     for (after, limit, expected) in [
         (0, 9, &all[..]),
         (0, 3, &all[..3]),
         (1, 2, &all[1..3]),
-        (3, 1, &all[3..]),
-        (4, 9, &[]),
+        (4, 1, &all[4..]),
+        (5, 9, &[]),
     ] {
         let at = Position {
             seq: after,
@@ -91,7 +92,7 @@ pub(super) async fn changes_come_in_order_and_no_more_than_asked_for(database: &
             .map(|row| (row.seq, row.topic.unwrap(), row.target.as_str()))
             .collect();
         assert_eq!(rows, expected);
-        assert_eq!((changes.epoch, changes.head), (start.epoch, 4));
+        assert_eq!((changes.epoch, changes.head), (start.epoch, 5));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use countersign::{
+    clock::Timestamp,
     domain::{change::Cause, client::Client, id::ClientId},
     store::StoreError,
 };
@@ -181,11 +182,13 @@ pub(super) async fn deleting_a_client_removes_its_secrets_and_leaves_an_event(da
         .rows("select type, target from event where after is null")
         .await;
     assert_eq!(events, [("client.deleted".to_owned(), "a".to_owned())]);
-    // The id is free again, for a client that begins anew.
+    // The id is free again, for a client that begins anew: what was revoked of the one before it is
+    // not revoked of this one.
     assert_eq!(
         created(&*store, client("a")).await,
         Client {
             revision: 1,
+            tokens_not_before: Some(Timestamp::from_seconds(NOW.seconds() + 1)),
             ..client("a")
         }
     );
