@@ -12,6 +12,7 @@ mod mistake;
 mod outage;
 mod rotation;
 mod stop;
+mod trace;
 mod upgrade;
 
 use tokio::sync::{Mutex, MutexGuard};
