@@ -4,9 +4,12 @@
 //! To add a check: a function that returns what is right or what is wrong, and its line in
 //! [`examine`] or [`examine_database`].
 
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
-use super::{Failure, Global, missing_database, output};
+use super::{Failure, Global, database_file, missing_database, output};
 use crate::{
     admin::key::MasterKeyStatus,
     app::{Context, StartError},
@@ -29,6 +32,10 @@ pub(super) async fn run(global: &Global) -> Result<(), Failure> {
     match global.load() {
         Ok(config) => {
             report.add("settings", Ok(settings(&config)));
+            report.add(
+                "permissions",
+                permissions(global.config.as_deref(), &config),
+            );
             examine(config, &mut report).await;
         }
         Err(failure) => {
@@ -95,6 +102,33 @@ fn settings(config: &Config) -> String {
         Environment::Production => "production",
     };
     format!("{mode}, issuer {}", config.issuer(config.public_listen))
+}
+
+/// Whether others on this machine may read what is for the service only. Master keys are looked at
+/// when they are read.
+fn permissions(settings: Option<&Path>, config: &Config) -> Finding {
+    let url = config.database_url.expose_secret();
+    let password = url::Url::parse(url)
+        .ok()
+        .and_then(|url| url.password().map(str::to_owned));
+    let holds_password = |path: &&Path| match (&password, fs::read_to_string(path)) {
+        (Some(password), Ok(text)) => text.contains(password.as_str()),
+        _ => false,
+    };
+    let settings = settings.filter(holds_password).map(Path::to_owned);
+    for path in database_file(config).into_iter().chain(settings) {
+        // A file that is not there yet is made so that its owner alone may read it.
+        let Ok(metadata) = fs::metadata(&path) else {
+            continue;
+        };
+        if metadata.permissions().mode() & 0o007 != 0 {
+            return Err(Failure::Message(format!(
+                "{0} is open to everybody on this machine; run chmod 600 {0}",
+                path.display()
+            )));
+        }
+    }
+    Ok("what is secret is closed to others".to_owned())
 }
 
 fn master_keys(config: &Config) -> Finding {

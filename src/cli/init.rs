@@ -136,6 +136,10 @@ url = "sqlite://data/countersign.db"
 [keys]
 # Where master keys are. Without them the database is worthless: back them up, apart from it.
 directory = {directory}
+
+[events]
+# How long the audit trail is kept, in seconds; 0 keeps it for ever.
+#retention_seconds = 31536000
 "#,
             public = config.public_listen,
             proxies = json!(PROXY),

@@ -8,12 +8,14 @@
 mod clients;
 mod completions;
 mod doctor;
+mod events;
 mod failure;
 mod health;
 mod init;
 mod keys;
 mod output;
 mod resources;
+mod revocation;
 mod timeline;
 mod token;
 
@@ -30,7 +32,7 @@ use crate::{
     config::{Config, Sources},
     domain::{
         change::Cause,
-        id::{ClientId, Kid, MasterKeyId, SecretId},
+        id::{ClientId, EventId, Kid, MasterKeyId, SecretId},
     },
     store::{Access, Schema},
     telemetry,
@@ -74,6 +76,12 @@ enum Command {
     /// Access tokens
     #[command(subcommand)]
     Token(token::Command),
+    /// Show what was changed, by whom and why
+    Events(events::Events),
+    /// Revoke access tokens
+    Revoke(revocation::Revoke),
+    /// Tell the service that its database was restored from a backup
+    Restored(revocation::Restored),
     /// Print a script that completes these commands in a shell
     Completions(completions::Completions),
 }
@@ -162,6 +170,18 @@ impl Command {
                 let run = async |context: &Context| verify.run(context, global.json).await;
                 global.with_context(run).await
             }
+            Self::Events(events) => {
+                let run = async |context: &Context| events.run(context, global.json).await;
+                global.with_context(run).await
+            }
+            Self::Revoke(revoke) => {
+                let run = async |context: &Context| revoke.run(context, global.json).await;
+                global.with_context(run).await
+            }
+            Self::Restored(restored) => {
+                let run = async |context: &Context| restored.run(context, global.json).await;
+                global.with_context(run).await
+            }
             Self::Completions(completions) => completions.run(),
         }
     }
@@ -169,10 +189,8 @@ impl Command {
 
 async fn serve(global: &Global) -> Result<(), Failure> {
     let config = global.load()?;
-    let traces = telemetry::init(&config)?;
-    let served = app::serve(config, Schema::default()).await;
-    traces.end().await;
-    Ok(served?)
+    telemetry::init(&config)?;
+    Ok(app::serve(config, Schema::default()).await?)
 }
 
 async fn migrate(global: &Global) -> Result<(), Failure> {
@@ -249,13 +267,19 @@ impl Reason {
 
 /// The file of an `SQLite` database that is still to be made, as opening it would do.
 fn missing_database(config: &Config) -> Option<PathBuf> {
+    database_file(config).filter(|path| !path.exists())
+}
+
+/// The file of an `SQLite` database.
+fn database_file(config: &Config) -> Option<PathBuf> {
     let path = config
         .database_url
         .expose_secret()
         .strip_prefix("sqlite:")?;
     let path = path.strip_prefix("//").unwrap_or(path).split('?').next()?;
-    let path = PathBuf::from(&*percent_decode_str(path).decode_utf8_lossy());
-    (!path.exists()).then_some(path)
+    Some(PathBuf::from(
+        &*percent_decode_str(path).decode_utf8_lossy(),
+    ))
 }
 
 fn setting(text: &str) -> Result<(String, String), &'static str> {
@@ -276,6 +300,10 @@ fn secret_id(text: &str) -> Result<SecretId, &'static str> {
 
 fn kid(text: &str) -> Result<Kid, &'static str> {
     Kid::parse(text).map_err(|_| "a kid has 43 characters; keys list shows them")
+}
+
+fn event_id(text: &str) -> Result<EventId, &'static str> {
+    EventId::parse(text).map_err(|_| "the id of an event is a UUID; events lists them")
 }
 
 fn master_key_id(text: &str) -> Result<MasterKeyId, &'static str> {

@@ -30,7 +30,15 @@ pub(super) fn line(text: &str) -> Result<(), OutputError> {
 
 /// Prints a document for programs.
 pub(super) fn json(document: &Value) -> Result<(), OutputError> {
-    let text = format!("{document:#}");
+    write(&escape_json(&format!("{document:#}")))
+}
+
+/// Prints a document for programs that read one a line.
+pub(super) fn json_line(document: &Value) -> Result<(), OutputError> {
+    write(&escape_json(&document.to_string()))
+}
+
+fn escape_json(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         // JSON leaves these in strings as they are; the line ends are its own.
@@ -43,7 +51,7 @@ pub(super) fn json(document: &Value) -> Result<(), OutputError> {
             }
         }
     }
-    write(&escaped)
+    escaped
 }
 
 /// Prints a text of this program's own, as it is.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
@@ -11,9 +11,10 @@ use std::{
 
 use countersign::{
     app::Context,
+    clock::{Clock as _, SystemClock},
     config::{Config, Sources},
     oauth::access_token,
-    store::Access,
+    store::{Access, Schema},
 };
 use countersign_verifier::{AccessTokenClaims, Audience};
 use serde_json::{Value, json};
@@ -156,6 +157,11 @@ on_both_engines! {
     master_keys_are_exchanged_step_by_step,
     a_valid_token_is_told_from_every_other,
     the_doctor_finds_nothing_wrong_after_a_start,
+    an_older_schema_is_reported_and_changed_by_migrating_only,
+    events_are_shown_as_asked_for,
+    events_are_followed_until_interrupted,
+    tokens_are_revoked_one_by_one_or_by_client,
+    a_restored_database_gets_a_new_epoch,
 }
 
 async fn one_command_registers_an_operator(database: &Database) {
@@ -491,6 +497,7 @@ async fn the_doctor_finds_nothing_wrong_after_a_start(database: &Database) {
         .collect();
     let expected = [
         "settings",
+        "permissions",
         "master keys",
         "database",
         "schema",
@@ -499,6 +506,158 @@ async fn the_doctor_finds_nothing_wrong_after_a_start(database: &Database) {
         "key schedule",
     ];
     assert_eq!(names, expected);
+}
+
+async fn an_older_schema_is_reported_and_changed_by_migrating_only(database: &Database) {
+    let (terminal, context) = Terminal::started(database).await;
+    context.close().await;
+    let up_to_date = terminal.json(&["doctor"]);
+    let version = Schema::default().version();
+    let detail = format!("up to date (version {version})");
+    assert_eq!(up_to_date["checks"][4]["detail"], detail);
+
+    // As the version before left it.
+    let forget = format!("delete from _sqlx_migrations where version = {version}");
+    database.execute(&forget).await;
+    let list = terminal.call(&["clients", "list"]);
+    let sentence = list.failure();
+    let versions = format!(
+        "(version {}) than this binary needs (version {version})",
+        version - 1
+    );
+    assert!(sentence.contains(&versions), "{sentence}");
+    assert!(sentence.ends_with("run countersign migrate"), "{sentence}");
+    let report = terminal.call(&["doctor"]);
+    assert_eq!(report.status, 1);
+    assert!(report.output.contains("✗  schema"), "{report:?}");
+    assert!(
+        report.output.contains("run countersign migrate"),
+        "{report:?}"
+    );
+}
+
+async fn events_are_shown_as_asked_for(database: &Database) {
+    let terminal = Terminal::of(database);
+    assert!(terminal.call(&["events"]).output.contains("no such events"));
+    for id in ["a", "b"] {
+        terminal.json(&[
+            "clients",
+            "create",
+            "--name",
+            id,
+            "--client-id",
+            id,
+            "--reason",
+            "ticket",
+        ]);
+        terminal.json(&["clients", "update", id, "--disable"]);
+    }
+    let shown = |arguments: &[&str]| -> Vec<(String, String)> {
+        let events = terminal.json(&[&["events"], arguments].concat());
+        assert_eq!(events["next_cursor"], Value::Null);
+        let member = |event: &Value, name: &str| event[name].as_str().unwrap().to_owned();
+        let items = events["items"].as_array().unwrap().iter();
+        items
+            .map(|event| (member(event, "type"), member(event, "target")))
+            .collect()
+    };
+    let all = shown(&[]);
+    let event = |kind: &str, target: &str| (kind.to_owned(), target.to_owned());
+    assert_eq!(all[0], event("client.created", "a"));
+    assert_eq!(all.len(), 4);
+    // The latest, in the order in which they happened.
+    assert_eq!(shown(&["--limit", "2"]), all[2..]);
+    assert_eq!(shown(&["--subject", "b"]), all[2..]);
+    let created = [all[0].clone(), all[2].clone()];
+    assert_eq!(shown(&["--type", "client.created"]), created);
+    let first = terminal.json(&["events"])["items"][0]["id"].clone();
+    let first = first.as_str().unwrap();
+    assert_eq!(shown(&["--after", first, "--limit", "1"]), all[1..2]);
+
+    let table = terminal.call(&["events"]);
+    assert_eq!((table.status, table.output.lines().count()), (0, 5));
+    for word in ["client.created", "cli:tester", "ticket", first] {
+        assert!(table.output.contains(word), "{word}: {table:?}");
+    }
+}
+
+async fn events_are_followed_until_interrupted(database: &Database) {
+    let terminal = Terminal::of(database);
+    terminal.json(&["clients", "create", "--name", "a", "--client-id", "a"]);
+    let mut child = terminal
+        .command(&["events", "--follow", "--json"])
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!(next()["target"], "a");
+    for id in ["b", "c"] {
+        terminal.json(&["clients", "create", "--name", id, "--client-id", id]);
+        let event = next();
+        assert_eq!(
+            (&event["type"], &event["target"]),
+            (&json!("client.created"), &json!(id))
+        );
+    }
+    let interrupt = format!("kill -INT {}", child.id());
+    assert!(
+        Command::new("sh")
+            .args(["-c", &interrupt])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(
+        (done.status.code(), done.stderr.as_slice()),
+        (Some(0), &b""[..])
+    );
+}
+
+async fn tokens_are_revoked_one_by_one_or_by_client(database: &Database) {
+    let terminal = Terminal::of(database);
+    terminal.json(&["clients", "create", "--name", "a", "--client-id", "a"]);
+    let expires_at = (SystemClock::new().now().seconds() + 600).to_string();
+    let by_client = terminal.call(&["revoke", "--client", "a", "--reason", "leaked"]);
+    assert_eq!((by_client.status, by_client.remarks.as_str()), (0, ""));
+    assert!(
+        by_client.output.contains("client a holds is revoked"),
+        "{by_client:?}"
+    );
+    let one = terminal.json(&["revoke", "--jti", "token-1", "--expires-at", &expires_at]);
+    assert_eq!(one["jti"], "token-1");
+    let events = terminal.json(&["events", "--limit", "2"]);
+    assert_eq!(events["items"][0]["type"], "client.tokens_revoked");
+    assert_eq!(events["items"][0]["reason"], "leaked");
+    assert_eq!(events["items"][1]["type"], "token.revoked");
+
+    let nobody = terminal.call(&["revoke", "--client", "nobody"]);
+    assert!(nobody.failure().contains("there is no client of this id"));
+    let past = terminal.call(&["revoke", "--jti", "token-1", "--expires-at", "1"]);
+    assert!(past.failure().starts_with("--expires-at: "), "{past:?}");
+}
+
+async fn a_restored_database_gets_a_new_epoch(database: &Database) {
+    let (terminal, context) = Terminal::started(database).await;
+    terminal.json(&["clients", "create", "--name", "a", "--client-id", "a"]);
+    let position = async || context.store.snapshot().await.unwrap().position;
+    let before = position().await;
+    let kept = terminal.call(&["restored", "--keep-tokens"]);
+    assert!(kept.output.contains("Tokens are left alone"), "{kept:?}");
+    let between = position().await;
+    assert_ne!(between.epoch, before.epoch);
+    let restored = terminal.call(&["restored", "--reason", "disk failed"]);
+    assert_eq!((restored.status, restored.remarks.as_str()), (0, ""));
+    assert!(
+        restored.output.contains("issued so far is revoked"),
+        "{restored:?}"
+    );
+    assert_ne!(position().await.epoch, between.epoch);
+    let event = &terminal.json(&["events", "--limit", "1"])["items"][0];
+    assert_eq!(
+        (&event["type"], &event["reason"]),
+        (&json!("database.restored"), &json!("disk failed"))
+    );
 }
 
 #[test]
@@ -514,6 +673,12 @@ fn wrong_usage_exits_with_2() {
         &["keys", "rotate", "--discard-next"],
         &["keys", "revoke", "short"],
         &["doctor", "--set", "issuer"],
+        &["revoke"],
+        &["revoke", "--jti", "a"],
+        &["revoke", "--client", "a", "--jti", "a", "--expires-at", "1"],
+        &["events", "--limit", "0"],
+        &["events", "--type", "client.eaten"],
+        &["completions", "cmd"],
         &[
             "--set",
             "issuer=http://a",
@@ -699,6 +864,59 @@ fn init_prepares_production_and_changes_nothing_when_run_again() {
         report["checks"][0]["detail"],
         "production, issuer https://auth.example.com"
     );
+}
+
+#[test]
+fn what_init_leaves_as_a_comment_is_a_setting() {
+    let terminal = Terminal::new();
+    terminal.call(&["init", "--issuer", "https://auth.example.com"]);
+    let text = fs::read_to_string(terminal.path().join("countersign.toml")).unwrap();
+    // A comment has a space behind its sign, a setting to be uncommented has none.
+    let is_setting = |line: &&str| line.starts_with('#') && line.chars().nth(1) != Some(' ');
+    assert_eq!(text.lines().filter(is_setting).count(), 3, "{text}");
+    let with_all = text
+        .replace("\n#tls", "\ntls")
+        .replace("\n#retention", "\nretention");
+    assert!(
+        !with_all.lines().any(|line| is_setting(&line)),
+        "{with_all}"
+    );
+    let config = Config::parse(&with_all);
+    assert!(config.is_ok(), "{config:?}");
+}
+
+#[test]
+fn the_doctor_finds_files_that_others_may_read() {
+    let terminal = Terminal::new();
+    assert_eq!(terminal.call(&["clients", "list"]).status, 0);
+    let permissions = |arguments: &[&str]| {
+        let report = terminal.call(&[&["doctor", "--json"], arguments].concat());
+        let report: Value = serde_json::from_str(&report.output).unwrap();
+        let check = &report["checks"][1];
+        assert_eq!(check["name"], "permissions");
+        (check["ok"].clone(), check["detail"].to_string())
+    };
+    assert_eq!(permissions(&[]).0, true);
+    let open = |name: &str| {
+        let path = terminal.path().join(name);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    };
+    open("data/countersign.db");
+    let (ok, detail) = permissions(&[]);
+    assert_eq!(ok, false);
+    assert!(detail.contains("chmod 600 data/countersign.db"), "{detail}");
+
+    for (url, secret) in [
+        ("postgres://me:hunter2@127.0.0.1:1/none", true),
+        ("postgres://me@127.0.0.1:1/none", false),
+    ] {
+        let text = format!("database.url = \"{url}\"\n");
+        fs::write(terminal.path().join("some.toml"), text).unwrap();
+        open("some.toml");
+        let (ok, detail) = permissions(&["--config", "some.toml"]);
+        assert_eq!(ok, !secret, "{detail}");
+        assert!(!detail.contains("hunter2"), "{detail}");
+    }
 }
 
 #[test]
