@@ -39,7 +39,6 @@ use crate::{
         live_token::LiveTokens, metadata, revocation::Revocation, token::TokenEndpoint,
     },
     store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
-    telemetry,
 };
 
 /// How many connections may wait to be accepted. The standard library has room for 128, which is
@@ -481,7 +480,6 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         snapshots: sync.snapshots(),
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
-        trace_id: telemetry::trace_id,
         metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
         issuer_path: issuer_path.unwrap_or_default(),
         jwks_max_age: config.policy.jwks_max_age,

@@ -1,9 +1,8 @@
-//! A store whose operations are counted when they fail, and seen in the traces of requests.
+//! A store whose operations are counted when they fail.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tracing::{Instrument as _, Span};
 
 use super::{Bounds, Snapshot, Store, StoreError, Swept};
 use crate::{
@@ -27,7 +26,7 @@ struct Watched {
     metrics: Metrics,
 }
 
-/// The same store, with its failures counted and its operations in traces.
+/// The same store, with its failures counted.
 pub fn watched(inner: Arc<dyn Store>, metrics: Metrics) -> Arc<dyn Store> {
     Arc::new(Watched { inner, metrics })
 }
@@ -39,13 +38,7 @@ impl Watched {
         operation: &'static str,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        // What goes on without a request is in the metrics; as traces it would be a flood.
-        let span = if Span::current().is_none() {
-            Span::none()
-        } else {
-            tracing::debug_span!("store", operation)
-        };
-        let result = call.instrument(span).await;
+        let result = call.await;
         match &result {
             Ok(_) | Err(StoreError::Conflict) => {}
             Err(error) => self.metrics.store_failed(operation, error.kind()),

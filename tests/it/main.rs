@@ -10,6 +10,7 @@
 mod admin;
 mod cli;
 mod corpus;
+mod document;
 mod http;
 mod keys;
 mod layering;

@@ -32,7 +32,6 @@ impl Authenticator {
     ///
     /// # Security
     /// `authorization` and `form` come from whoever sends the request.
-    #[tracing::instrument(name = "authenticate_client", level = "debug", skip_all)]
     pub async fn authenticate(
         &self,
         authorization: Option<&str>,

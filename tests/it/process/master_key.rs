@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 /// The id in the name of a master key's file.
-fn id_of(file: &Path) -> String {
+pub(super) fn id_of(file: &Path) -> String {
     let name = file.file_name().unwrap().to_str().unwrap();
     let id = name.strip_prefix("master-").unwrap();
     id.strip_suffix(".key").unwrap().to_owned()
@@ -96,7 +96,7 @@ async fn kids(node: &Node) -> Vec<String> {
 }
 
 /// A start that has to fail for want of this master key, and to make none.
-async fn refuses_to_start(installation: &Installation, needed: &str) {
+pub(super) async fn refuses_to_start(installation: &Installation, needed: &str) {
     let before = installation.master_key_files();
     let sentence = installation.run(&["serve"]).await.refusal();
     assert!(

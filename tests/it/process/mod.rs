@@ -3,6 +3,7 @@
 //! Here time is real, and conditions are awaited by looking again. Tests that load the machine take
 //! turns ([`turn`]), so that none fails for want of the processor.
 
+mod backup;
 mod corrupt;
 mod development;
 mod frozen;
@@ -12,7 +13,6 @@ mod mistake;
 mod outage;
 mod rotation;
 mod stop;
-mod trace;
 mod upgrade;
 
 use tokio::sync::{Mutex, MutexGuard};

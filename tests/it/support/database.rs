@@ -102,6 +102,22 @@ impl Database {
         open(&self.url, access).await
     }
 
+    /// Loses everything in a database on Postgres, whoever is connected; it is there, and empty.
+    pub(crate) async fn lose(&self) {
+        let url = Url::parse(&self.url).unwrap();
+        let name = url.path().trim_start_matches('/');
+        let mut connection = PgConnection::connect(&url_on_server("postgres"))
+            .await
+            .unwrap();
+        let drop = format!("drop database {name} with (force)");
+        sqlx::raw_sql(AssertSqlSafe(drop))
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+        create_on_server(name, "template0").await;
+    }
+
     /// Runs SQL behind the store's back.
     pub(crate) async fn execute(&self, sql: &str) {
         let sql = AssertSqlSafe(sql);

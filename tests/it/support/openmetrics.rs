@@ -61,11 +61,11 @@ impl Exposition {
         }
         let family = self.families.get_mut(name).unwrap();
         match keyword {
-            "HELP" => rest.clone_into(&mut family.help),
+            "HELP" => family.help = rest.to_owned(),
             "TYPE" => {
                 let known = ["counter", "gauge", "histogram", "info"];
                 assert!(known.contains(&rest), "{name} has the type {rest}");
-                rest.clone_into(&mut family.kind);
+                family.kind = rest.to_owned();
             }
             "UNIT" => family.unit = Some(rest.to_owned()),
             other => panic!("the keyword {other}"),

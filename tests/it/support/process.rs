@@ -145,6 +145,12 @@ impl Installation {
         self
     }
 
+    /// Runs a script of the shell, for which the program is on the path, to its end.
+    pub(crate) async fn run_script(&self, script: &str) -> Outcome {
+        let shell = ["bash", "-euo", "pipefail", "-c", script].map(OsString::from);
+        self.spawn_program(&shell, &[], &[]).outcome().await
+    }
+
     /// Gives a setting its value.
     pub(crate) fn with(self, key: &str, value: impl Display) -> Self {
         let variable = format!("COUNTERSIGN__{}", key.to_uppercase().replace('.', "__"));
@@ -186,16 +192,31 @@ impl Installation {
     }
 
     fn spawn_with(&self, arguments: &[&str], variables: &[(&str, String)]) -> Process {
+        self.spawn_program(&self.program, arguments, variables)
+    }
+
+    fn spawn_program(
+        &self,
+        program: &[OsString],
+        arguments: &[&str],
+        variables: &[(&str, String)],
+    ) -> Process {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let output = self.path(&format!("{number}.stdout"));
         let errors = self.path(&format!("{number}.stderr"));
-        let (program, first) = self.program.split_first().unwrap();
+        let (program, first) = program.split_first().unwrap();
+        let own = Path::new(env!("CARGO_BIN_EXE_countersign")).parent();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = own
+            .into_iter()
+            .map(PathBuf::from)
+            .chain(std::env::split_paths(&path));
         let child = Command::new(program)
             .args(first)
             .args(arguments)
             .current_dir(self.folder.path())
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PATH", std::env::join_paths(path).unwrap())
             .envs(&self.environment)
             .envs(variables.iter().cloned())
             .stdin(Stdio::null())
