@@ -187,6 +187,12 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// How long a connection may be idle between requests, in seconds; 0 is for ever.
     pub keep_alive_seconds: u32,
+    /// How many failed authentications of one client one address has a minute; 0 is no limit.
+    pub failures_per_minute: u32,
+    /// How many failed authentications one address has a minute; 0 is no limit.
+    pub failures_per_address_per_minute: u32,
+    /// How many requests one authenticated client has a minute; 0 is no limit.
+    pub requests_per_minute_per_client: u32,
     /// How long requests may take to finish on stopping, in seconds; 0 is for ever.
     pub shutdown_timeout_seconds: u32,
 }

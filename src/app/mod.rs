@@ -36,9 +36,11 @@ use crate::{
     metrics::Metrics,
     oauth::{
         access_token::Minter, client_auth::Authenticator, introspection::Introspection,
-        live_token::LiveTokens, metadata, revocation::Revocation, token::TokenEndpoint,
+        limits::Limits, live_token::LiveTokens, metadata, revocation::Revocation,
+        token::TokenEndpoint,
     },
     store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
+    throttle::Throttle,
 };
 
 /// How many connections may wait to be accepted. The standard library has room for 128, which is
@@ -450,6 +452,12 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
     };
     let authenticator = Arc::new(Authenticator {
         snapshots: sync.snapshots(),
+        limits: Limits {
+            failures: Throttle::per_minute(limits.failures_per_minute),
+            failures_of_address: Throttle::per_minute(limits.failures_per_address_per_minute),
+            requests: Throttle::per_minute(limits.requests_per_minute_per_client),
+            clock: context.clock.clone(),
+        },
         clock: context.clock.clone(),
     });
     let tokens = LiveTokens {

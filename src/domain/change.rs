@@ -162,6 +162,8 @@ const LONGEST_USER_AGENT: usize = 256;
 pub struct Origin {
     /// The client's network address, past trusted proxies.
     pub address: IpAddr,
+    /// Whether that is a trusted proxy, which did not tell for whom it asks.
+    pub is_proxy: bool,
     /// What the client says it is.
     pub user_agent: Option<String>,
     /// The id under which the request is logged.
@@ -174,13 +176,19 @@ impl Origin {
     /// # Security
     /// Whoever sends the request chooses `user_agent`: it is cut off, and what could act on a
     /// terminal is left out.
-    pub fn new(address: IpAddr, user_agent: Option<&str>, request_id: String) -> Self {
+    pub fn new(
+        address: IpAddr,
+        is_proxy: bool,
+        user_agent: Option<&str>,
+        request_id: String,
+    ) -> Self {
         let kept = |text: &str| {
             let visible = text.chars().filter(|character| !character.is_control());
             visible.take(LONGEST_USER_AGENT).collect()
         };
         Self {
             address,
+            is_proxy,
             user_agent: user_agent.map(kept),
             request_id,
         }
@@ -249,7 +257,7 @@ mod tests {
     fn of_a_user_agent_only_so_much_is_kept_and_nothing_that_acts_on_a_terminal() {
         let origin = |agent: &str| {
             let address = "192.0.2.1".parse().unwrap();
-            Origin::new(address, Some(agent), String::new()).user_agent
+            Origin::new(address, false, Some(agent), String::new()).user_agent
         };
         assert_eq!(origin("curl/8\u{1b}[2J\r\n").unwrap(), "curl/8[2J");
         assert_eq!(origin(&"ä".repeat(1000)).unwrap(), "ä".repeat(256));

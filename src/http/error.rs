@@ -7,10 +7,13 @@ use actix_web::{
 use serde_json::json;
 
 use super::body::BodyError;
-use crate::oauth::error::{ErrorCode, OAuthError};
+use crate::{
+    oauth::error::{ErrorCode, OAuthError},
+    throttle::RetryAfter,
+};
 
 /// When to come back after a 503, in seconds.
-const RETRY_AFTER: &str = "5";
+const RETRY_AFTER: u64 = 5;
 
 /// The answer to a refused request of a client (RFC 6749 §5.2).
 ///
@@ -27,6 +30,7 @@ pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
         | ErrorCode::UnsupportedGrantType => StatusCode::BAD_REQUEST,
         ErrorCode::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
         ErrorCode::TemporarilyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::TooOften => StatusCode::TOO_MANY_REQUESTS,
     };
     if status.is_server_error() {
         let cause: &dyn std::error::Error = error;
@@ -39,11 +43,10 @@ pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
             header::HeaderValue::from_static("Basic realm=\"countersign\", charset=\"UTF-8\"");
         headers.insert(header::WWW_AUTHENTICATE, value);
     }
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(
-            header::RETRY_AFTER,
-            header::HeaderValue::from_static(RETRY_AFTER),
-        );
+    let unavailable = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER);
+    let retry_after = error.retry_after().map(RetryAfter::seconds);
+    if let Some(seconds) = retry_after.or(unavailable) {
+        headers.insert(header::RETRY_AFTER, seconds.into());
     }
     answer
 }

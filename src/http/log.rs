@@ -80,13 +80,21 @@ fn origin(request: &ServiceRequest, request_id: &str) -> Origin {
     let peer = request
         .peer_addr()
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
-    let address = match request.app_data::<Data<TrustedProxies>>() {
-        Some(proxies) => proxies.client(peer, request.headers()),
-        None => peer.to_canonical(),
+    let (address, is_proxy) = match request.app_data::<Data<TrustedProxies>>() {
+        Some(proxies) => {
+            let address = proxies.client(peer, request.headers());
+            (address, proxies.trusts(address))
+        }
+        None => (peer.to_canonical(), false),
     };
     let user_agent = request.headers().get(header::USER_AGENT);
     let user_agent = user_agent.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    Origin::new(address, user_agent.as_deref(), request_id.to_owned())
+    Origin::new(
+        address,
+        is_proxy,
+        user_agent.as_deref(),
+        request_id.to_owned(),
+    )
 }
 
 /// The pattern that a request has matched, below the path of the issuer; `none` if it matched none.

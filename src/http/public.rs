@@ -21,9 +21,11 @@ pub(super) async fn token(
     request: HttpRequest,
     payload: Payload,
     services: Data<Services>,
+    origin: ReqData<Origin>,
 ) -> HttpResponse {
     of_client(&request, payload, &services, async |authorization, form| {
-        let answer = services.token.exchange(authorization, form).await?;
+        let answer = services.token.exchange(authorization, form, &origin);
+        let answer = answer.await?;
         Ok(HttpResponse::Ok().json(answer))
     })
     .await
@@ -34,9 +36,11 @@ pub(super) async fn introspect(
     request: HttpRequest,
     payload: Payload,
     services: Data<Services>,
+    origin: ReqData<Origin>,
 ) -> HttpResponse {
     of_client(&request, payload, &services, async |authorization, form| {
-        let answer = services.introspection.answer(authorization, form).await?;
+        let answer = services.introspection.answer(authorization, form, &origin);
+        let answer = answer.await?;
         Ok(HttpResponse::Ok().json(answer))
     })
     .await

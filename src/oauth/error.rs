@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt};
 
-use crate::store::StoreError;
+use crate::{store::StoreError, throttle::RetryAfter};
 
 /// An error code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum ErrorCode {
     ServerError,
     /// The service cannot answer now. 503 with `Retry-After`.
     TemporarilyUnavailable,
+    /// The service does not answer so often. The same code, but 429 (RFC 6585 §4).
+    TooOften,
     /// The client may not use this grant (RFC 6749 §5.2).
     UnauthorizedClient,
     /// The grant type is none that this service knows (RFC 6749 §5.2).
@@ -40,7 +42,7 @@ impl ErrorCode {
             Self::InvalidScope => "invalid_scope",
             Self::InvalidTarget => "invalid_target",
             Self::ServerError => "server_error",
-            Self::TemporarilyUnavailable => "temporarily_unavailable",
+            Self::TemporarilyUnavailable | Self::TooOften => "temporarily_unavailable",
             Self::UnauthorizedClient => "unauthorized_client",
             Self::UnsupportedGrantType => "unsupported_grant_type",
         }
@@ -55,6 +57,7 @@ pub struct OAuthError {
     code: ErrorCode,
     reason: &'static str,
     description: &'static str,
+    retry_after: Option<RetryAfter>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -65,6 +68,7 @@ impl OAuthError {
             code,
             reason,
             description,
+            retry_after: None,
             source: None,
         }
     }
@@ -72,16 +76,21 @@ impl OAuthError {
     /// Our own failure; the cause goes to the log and nowhere else.
     pub fn internal(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
-            code: ErrorCode::ServerError,
-            reason: "internal",
-            description: "the service failed",
             source: Some(source.into()),
+            ..Self::new(ErrorCode::ServerError, "internal", "the service failed")
         }
     }
 
     /// The request itself is not well-formed.
     pub const fn malformed(description: &'static str) -> Self {
         Self::new(ErrorCode::InvalidRequest, "malformed", description)
+    }
+
+    /// A limit has been reached.
+    pub const fn too_often(retry_after: RetryAfter, description: &'static str) -> Self {
+        let mut error = Self::new(ErrorCode::TooOften, "rate_limited", description);
+        error.retry_after = Some(retry_after);
+        error
     }
 
     /// The offline limit has passed.
@@ -116,6 +125,11 @@ impl OAuthError {
     /// The word for the header `Countersign-Reason`.
     pub const fn reason(&self) -> &'static str {
         self.reason
+    }
+
+    /// When to come back, if that is known.
+    pub const fn retry_after(&self) -> Option<RetryAfter> {
+        self.retry_after
     }
 
     /// The sentence for `error_description`.

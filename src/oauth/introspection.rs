@@ -11,7 +11,7 @@ use super::{
     form::Form,
     live_token::LiveTokens,
 };
-use crate::domain::{client::Client, resource::ResourceUri};
+use crate::domain::{change::Origin, client::Client, resource::ResourceUri};
 
 /// The answer about every token that is not good, or none of the caller's business
 /// (RFC 7662 §2.2): nothing else may be told.
@@ -39,11 +39,12 @@ impl Introspection {
         &self,
         authorization: Option<&str>,
         body: &[u8],
+        origin: &Origin,
     ) -> Result<Value, OAuthError> {
         let form = Form::of_body(body)?;
         let caller = self
             .authenticator
-            .authenticate(authorization, &form)
+            .authenticate(authorization, &form, origin)
             .await?;
         // "To prevent token scanning attacks, the endpoint MUST also require some form of
         // authorization to access this endpoint" (RFC 7662 §2.1).

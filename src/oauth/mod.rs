@@ -12,6 +12,7 @@ pub mod error;
 pub mod form;
 pub mod grants;
 pub mod introspection;
+pub mod limits;
 pub mod live_token;
 pub mod metadata;
 pub mod revocation;

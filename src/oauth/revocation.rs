@@ -46,7 +46,7 @@ impl Revocation {
         let form = Form::of_body(body)?;
         let client = self
             .authenticator
-            .authenticate(authorization, &form)
+            .authenticate(authorization, &form, origin)
             .await?;
         let token = form
             .one("token")?

@@ -11,7 +11,7 @@ use super::{
     form::Form,
     grants,
 };
-use crate::domain::client::GrantType;
+use crate::domain::{change::Origin, client::GrantType};
 
 /// What is counted in place of a grant that is missing or that this service does not know.
 const UNKNOWN_GRANT: &str = "unknown";
@@ -51,9 +51,10 @@ impl TokenEndpoint {
         &self,
         authorization: Option<&str>,
         body: &[u8],
+        origin: &Origin,
     ) -> Result<TokenResponse, OAuthError> {
         let mut grant = UNKNOWN_GRANT;
-        let result = self.judge(authorization, body, &mut grant).await;
+        let result = self.judge(authorization, body, origin, &mut grant).await;
         let outcome = result.as_ref().err().map_or(ISSUED, OAuthError::reason);
         self.minter.metrics.token_request(grant, outcome);
         result
@@ -64,6 +65,7 @@ impl TokenEndpoint {
         &self,
         authorization: Option<&str>,
         body: &[u8],
+        origin: &Origin,
         grant: &mut &'static str,
     ) -> Result<TokenResponse, OAuthError> {
         let form = Form::of_body(body)?;
@@ -74,7 +76,7 @@ impl TokenEndpoint {
         *grant = known.map_or(UNKNOWN_GRANT, GrantType::as_str);
         let client = self
             .authenticator
-            .authenticate(authorization, &form)
+            .authenticate(authorization, &form, origin)
             .await?;
         let grant_type = known.ok_or(OAuthError::new(
             ErrorCode::UnsupportedGrantType,

@@ -72,6 +72,11 @@ impl Credentials {
         })
     }
 
+    /// Whom the request claims to be.
+    pub(super) fn client_id(&self) -> &str {
+        &self.client_id
+    }
+
     /// An unknown client and a wrong secret cost the same comparisons and give the same answer.
     pub(super) fn judge(&self, registry: &Registry) -> Result<Arc<Client>, OAuthError> {
         let client = ClientId::parse(&self.client_id)

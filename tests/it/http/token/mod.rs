@@ -3,7 +3,9 @@
 mod authentication;
 mod body;
 mod cors;
+mod hammering;
 mod issuing;
+mod limits;
 mod refusal;
 
 use reqwest::{RequestBuilder, header::AUTHORIZATION};
