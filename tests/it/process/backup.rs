@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, fs, path::PathBuf, slice};
 
 use countersign::{domain::change::Position, store::Access};
 use reqwest::StatusCode;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::support::{
     database::{self, Database, Engine},
-    process::{Credentials, Installation, Node, expectation, http, kid_of, now, until},
+    process::{Credentials, Installation, Node, expectation, kid_of, now, until},
 };
 
 const DOCUMENT: &str = include_str!("../../../docs/operations.md");
@@ -123,20 +122,6 @@ impl Scene {
     }
 }
 
-/// Whether a node says that a token of this client is active.
-async fn is_active(node: &Node, client: &Credentials, token: &str) -> bool {
-    let answer = http()
-        .post(node.url("/oauth2/introspect"))
-        .basic_auth(&client.id, Some(&client.secret))
-        .form(&[("token", token)])
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(answer.status(), StatusCode::OK);
-    let document: Value = answer.json().await.unwrap();
-    document["active"].as_bool().unwrap()
-}
-
 /// What happens between the backup and the loss of the database.
 async fn change_much(
     scene: &Scene,
@@ -153,7 +138,7 @@ async fn change_much(
         .does(&["revoke", "--jti", &claims.jti, "--expires-at", &expires_at])
         .await;
     until("the token to be inactive", async || {
-        (!is_active(node, kept, &token).await).then_some(())
+        (!node.is_active(kept, &token).await).then_some(())
     })
     .await;
     scene
@@ -227,10 +212,10 @@ async fn a_lost_database_is_restored(engine: Engine) {
         for client in [&kept, &stopped] {
             let token = node.token(client).await;
             assert_eq!(kid_of(&token), compromised);
-            assert!(is_active(node, client, &token).await);
+            assert!(node.is_active(client, &token).await);
         }
         for token in [&before, &revoked] {
-            assert!(!is_active(node, &kept, token).await);
+            assert!(!node.is_active(&kept, token).await);
         }
     }
 
@@ -243,7 +228,7 @@ async fn a_lost_database_is_restored(engine: Engine) {
         })
         .await;
         assert!(!node.jwks().await.kids().any(|kid| kid == compromised));
-        assert!(!is_active(node, &kept, &forged).await);
+        assert!(!node.is_active(&kept, &forged).await);
     }
 }
 

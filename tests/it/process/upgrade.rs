@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{master_key::Traffic, turn};
 use crate::support::{
     database::{self, Database, Engine},
-    process::{AUDIENCE, Credentials, ISSUER, Installation, Node, is_valid},
+    process::{AUDIENCE, Credentials, ISSUER, Installation, Node, is_valid, until},
 };
 
 /// The schema of the version after this one.
@@ -147,6 +147,15 @@ async fn a_node_of_the_next_version_takes_over_without_a_refused_request() {
     let newer = Registrar::new(&database, NEXT).await;
     clients.extend([newer.register().await, older.register().await]);
     all_work_at_all(&[&old, &new], &clients).await;
+    for (here, there) in [(&old, &new), (&new, &old)] {
+        let token = here.token(&load).await;
+        assert!(there.is_active(&load, &token).await);
+        here.revoke(&load, &token).await;
+        until("the token to be inactive at the other node", async || {
+            (!there.is_active(&load, &token).await).then_some(())
+        })
+        .await;
+    }
     // What the newer one keeps of a client is still there when the older one has changed the client.
     let id = &clients[0].id;
     let label = format!("update client set label = 'new' where client_id = '{id}'");

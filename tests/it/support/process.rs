@@ -498,6 +498,30 @@ impl Node {
         token_of(self.ask(credentials).await).await
     }
 
+    /// Whether it says of a token of this client that it is active.
+    pub(crate) async fn is_active(&self, credentials: &Credentials, token: &str) -> bool {
+        let answer = self.post("/oauth2/introspect", credentials, token).await;
+        let document: Value = answer.json().await.unwrap();
+        document["active"].as_bool().unwrap()
+    }
+
+    /// Revokes a token of this client.
+    pub(crate) async fn revoke(&self, credentials: &Credentials, token: &str) {
+        self.post("/oauth2/revoke", credentials, token).await;
+    }
+
+    async fn post(&self, path: &str, credentials: &Credentials, token: &str) -> Response {
+        let request = self.http.post(self.url(path));
+        let answer = request
+            .basic_auth(&credentials.id, Some(&credentials.secret))
+            .form(&[("token", token)])
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         let status = self.process.kill();
