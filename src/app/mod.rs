@@ -22,7 +22,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::tls::Certificate;
-pub use self::{sync::SyncError, tls::TlsError};
+pub use self::{
+    sync::SyncError,
+    tls::{TlsError, check_certificate},
+};
 use crate::{
     admin::{
         AdminError, client::ClientAdmin, event::EventAdmin, key::KeyAdmin, resource::ResourceAdmin,

@@ -69,6 +69,11 @@ pub enum TlsError {
     },
 }
 
+/// Whether the service could start with these files.
+pub fn check_certificate(files: &TlsFiles) -> Result<(), TlsError> {
+    read(files).map(drop)
+}
+
 /// The certificate in use, and where it comes from.
 #[derive(Debug)]
 pub(super) struct Certificate {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Failure, Global, database_file, missing_database, output};
 use crate::{
     admin::key::MasterKeyStatus,
-    app::{Context, StartError},
+    app::{self, Context, StartError},
     config::Config,
     domain::node::Environment,
     keys::lifecycle::KeyState,
@@ -47,6 +47,11 @@ pub(super) async fn run(global: &Global) -> Result<(), Failure> {
 }
 
 async fn examine(config: Config, report: &mut Report) {
+    if let Some(files) = &config.tls {
+        let usable =
+            app::check_certificate(files).map_err(|error| Failure::message(error.to_string()));
+        report.add("certificate", usable.map(|()| "can be used".to_owned()));
+    }
     report.add("master keys", master_keys(&config));
     if let Some(path) = missing_database(&config) {
         let path = path.display();

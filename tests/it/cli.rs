@@ -906,6 +906,15 @@ fn the_doctor_finds_files_that_others_may_read() {
     assert_eq!(ok, false);
     assert!(detail.contains("chmod 600 data/countersign.db"), "{detail}");
 
+    // A certificate that the service would not start with.
+    let files = ["certificate", "key"].map(|name| format!("public.tls.{name}=missing.pem"));
+    let report = terminal.call(&["doctor", "--set", &files[0], "--set", &files[1]]);
+    assert!(report.output.contains("✗  certificate"), "{report:?}");
+    assert!(
+        report.output.contains("cannot read missing.pem"),
+        "{report:?}"
+    );
+
     for (url, secret) in [
         ("postgres://me:hunter2@127.0.0.1:1/none", true),
         ("postgres://me@127.0.0.1:1/none", false),
