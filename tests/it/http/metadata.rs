@@ -26,7 +26,13 @@ async fn the_metadata_says_what_is_there_and_no_more() {
                 "jwks_uri": "https://issuer.example/.well-known/jwks.json",
                 "token_endpoint": "https://issuer.example/oauth2/token",
                 "token_endpoint_auth_methods_supported":
-                    ["client_secret_basic", "client_secret_post", "none"],
+                    ["client_secret_basic", "client_secret_post", "none", "private_key_jwt"],
+                "introspection_endpoint": "https://issuer.example/oauth2/introspect",
+                "introspection_endpoint_auth_methods_supported":
+                    ["client_secret_basic", "client_secret_post", "private_key_jwt"],
+                "revocation_endpoint": "https://issuer.example/oauth2/revoke",
+                "revocation_endpoint_auth_methods_supported":
+                    ["client_secret_basic", "client_secret_post", "none", "private_key_jwt"],
                 "grant_types_supported": ["client_credentials"],
                 "response_types_supported": [],
             })

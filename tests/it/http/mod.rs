@@ -25,6 +25,7 @@ macro_rules! on_both_engines {
 mod connections;
 mod coverage;
 mod health;
+mod introspection;
 mod jwks;
 mod log;
 mod metadata;

@@ -11,15 +11,16 @@ use countersign::{
     domain::{
         change::{Cause, Change, EventType},
         client::Client,
-        id::ClientId,
+        event::EventQuery,
+        id::{ClientId, EventId},
     },
     store::StoreError,
 };
 use serde_json::Value;
 
 use super::sample::{
-    NOW, apply, client, create, created, delete, full_client, key, plain_secret, put, resource,
-    schedule, secret, traces, update,
+    NOW, TOKENS_DIE_AT, apply, client, create, created, delete, full_client, key, plain_secret,
+    put, resource, schedule, secret, traces, update,
 };
 use crate::support::database::Database;
 
@@ -54,6 +55,25 @@ fn one_of_each() -> Vec<(Change, EventType, String)> {
             "signing",
         ),
         (rotated, EventType::KeyRotated, "signing"),
+        (create(client("b")), EventType::ClientCreated, "b"),
+        (
+            Change::RevokeToken {
+                jti: "x".to_owned(),
+                client_id: Some(ClientId::parse("b").unwrap()),
+                token_dies_at: TOKENS_DIE_AT,
+                tokens_die_at: TOKENS_DIE_AT,
+            },
+            EventType::TokenRevoked,
+            "x",
+        ),
+        (
+            Change::RevokeClientTokens {
+                client_id: ClientId::parse("b").unwrap(),
+                tokens_die_at: TOKENS_DIE_AT,
+            },
+            EventType::ClientTokensRevoked,
+            "b",
+        ),
     ]
     .map(|(change, event, target)| (change, event, target.to_owned()))
     .into()
@@ -194,4 +214,67 @@ pub(super) async fn a_failed_change_leaves_nothing(database: &Database) {
         )
         .await;
     assert_eq!(rows, [(0, 0, 1, 1)]);
+}
+
+pub(super) async fn events_are_read_in_the_order_of_commits(database: &Database) {
+    let store = database.open().await;
+    for (change, _, _) in one_of_each() {
+        apply(&*store, change).await.unwrap();
+    }
+    let read = async |query: EventQuery| store.events(&query).await.unwrap();
+    let all = read(EventQuery {
+        limit: 99,
+        ..EventQuery::default()
+    })
+    .await;
+    let kinds: Vec<&str> = all.iter().map(|event| event.kind.as_str()).collect();
+    let expected: Vec<&str> = one_of_each()
+        .iter()
+        .map(|(_, event, _)| event.as_str())
+        .collect();
+    assert_eq!(kinds, expected);
+    // In pages, forwards and backwards, without one left out or shown twice.
+    for latest_first in [false, true] {
+        let mut pages = Vec::new();
+        let mut after = None;
+        loop {
+            let query = EventQuery {
+                after,
+                latest_first,
+                limit: 3,
+                ..EventQuery::default()
+            };
+            let page = read(query).await;
+            assert!(page.len() <= 3);
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            pages.extend(page);
+        }
+        if latest_first {
+            pages.reverse();
+        }
+        assert_eq!(pages, all);
+    }
+    let about_b = read(EventQuery {
+        subject: Some("b".to_owned()),
+        limit: 99,
+        ..EventQuery::default()
+    });
+    assert_eq!(about_b.await.len(), 2);
+    let created = read(EventQuery {
+        kind: Some(EventType::ClientCreated),
+        after: Some(all[0].id),
+        limit: 99,
+        ..EventQuery::default()
+    });
+    let created = created.await;
+    assert_eq!(created.len(), 1);
+    assert_eq!(created[0].target, "b");
+    // One that is not there any more lay before all others.
+    let query = EventQuery {
+        after: Some(EventId::from_uuid(uuid::Uuid::nil())),
+        limit: 99,
+        ..EventQuery::default()
+    };
+    assert_eq!(read(query).await, all);
 }

@@ -11,6 +11,7 @@ mod nodes;
 mod opening;
 mod outage;
 mod resources;
+mod revocations;
 mod sample;
 mod twins;
 
@@ -74,6 +75,17 @@ on_both_engines! {
         an_event_shows_what_was_before_and_after,
         events_hold_no_secret_and_no_hash,
         a_failed_change_leaves_nothing,
+        events_are_read_in_the_order_of_commits,
+    }
+    revocations {
+        a_revoked_token_has_an_entry_until_it_is_dead,
+        the_tokens_of_a_client_are_revoked_by_one_entry,
+        a_client_revokes_no_more_tokens_one_by_one_than_are_remembered,
+        a_disabled_client_has_its_tokens_revoked_without_a_bound,
+        a_removed_client_leaves_an_entry_that_its_successor_does_not_inherit,
+        a_restored_database_has_a_new_epoch_and_no_old_token,
+        an_assertion_is_used_once_by_whomever,
+        what_is_over_is_swept_in_batches_and_nothing_else,
     }
     nodes {
         a_node_is_listed_by_its_last_sign_of_life,
