@@ -249,11 +249,6 @@ impl Sync {
             self.snapshots.set_ring(everything.ring);
             return Ok(everything.position);
         }
-        if revocations {
-            let reading = source.store.revocations_since(self.position.seq);
-            self.revocations
-                .extend(within(&source.clock, ANSWER, reading).await??);
-        }
         if keys {
             self.snapshots.set_ring(source.ring().await?);
         }
@@ -265,6 +260,13 @@ impl Sync {
             }
             registry.update_clients(updated);
             self.snapshots.set_registry(registry);
+        }
+        // Last: whoever finds that the tokens of a client are revoked gets a good one by asking for
+        // it, as the client says from when on they are.
+        if revocations {
+            let reading = source.store.revocations_since(self.position.seq);
+            self.revocations
+                .extend(within(&source.clock, ANSWER, reading).await??);
         }
         Ok(Position {
             epoch: changes.epoch,

@@ -9,20 +9,21 @@ use countersign::{
         revocation::{RevocationAdmin, Target},
     },
     clock::{ManualClock, Timestamp},
-    domain::{change::Cause, id::ClientId},
+    domain::{assertion::AssertionId, change::Cause, id::ClientId},
     keys::lifecycle::Policy,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    database::Engine,
+    database::{Database, Engine},
     server::{API, FILES, GRANT, Registered, Setup, TestServer, answer, metadata},
     soon,
 };
 
 on_both_engines! {
     a_revoked_token_is_inactive,
+    an_entry_disappears_when_no_token_can_match_it,
     the_tokens_of_a_client_that_is_disabled_or_removed_are_inactive,
     the_tokens_of_a_client_are_revoked_at_once_and_new_ones_count,
 }
@@ -135,8 +136,8 @@ async fn a_token_is_active_for_its_client_and_its_resource_alone() {
             scopes: vec!["read".to_owned()],
             introspection_clients: vec![gateway.id.clone()],
         };
-        let created = resources.create(&resource, false, &Cause::system());
-        created.await.unwrap();
+        let cause = Cause::system();
+        resources.create(&resource, false, &cause).await.unwrap();
     }
     let client = server
         .register(&ClientMetadata {
@@ -278,6 +279,46 @@ async fn a_revoked_token_is_inactive(engine: Engine) {
         INACTIVE
     );
     assert_eq!(server.introspect(&server.app, &other).await["active"], true);
+}
+
+async fn an_entry_disappears_when_no_token_can_match_it(engine: Engine) {
+    let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
+    let database = Database::create(engine).await;
+    let server = Setup::new().at(database.url()).clock(clock.clone());
+    let server = server.start().await;
+    let entries =
+        async || -> Vec<(i64,)> { database.rows("select expires_at from revocation").await };
+    let token = server.access_token(&server.app).await;
+    assert_eq!(server.revoke(&server.app, &token).await.0, 200);
+    // Verifiers may grant a minute after `exp`, and clocks may differ by five seconds.
+    let end = claims(&token)["exp"].as_i64().unwrap() + 65;
+    assert_eq!(entries().await, [(end * 1000,)]);
+    // Deleted by the same sweep that must leave the entry.
+    let assertion = AssertionId::new(&ClientId::parse("a").unwrap(), "x");
+    let store = &server.clients.store;
+    let over = Timestamp::from_seconds(0);
+    assert!(store.first_use(&assertion, over, over).await.unwrap());
+    let life = end - 1_800_000_000;
+    clock.advance(Duration::from_secs(life.try_into().unwrap()) - Duration::from_millis(1));
+    let swept = async || -> bool {
+        let left: Vec<(i64,)> = database.rows("select expires_at from used_assertion").await;
+        left.is_empty()
+    };
+    soon(async {
+        while !swept().await {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(entries().await, [(end * 1000,)]);
+    soon(async {
+        while !entries().await.is_empty() {
+            // Again and again: a sweep under way would find that its database takes too long.
+            clock.advance(Duration::from_mins(1));
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 async fn the_tokens_of_a_client_that_is_disabled_or_removed_are_inactive(engine: Engine) {

@@ -11,6 +11,7 @@ mod kill;
 mod master_key;
 mod mistake;
 mod outage;
+mod propagation;
 mod rotation;
 mod stop;
 mod upgrade;
