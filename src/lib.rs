@@ -16,7 +16,7 @@
 //! | [`throttle`] | how often something may happen |
 //! | [`metrics`] | what is counted and measured |
 //! | [`clock`], [`entropy`] | time and randomness, injected |
-//! | [`config`], [`telemetry`] | settings and logs, for `main`, `cli` and `app` |
+//! | [`config`], [`telemetry`] | settings, logs and traces, for `main`, `cli` and `app` |
 //!
 //! Imports go only downwards in this table; a test holds it so. See docs/architecture.md for the
 //! walk of a request and for how to add a grant, a setting or an admin call.

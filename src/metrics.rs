@@ -35,6 +35,9 @@ const SIGNING_BUCKETS: [f64; 12] = [
     0.00001, 0.00002, 0.00003, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.025, 0.1, 1.0,
 ];
 
+/// The status of what a limit turns away (RFC 6585 §4).
+const TOO_MANY_REQUESTS: u16 = 429;
+
 /// Constant names with constant values, or none that a request chooses.
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -80,6 +83,7 @@ struct Inner {
     clock_offset: Seconds,
     change_position: Gauge,
     queue_depth: Family<Labels<1>, Gauge>,
+    revocation_entries: Gauge,
     store_failures: Family<Labels<2>, Counter>,
     swept_rows: Family<Labels<1>, Counter>,
     jwks_fetches: Family<Labels<1>, Counter>,
@@ -116,6 +120,8 @@ pub struct Reading {
     pub database_up: bool,
     /// What is added to this machine's clock, in milliseconds.
     pub clock_offset_ms: i64,
+    /// How many revocations this node knows that may still matter.
+    pub revocation_entries: usize,
     /// How many requests wait for what.
     pub queues: Vec<(&'static str, usize)>,
 }
@@ -165,6 +171,11 @@ impl Metrics {
             "The version of this binary",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
+        // What an alert watches has to be there before it happens for the first time.
+        for outcome in ["succeeded", "failed"] {
+            let labels = [("outcome", outcome)];
+            drop(inner.certificate_reloads.get_or_create(&labels));
+        }
         inner.registry = registry;
         Self(Arc::new(inner))
     }
@@ -191,6 +202,9 @@ impl Metrics {
             .observe(duration.as_secs_f64());
         let route = of_route.route;
         if let Some(reason) = refusal {
+            if status == TOO_MANY_REQUESTS {
+                self.throttled(reason);
+            }
             let route = route.clone();
             let labels = OfRefusal { route, reason };
             self.0.refusals.get_or_create(&labels).inc();
@@ -213,7 +227,7 @@ impl Metrics {
         OpenConnection(gauge)
     }
 
-    /// Counts a request that was turned away by the limit of this name.
+    /// Counts a request or a connection that was turned away by the limit of this name.
     pub fn throttled(&self, limit: &'static str) {
         let labels = [("limit", limit)];
         self.0.throttled_requests.get_or_create(&labels).inc();
@@ -268,6 +282,9 @@ impl Metrics {
         inner
             .key_next_transition
             .set(seconds(reading.key_next_transition));
+        inner
+            .revocation_entries
+            .set(whole(reading.revocation_entries));
         inner.sync_lag.set(reading.sync_lag.as_secs_f64());
         inner.database_up.set(i64::from(reading.database_up));
         let offset = Duration::from_millis(reading.clock_offset_ms.unsigned_abs()).as_secs_f64();
@@ -308,6 +325,7 @@ impl Inner {
             clock_offset: Seconds::default(),
             change_position: Gauge::default(),
             queue_depth: Family::default(),
+            revocation_entries: Gauge::default(),
             store_failures: Family::default(),
             swept_rows: Family::default(),
             jwks_fetches: Family::default(),
@@ -346,7 +364,7 @@ impl Inner {
         );
         registry.register(
             "throttled_requests",
-            "Requests turned away by a limit",
+            "Requests and connections turned away by a limit",
             self.throttled_requests.clone(),
         );
         registry.register_with_unit(
@@ -410,6 +428,11 @@ impl Inner {
             self.change_position.clone(),
         );
         registry.register(
+            "revocation_entries",
+            "Revocations in force, as this node knows them",
+            self.revocation_entries.clone(),
+        );
+        registry.register(
             "store_failures",
             "Operations on the database that failed, by operation and kind",
             self.store_failures.clone(),
@@ -434,8 +457,11 @@ impl Inner {
 }
 
 fn set(family: &Family<Labels<1>, Gauge>, name: &'static str, value: &'static str, count: usize) {
-    let count = i64::try_from(count).unwrap_or(i64::MAX);
-    family.get_or_create(&[(name, value)]).set(count);
+    family.get_or_create(&[(name, value)]).set(whole(count));
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// In bytes; none where there is no `/proc`.

@@ -328,7 +328,11 @@ impl App {
         ));
         tasks.spawn(node.run(end_tasks.clone()));
         if let Some(certificate) = self.certificate {
-            tasks.spawn(certificate.follow(clock.clone(), end_tasks.clone()));
+            tasks.spawn(certificate.follow(
+                clock.clone(),
+                self.context.metrics.clone(),
+                end_tasks.clone(),
+            ));
         }
         let Servers { running, handles } =
             http::serve(self.listeners, self.services).map_err(StartError::Serve)?;

@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use crate::{clock::AgreedClock, config::TlsFiles};
+use crate::{clock::AgreedClock, config::TlsFiles, metrics::Metrics};
 
 /// How often the files are looked at.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -108,7 +108,12 @@ impl Certificate {
 
     /// Takes in what becomes of the files, until it is told to stop. Where they cannot be used, the
     /// certificate in use stays, and each reason is logged once.
-    pub(super) async fn follow(self: Arc<Self>, clock: AgreedClock, stop: CancellationToken) {
+    pub(super) async fn follow(
+        self: Arc<Self>,
+        clock: AgreedClock,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) {
         let mut known = None;
         loop {
             tokio::select! {
@@ -120,6 +125,9 @@ impl Certificate {
             let Ok(looked) = tokio::task::spawn_blocking(move || this.look()).await else {
                 continue;
             };
+            if !matches!(looked, Ok(false)) {
+                metrics.certificate_reloaded(looked.is_ok());
+            }
             match looked {
                 Ok(false) => known = None,
                 Ok(true) => {

@@ -21,7 +21,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::address::TrustedProxies;
-use crate::{clock::AgreedClock, throttle::AddressPrefix};
+use crate::{
+    clock::AgreedClock,
+    metrics::{Metrics, OpenConnection},
+    throttle::AddressPrefix,
+};
 
 /// How connections are limited; none is no limit.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +45,9 @@ pub(super) struct Connections {
     /// They have as many connections as they need.
     proxies: TrustedProxies,
     open: Mutex<Open>,
+    metrics: Metrics,
+    /// The listener, as the metrics call it.
+    listener: &'static str,
 }
 
 #[derive(Debug, Default)]
@@ -50,11 +57,18 @@ struct Open {
 }
 
 impl Connections {
-    pub(super) fn new(limits: ConnectionLimits, proxies: TrustedProxies) -> Arc<Self> {
+    pub(super) fn new(
+        limits: ConnectionLimits,
+        proxies: TrustedProxies,
+        metrics: Metrics,
+        listener: &'static str,
+    ) -> Arc<Self> {
         Arc::new(Self {
             limits,
             proxies,
             open: Mutex::default(),
+            metrics,
+            listener,
         })
     }
 
@@ -78,6 +92,7 @@ impl Connections {
         }
         open.total += 1;
         Some(Admission {
+            _open: self.metrics.connection(self.listener),
             connections: Arc::clone(self),
             prefix,
         })
@@ -97,6 +112,9 @@ impl Door {
     pub(super) async fn admit(self, io: TcpStream) -> io::Result<(Stream, Option<SocketAddr>)> {
         let peer = io.peer_addr()?;
         let admission = self.connections.admit(peer.ip());
+        if admission.is_none() {
+            self.connections.metrics.throttled("connections");
+        }
         // Ended without a word: it would have to be waited for until it is read.
         let admission = admission.ok_or(io::ErrorKind::ConnectionRefused)?;
         // Answers are short and wait for nothing.
@@ -141,6 +159,7 @@ impl Duplex for TlsStream<Connection> {
 /// One connection that counts for as long as this is held.
 #[derive(Debug)]
 pub(super) struct Admission {
+    _open: OpenConnection,
     connections: Arc<Connections>,
     prefix: Option<AddressPrefix>,
 }
@@ -335,6 +354,7 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
 
     #[test]
     fn nobody_gets_more_than_a_share_and_what_ends_makes_room() {
@@ -344,7 +364,8 @@ mod tests {
             keep_alive: None,
         };
         let proxy = TrustedProxies::new(vec!["192.0.2.9/32".parse().unwrap()]);
-        let connections = Connections::new(limits, proxy);
+        let metrics = Metrics::new(Timestamp::from_seconds(0), Duration::ZERO, Duration::ZERO);
+        let connections = Connections::new(limits, proxy, metrics, "public");
         let admit = |address: &str| connections.admit(address.parse().unwrap());
         let stranger = [admit("192.0.2.1"), admit("::ffff:192.0.2.1")];
         assert!(stranger.iter().all(Option::is_some));

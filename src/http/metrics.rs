@@ -50,6 +50,7 @@ fn reading(services: &Services) -> Reading {
         sync_lag: snapshots.age(services.clock.monotonic()),
         database_up: freshness.succeeded(),
         clock_offset_ms: services.clock.offset_ms(),
+        revocation_entries: services.revocation.tokens.revocations.len(),
         queues: vec![("database_look", freshness.waiting())],
     }
 }

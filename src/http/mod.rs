@@ -103,6 +103,7 @@ pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
     let services = Data::new(services);
     let limits = services.connections;
     let public = Listener {
+        name: "public",
         socket: listeners.public,
         tls: listeners.tls,
         proxies: services.trusted_proxies.clone(),
@@ -110,6 +111,7 @@ pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
         routes: public_routes,
     };
     let admin = Listener {
+        name: "admin",
         socket: listeners.admin,
         tls: None,
         proxies: TrustedProxies::default(),
@@ -128,6 +130,8 @@ pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
 
 /// One of the two listeners, and what makes it different from the other.
 struct Listener {
+    /// What the metrics call it.
+    name: &'static str,
     socket: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     proxies: TrustedProxies,
@@ -140,7 +144,12 @@ impl Listener {
         let Self { limits, routes, .. } = self;
         let timeout = services.request_timeout;
         let door = Door {
-            connections: Connections::new(limits, self.proxies.clone()),
+            connections: Connections::new(
+                limits,
+                self.proxies.clone(),
+                services.token.minter.metrics.clone(),
+                self.name,
+            ),
             tls: self.tls,
             patience: Patience {
                 clock: services.clock.clone(),

@@ -119,7 +119,16 @@ impl Store for Watched {
     }
 
     async fn sweep(&self, bounds: &Bounds, limit: u32) -> Result<Swept, StoreError> {
-        self.watch("sweep", self.inner.sweep(bounds, limit)).await
+        let swept = self.watch("sweep", self.inner.sweep(bounds, limit)).await?;
+        for (table, rows) in [
+            ("assertion", swept.assertions),
+            ("change", swept.changes),
+            ("event", swept.events),
+            ("revocation", swept.revocations),
+        ] {
+            self.metrics.swept(table, rows);
+        }
+        Ok(swept)
     }
 
     fn reconnect(&self) {

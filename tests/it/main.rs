@@ -14,6 +14,7 @@ mod document;
 mod http;
 mod keys;
 mod layering;
+mod observability;
 mod outbound;
 mod process;
 mod store;
