@@ -244,9 +244,9 @@ impl Sync {
         }
         if everything || clients.len() > ONE_BY_ONE {
             let everything = source.everything().await?;
-            self.revocations.replace(everything.revocations);
             self.snapshots.set_registry(everything.registry);
             self.snapshots.set_ring(everything.ring);
+            self.revocations.replace(everything.revocations);
             return Ok(everything.position);
         }
         if keys {
