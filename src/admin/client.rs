@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{AdminError, FieldError, resource};
+use super::{AdminError, FieldError, client_keys, resource};
 use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
@@ -32,6 +32,10 @@ pub struct ClientMetadata {
     pub client_name: String,
     /// How it authenticates; `client_secret_basic` when absent.
     pub token_endpoint_auth_method: Option<String>,
+    /// Its public keys, for `private_key_jwt`: a JWK Set (RFC 7517 §5) …
+    pub jwks: Option<Value>,
+    /// … or where it publishes them.
+    pub jwks_uri: Option<String>,
     /// The grants it may use; when absent, all that its way of authenticating allows.
     pub grant_types: Option<Vec<String>>,
     /// Every scope token it may be given, separated by spaces.
@@ -95,7 +99,7 @@ impl ClientAdmin {
         let mut client = self.check(client_id, metadata, &[], now).await?;
         client.demo = demo;
         let mut secret = None;
-        if !client.is_public() {
+        if client.has_secrets() {
             let minted = ClientSecret::mint(&self.entropy)?;
             client.secrets.push(self.stored(&minted, now)?);
             secret = Some(minted);
@@ -150,6 +154,7 @@ impl ClientAdmin {
         let now = self.clock.now();
         let mut document = serde_json::to_value(metadata_of(&before)).unwrap_or_default();
         merge(&mut document, patch);
+        drop_keys_of_before(&mut document, patch, &before);
         let metadata: ClientMetadata =
             serde_path_to_error::deserialize(document).map_err(|error| {
                 let pointer = format!("/{}", error.path().to_string().replace('.', "/"));
@@ -161,7 +166,7 @@ impl ClientAdmin {
             .await?;
         client.demo = before.demo;
         client.created_at = before.created_at;
-        if !client.is_public() {
+        if client.has_secrets() {
             client.secrets = before.secrets;
         }
         let revision = self
@@ -205,10 +210,11 @@ impl ClientAdmin {
         let stored = self.stored(&secret, now)?;
         let client = self
             .change_secrets(id, EventType::ClientSecretCreated, cause, |client| {
-                if client.is_public() {
-                    return Err(AdminError::Conflict(
-                        "a public client has no secrets".to_owned(),
-                    ));
+                if !client.has_secrets() {
+                    return Err(AdminError::Conflict(format!(
+                        "a client that authenticates by {} has no secrets",
+                        client.auth_method
+                    )));
                 }
                 if client.secrets.len() >= MOST_SECRETS {
                     return Err(AdminError::Conflict(format!(
@@ -325,6 +331,11 @@ impl ClientAdmin {
         let mut review = Review::default();
         review.client_name(&written.client_name);
         let auth_method = review.auth_method(written.token_endpoint_auth_method.as_deref());
+        review.keys(
+            auth_method,
+            written.jwks.as_ref(),
+            written.jwks_uri.as_deref(),
+        );
         let grant_types = review.grant_types(written.grant_types.as_deref(), auth_method);
         let scope = review.scope(&written.scope);
         let registered = registered
@@ -352,8 +363,8 @@ impl ClientAdmin {
             allowed_origins: written.allowed_origins.clone(),
             access_token_ttl_seconds: written.access_token_ttl_seconds,
             disabled: written.disabled,
-            jwks: None,
-            jwks_uri: None,
+            jwks: written.jwks.clone(),
+            jwks_uri: written.jwks_uri.clone(),
             tokens_not_before: None,
             demo: false,
             secrets: Vec::new(),
@@ -389,10 +400,37 @@ impl Review {
         name.parse().unwrap_or_else(|_| {
             self.wrong(
                 "/token_endpoint_auth_method",
-                "must be client_secret_basic, client_secret_post or none",
+                "must be client_secret_basic, client_secret_post, none or private_key_jwt",
             );
             AuthMethod::None
         })
+    }
+
+    fn keys(&mut self, method: AuthMethod, jwks: Option<&Value>, jwks_uri: Option<&str>) {
+        if method != AuthMethod::PrivateKeyJwt {
+            for (pointer, is_there) in
+                [("/jwks", jwks.is_some()), ("/jwks_uri", jwks_uri.is_some())]
+            {
+                if is_there {
+                    self.wrong(pointer, "is for clients that use private_key_jwt");
+                }
+            }
+            return;
+        }
+        match (jwks, jwks_uri) {
+            (None, None) => self.wrong(
+                "/token_endpoint_auth_method",
+                "private_key_jwt needs jwks or jwks_uri",
+            ),
+            // RFC 7591 §2: "The "jwks_uri" and "jwks" parameters MUST NOT both be present".
+            (Some(_), Some(_)) => self.wrong("/jwks_uri", "must be absent where jwks is given"),
+            (Some(jwks), None) => self.errors.extend(client_keys::problems(jwks)),
+            (None, Some(uri)) => {
+                if let Some(detail) = client_keys::uri_problem(uri) {
+                    self.wrong("/jwks_uri", detail);
+                }
+            }
+        }
     }
 
     fn grant_types(&mut self, names: Option<&[String]>, auth_method: AuthMethod) -> Vec<GrantType> {
@@ -498,6 +536,8 @@ fn metadata_of(client: &Client) -> ClientMetadata {
     ClientMetadata {
         client_name: client.client_name.clone(),
         token_endpoint_auth_method: Some(client.auth_method.to_string()),
+        jwks: client.jwks.clone(),
+        jwks_uri: client.jwks_uri.clone(),
         grant_types: Some(client.grant_types.iter().map(ToString::to_string).collect()),
         scope: client.scope.to_string(),
         resources: client.resources.iter().map(ToString::to_string).collect(),
@@ -505,6 +545,21 @@ fn metadata_of(client: &Client) -> ClientMetadata {
         allowed_origins: client.allowed_origins.clone(),
         access_token_ttl_seconds: client.access_token_ttl_seconds,
         disabled: client.disabled,
+    }
+}
+
+/// Keys that the patch does not name go with the way of authenticating that they were for.
+fn drop_keys_of_before(document: &mut Value, patch: &Value, before: &Client) {
+    let method = document.get("token_endpoint_auth_method");
+    if before.auth_method != AuthMethod::PrivateKeyJwt
+        || method.and_then(Value::as_str) == Some(before.auth_method.as_str())
+    {
+        return;
+    }
+    if let Value::Object(document) = document {
+        document.retain(|name, _| {
+            !matches!(name.as_str(), "jwks" | "jwks_uri") || patch.get(name).is_some()
+        });
     }
 }
 

@@ -7,6 +7,7 @@
 //! can be wrong, its command in `cli`, and its route.
 
 pub mod client;
+mod client_keys;
 pub mod event;
 pub mod key;
 pub mod resource;

@@ -1,6 +1,13 @@
 //! `countersign clients …`
 
+use std::{
+    fmt::Display,
+    fs,
+    path::{Path, PathBuf},
+};
+
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
+use countersign_verifier::KeySet;
 use serde_json::{Map, Value, json};
 
 use super::{Failure, Reason, client_id, output, secret_id};
@@ -136,6 +143,12 @@ struct Details {
     /// How it authenticates
     #[arg(long, value_name = "METHOD", value_parser = auth_methods())]
     auth_method: Option<String>,
+    /// A file with the public keys that it signs assertions with, a JWK Set
+    #[arg(long, value_name = "FILE", conflicts_with = "jwks_uri")]
+    jwks: Option<PathBuf>,
+    /// Where it publishes the public keys that it signs assertions with
+    #[arg(long, value_name = "URL")]
+    jwks_uri: Option<String>,
     /// Every scope token it may be given, separated by spaces
     #[arg(long)]
     scope: Option<String>,
@@ -208,12 +221,10 @@ async fn list(context: &Context, json: bool) -> Result<(), Failure> {
 
 impl Create {
     async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
-        let mut document = self.details.document();
+        let mut document = self.details.document()?;
         document.insert("client_name".to_owned(), self.name.into());
         document.insert("disabled".to_owned(), self.disabled.into());
-        if document.get("grant_types").is_some_and(Value::is_null) {
-            document.remove("grant_types");
-        }
+        document.retain(|_, value| !value.is_null());
         let mut metadata: ClientMetadata = serde_json::from_value(document.into())
             .map_err(|error| Failure::message(error.to_string()))?;
         if self.operator {
@@ -242,7 +253,7 @@ impl Create {
 
 impl Update {
     async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
-        let mut patch = self.details.document();
+        let mut patch = self.details.document()?;
         if let Some(name) = self.name {
             patch.insert("client_name".to_owned(), name.into());
         }
@@ -324,7 +335,7 @@ impl RemoveSecret {
 
 impl Details {
     /// What was given, as a part of the document of a client.
-    fn document(self) -> Map<String, Value> {
+    fn document(self) -> Result<Map<String, Value>, Failure> {
         let mut document = Map::new();
         let mut put = |name: &str, value: Value| document.insert(name.to_owned(), value);
         let public = self.public.then(|| AuthMethod::None.to_string());
@@ -332,6 +343,15 @@ impl Details {
             put("token_endpoint_auth_method", method.into());
             // Which grants it may use follows from how it authenticates.
             put("grant_types", Value::Null);
+        }
+        // Whichever is given takes the place of the other.
+        if let Some(path) = self.jwks {
+            put("jwks", key_set(&path)?);
+            put("jwks_uri", Value::Null);
+        }
+        if let Some(uri) = self.jwks_uri {
+            put("jwks_uri", uri.into());
+            put("jwks", Value::Null);
         }
         if let Some(scope) = self.scope {
             put("scope", scope.into());
@@ -348,8 +368,19 @@ impl Details {
         if let Some(ttl) = self.ttl {
             put("access_token_ttl_seconds", ttl.into());
         }
-        document
+        Ok(document)
     }
+}
+
+fn key_set(path: &Path) -> Result<Value, Failure> {
+    let unreadable = |problem: &dyn Display| {
+        Failure::message(format!(
+            "--jwks: cannot read a JWK Set from {}: {problem}",
+            path.display()
+        ))
+    };
+    let text = fs::read_to_string(path).map_err(|error| unreadable(&error))?;
+    serde_json::from_str(&text).map_err(|_| unreadable(&"it is no JSON"))
 }
 
 fn secret_shown(id: &ClientId, secret: &ClientSecret) -> Result<(), Failure> {
@@ -409,6 +440,13 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
         ("created", output::utc_seconds(client.created_at)),
         ("changed", output::utc_seconds(client.updated_at)),
     ];
+    if let Some(jwks) = &client.jwks {
+        let keys = KeySet::parse(jwks.to_string().as_bytes()).unwrap_or_default();
+        fields.push(("keys", words(keys.kids())));
+    }
+    if let Some(uri) = &client.jwks_uri {
+        fields.push(("keys", format!("at {uri}")));
+    }
     for secret in &client.secrets {
         let created = output::utc_seconds(secret.created_at);
         fields.push(("secret", format!("{} of {created}", secret.id)));

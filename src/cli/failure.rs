@@ -100,6 +100,8 @@ fn in_flags(error: &FieldError) -> String {
         "default_resource" => "--default-resource",
         "expires_at" => "--expires-at",
         "grant_types" | "token_endpoint_auth_method" => "--auth-method",
+        "jwks" => "--jwks",
+        "jwks_uri" => "--jwks-uri",
         "introspection_clients" => "--introspection-client",
         "jti" => "--jti",
         "resource" | "resources" => "--resource",

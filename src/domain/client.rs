@@ -14,6 +14,9 @@ use crate::clock::Timestamp;
 /// How many secrets of one client may be live, so that they can be exchanged without a gap.
 pub const MOST_SECRETS: usize = 2;
 
+/// How many keys a client may have, so that they can be exchanged without a gap.
+pub const MOST_KEYS: usize = 20;
+
 named!(
     /// How a client authenticates at the token endpoint (RFC 7591 §2).
     AuthMethod {
