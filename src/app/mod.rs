@@ -38,10 +38,16 @@ use crate::{
     http::{self, ConnectionLimits, Listeners, Servers, Services, TrustedProxies},
     metrics::Metrics,
     oauth::{
-        access_token::Minter, client_auth::Authenticator, introspection::Introspection,
-        limits::Limits, live_token::LiveTokens, metadata, revocation::Revocation,
+        access_token::Minter,
+        client_auth::{Authenticator, KeySets},
+        introspection::Introspection,
+        limits::Limits,
+        live_token::LiveTokens,
+        metadata,
+        revocation::Revocation,
         token::TokenEndpoint,
     },
+    outbound::{Outbound, OutboundError, Resolver, SystemResolver},
     store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
     throttle::Throttle,
 };
@@ -101,6 +107,9 @@ pub enum StartError {
         "setting database.url: the database holds a client {0} that is not the demo client; use another database"
     )]
     NotDemo(ClientId),
+    /// Nothing can be fetched from others.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
     /// A part of the service ended by itself.
     #[error("a background task ended by itself")]
     TaskEnded,
@@ -266,7 +275,9 @@ impl App {
             None
         };
         let sync = sync::Sync::begin(&context).await?;
-        let services = services(&context, &sync);
+        let resolver: Arc<dyn Resolver> = Arc::new(SystemResolver);
+        let outbound = Outbound::new(&context.config.outbound, &resolver, context.clock.clone())?;
+        let services = services(&context, &sync, outbound);
         let tls = certificate.as_ref().map(Certificate::server_config);
         let tls = tls
             .transpose()
@@ -445,7 +456,7 @@ fn limit<T: Default + PartialEq>(setting: T) -> Option<T> {
     (setting != T::default()).then_some(setting)
 }
 
-fn services(context: &Context, sync: &sync::Sync) -> Services {
+fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Services {
     let config = &context.config;
     let limits = &config.limits;
     let minter = Minter {
@@ -458,6 +469,9 @@ fn services(context: &Context, sync: &sync::Sync) -> Services {
         metrics: context.metrics.clone(),
     };
     let authenticator = Arc::new(Authenticator {
+        issuer: context.issuer.clone(),
+        key_sets: KeySets::new(outbound, context.clock.clone()),
+        store: Arc::clone(&context.store),
         snapshots: sync.snapshots(),
         limits: Limits {
             failures: Throttle::per_minute(limits.failures_per_minute),

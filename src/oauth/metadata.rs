@@ -13,6 +13,9 @@ pub const INTROSPECTION_PATH: &str = "/oauth2/introspect";
 /// Where tokens are revoked, below the issuer.
 pub const REVOCATION_PATH: &str = "/oauth2/revoke";
 
+/// What client assertions are signed with (RFC 8414 §2).
+const ASSERTION_ALGS: [&str; 1] = ["ES256"];
+
 /// The metadata of an issuer.
 ///
 /// Nothing of a request goes into it, so that no `Host` header can bend an endpoint.
@@ -27,10 +30,13 @@ pub fn document(issuer: &str) -> Value {
         "jwks_uri": format!("{issuer}{JWKS_PATH}"),
         "token_endpoint": format!("{issuer}{TOKEN_PATH}"),
         "token_endpoint_auth_methods_supported": methods,
+        "token_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,
         "introspection_endpoint": format!("{issuer}{INTROSPECTION_PATH}"),
         "introspection_endpoint_auth_methods_supported": methods.iter().filter(|name| **name != "none").collect::<Vec<_>>(),
+        "introspection_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,
         "revocation_endpoint": format!("{issuer}{REVOCATION_PATH}"),
         "revocation_endpoint_auth_methods_supported": methods,
+        "revocation_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,
         "grant_types_supported": grants,
         // Required by RFC 8414 §2 and truly empty as long as there is no authorization endpoint.
         "response_types_supported": [],

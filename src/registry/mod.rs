@@ -75,6 +75,11 @@ impl Registry {
             .collect();
     }
 
+    /// Every client.
+    pub fn clients(&self) -> impl Iterator<Item = &Arc<Client>> {
+        self.clients.values()
+    }
+
     /// The client of this id.
     pub fn client(&self, id: &ClientId) -> Option<&Arc<Client>> {
         self.clients.get(id)

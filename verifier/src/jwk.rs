@@ -77,6 +77,14 @@ impl KeySet {
         }
     }
 
+    /// The key of a set that has no other.
+    pub fn only(&self) -> Option<&PublicKey> {
+        match self.0.as_slice() {
+            [only] => Some(&only.key),
+            _ => None,
+        }
+    }
+
     /// The `kid` of every usable key, in the order of the document.
     pub fn kids(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|entry| entry.kid.as_str())

@@ -111,7 +111,8 @@ impl Header {
         self.kid.as_deref()
     }
 
-    pub(crate) fn check_alg(&self) -> Result<(), JwsError> {
+    /// Refuses any algorithm but ES256.
+    pub fn check_alg(&self) -> Result<(), JwsError> {
         if self.alg != ES256 {
             return Err(JwsError::Algorithm);
         }

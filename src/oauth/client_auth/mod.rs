@@ -1,12 +1,18 @@
 //! Client authentication (RFC 6749 §2.3), for every endpoint that asks for it.
 
+mod assertion;
 mod basic;
 mod credentials;
+mod key_sets;
 
 use std::{sync::Arc, time::Duration};
 
-pub use self::basic::{BasicError, parse_basic};
-use self::credentials::Credentials;
+use self::credentials::{Credentials, Proof};
+pub use self::{
+    assertion::{Assertion, AssertionError},
+    basic::{BasicError, parse_basic},
+    key_sets::KeySets,
+};
 use super::{
     error::{ErrorCode, OAuthError},
     form::Form,
@@ -14,19 +20,28 @@ use super::{
 };
 use crate::{
     clock::AgreedClock,
-    domain::{change::Origin, client::Client},
-    registry::Snapshots,
+    domain::{assertion::AssertionId, change::Origin, client::Client, id::ClientId},
+    registry::{Registry, Snapshots},
+    store::Store,
 };
+use arc_swap::Guard;
+use countersign_verifier::KeySet;
 
 /// How long a refusal waits for a newer state.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Tells which client a request comes from.
 pub struct Authenticator {
+    /// This issuer's identifier.
+    pub issuer: String,
     /// The clients.
     pub snapshots: Arc<Snapshots>,
     /// How often that may fail.
     pub limits: Limits,
+    /// The keys that they publish.
+    pub key_sets: KeySets,
+    /// Which assertions have been used, for all nodes.
+    pub store: Arc<dyn Store>,
     /// The time.
     pub clock: AgreedClock,
 }
@@ -36,15 +51,16 @@ impl Authenticator {
     ///
     /// # Security
     /// `authorization` and `form` come from whoever sends the request. Who has failed too often is
-    /// refused before anything is compared, waited for or asked of the database.
+    /// refused before anything is compared, waited for, fetched or asked of the database.
     pub async fn authenticate(
         &self,
         authorization: Option<&str>,
         form: &Form,
         origin: &Origin,
     ) -> Result<Arc<Client>, OAuthError> {
-        let credentials = Credentials::of_request(authorization, form)?;
-        let claimed = credentials.client_id();
+        let now = self.clock.now();
+        let credentials = Credentials::of_request(authorization, form, &self.issuer, now)?;
+        let claimed = &credentials.client_id;
         self.limits
             .around(origin, claimed, self.prove(&credentials))
             .await
@@ -53,17 +69,97 @@ impl Authenticator {
     /// Authenticates the client against what this node knows, and once more against what the
     /// database knows before it refuses: so a client works on every node as soon as it exists.
     ///
-    /// A database that does not answer holds the refusal up for a second at most.
-    async fn prove(&self, credentials: &Credentials) -> Result<Arc<Client>, OAuthError> {
-        if let Ok(client) = credentials.judge(&self.snapshots.registry()) {
-            return Ok(client);
+    /// A database that does not answer holds the refusal up for a second at most. An assertion
+    /// cannot be taken without it.
+    async fn prove(&self, credentials: &Credentials<'_>) -> Result<Arc<Client>, OAuthError> {
+        let client = if let Ok(client) = self.judge(credentials).await {
+            client
+        } else {
+            // Where the database is down the answer stays the one of the snapshot.
+            tokio::select! {
+                _renewed = self.snapshots.freshness.renewed() => {}
+                () = self.clock.sleep(LONGEST_WAIT) => {}
+            }
+            self.judge(credentials).await?
+        };
+        if let Proof::Assertion(assertion) = &credentials.proof {
+            self.use_up(&client, assertion).await?;
         }
-        // Where the database is down the answer stays the one of the snapshot.
-        tokio::select! {
-            _renewed = self.snapshots.freshness.renewed() => {}
-            () = self.clock.sleep(LONGEST_WAIT) => {}
+        Ok(client)
+    }
+
+    /// An unknown client and a wrong secret give the same answer.
+    async fn judge(&self, credentials: &Credentials<'_>) -> Result<Arc<Client>, OAuthError> {
+        let registry = Guard::into_inner(self.snapshots.registry());
+        let client = ClientId::parse(&credentials.client_id)
+            .ok()
+            .and_then(|id| registry.client(&id));
+        let secret_matches = credentials.secret_matches(client.map(Arc::as_ref));
+        let client = client.ok_or_else(refusal)?;
+        if client.auth_method != credentials.method() {
+            return Err(refusal());
         }
-        credentials.judge(&self.snapshots.registry())
+        let authentic = match &credentials.proof {
+            Proof::Assertion(assertion) => self.is_signed(assertion, client, &registry).await?,
+            Proof::Nothing => true,
+            Proof::Secret(..) => secret_matches,
+        };
+        if !authentic {
+            return Err(refusal());
+        }
+        if client.disabled {
+            return Err(OAuthError::new(
+                ErrorCode::InvalidClient,
+                "client_disabled",
+                "client authentication failed",
+            ));
+        }
+        Ok(Arc::clone(client))
+    }
+
+    /// Whether a key signed the assertion that is registered for the client.
+    async fn is_signed(
+        &self,
+        assertion: &Assertion<'_>,
+        client: &Client,
+        registry: &Registry,
+    ) -> Result<bool, OAuthError> {
+        if let Some(jwks) = &client.jwks {
+            // What is registered was checked.
+            let keys = KeySet::parse(jwks.to_string().as_bytes()).unwrap_or_default();
+            return Ok(assertion.is_signed_with(&keys));
+        }
+        let Some(uri) = &client.jwks_uri else {
+            return Ok(false);
+        };
+        let keys = self.key_sets.get(uri, assertion.kid(), registry).await;
+        let keys = keys.ok_or_else(|| {
+            OAuthError::new(
+                ErrorCode::InvalidClient,
+                "client_keys_unavailable",
+                "the keys of the client could not be fetched from its jwks_uri",
+            )
+        })?;
+        Ok(assertion.is_signed_with(&keys))
+    }
+
+    /// Takes an assertion that is good otherwise. Nobody takes it a second time: not this node,
+    /// not another, not another endpoint (RFC 7523 §3).
+    async fn use_up(&self, client: &Client, assertion: &Assertion<'_>) -> Result<(), OAuthError> {
+        let id = AssertionId::new(&client.client_id, assertion.jti());
+        let used = self
+            .store
+            .first_use(&id, assertion.accepted_until(), self.clock.now())
+            .await;
+        match used {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(OAuthError::new(
+                ErrorCode::InvalidClient,
+                "assertion_replayed",
+                "the client assertion has been used before",
+            )),
+            Err(error) => Err(OAuthError::of_store(error)),
+        }
     }
 }
 
@@ -80,14 +176,6 @@ fn refusal() -> OAuthError {
     OAuthError::new(
         ErrorCode::InvalidClient,
         "client_authentication",
-        "client authentication failed",
-    )
-}
-
-fn disabled() -> OAuthError {
-    OAuthError::new(
-        ErrorCode::InvalidClient,
-        "client_disabled",
         "client authentication failed",
     )
 }

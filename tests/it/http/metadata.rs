@@ -27,12 +27,15 @@ async fn the_metadata_says_what_is_there_and_no_more() {
                 "token_endpoint": "https://issuer.example/oauth2/token",
                 "token_endpoint_auth_methods_supported":
                     ["client_secret_basic", "client_secret_post", "none", "private_key_jwt"],
+                "token_endpoint_auth_signing_alg_values_supported": ["ES256"],
                 "introspection_endpoint": "https://issuer.example/oauth2/introspect",
                 "introspection_endpoint_auth_methods_supported":
                     ["client_secret_basic", "client_secret_post", "private_key_jwt"],
+                "introspection_endpoint_auth_signing_alg_values_supported": ["ES256"],
                 "revocation_endpoint": "https://issuer.example/oauth2/revoke",
                 "revocation_endpoint_auth_methods_supported":
                     ["client_secret_basic", "client_secret_post", "none", "private_key_jwt"],
+                "revocation_endpoint_auth_signing_alg_values_supported": ["ES256"],
                 "grant_types_supported": ["client_credentials"],
                 "response_types_supported": [],
             })

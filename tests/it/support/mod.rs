@@ -1,6 +1,7 @@
 //! What tests need around them.
 
 pub(crate) mod database;
+pub(crate) mod jwt;
 pub(crate) mod openmetrics;
 pub(crate) mod oracle;
 pub(crate) mod process;

@@ -147,29 +147,69 @@ impl Setup {
         };
         let app = register(&clients, Some("app"), &metadata()).await;
 
-        let (announce, announced) = oneshot::channel();
-        let stop = CancellationToken::new();
-        let thread = std::thread::spawn({
-            let stop = stop.clone();
-            move || serve(config, self.clock, announce, stop)
-        });
-        let [public, admin] = soon(announced).await.unwrap();
+        let node = Node::start(config.clone(), Arc::clone(&self.clock)).await;
         TestServer {
-            public,
-            admin,
+            public: node.public,
+            admin: node.admin,
             issuer,
             app,
             clients,
-            stop,
-            thread: Some(thread),
+            config,
+            clock: self.clock,
+            node,
             _database: database,
             _folder: folder,
         }
     }
 }
 
-/// Runs the service until it is told to stop. On a thread of its own, so that [`TestServer`] can
-/// wait for its end wherever it is dropped.
+/// One running node. Stops when dropped, and waits for that.
+pub(crate) struct Node {
+    public: SocketAddr,
+    admin: SocketAddr,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    async fn start(config: Config, clock: Arc<dyn Clock>) -> Self {
+        let (announce, announced) = oneshot::channel();
+        let stop = CancellationToken::new();
+        let thread = std::thread::spawn({
+            let stop = stop.clone();
+            move || serve(config, clock, announce, stop)
+        });
+        let [public, admin] = soon(announced).await.unwrap();
+        Self {
+            public,
+            admin,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// A request to its public listener.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        client()
+            .build()
+            .unwrap()
+            .request(method, format!("http://{}{path}", self.public))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let ended = self.thread.take().map_or(Ok(()), JoinHandle::join);
+        assert!(
+            ended.is_ok() || std::thread::panicking(),
+            "the server failed"
+        );
+    }
+}
+
+/// Runs the service until it is told to stop. On a thread of its own, so that [`Node`] can wait for
+/// its end wherever it is dropped.
 fn serve(
     config: Config,
     clock: Arc<dyn Clock>,
@@ -230,8 +270,9 @@ pub(crate) struct TestServer {
     pub(crate) app: Registered,
     /// What operators do, as from another process.
     pub(crate) clients: ClientAdmin,
-    stop: CancellationToken,
-    thread: Option<JoinHandle<()>>,
+    config: Config,
+    clock: Arc<dyn Clock>,
+    node: Node,
     _database: Option<Database>,
     _folder: TempDir,
 }
@@ -246,12 +287,29 @@ impl TestServer {
         register(&self.clients, None, metadata).await
     }
 
+    /// Changes a client while the server runs.
+    pub(crate) async fn update(&self, client: &Registered, patch: Value) {
+        let id = ClientId::parse(&client.id).unwrap();
+        let cause = Cause::system();
+        let updated = self.clients.update(&id, &patch, None, &cause).await;
+        updated.unwrap();
+    }
+
+    /// Returns when the server knows what the database held before this call.
+    pub(crate) async fn renewed(&self) {
+        // It looks once more before it refuses.
+        let wrong = self.token_request().basic_auth("app", Some("wrong"));
+        assert_eq!(answer(wrong.form(&GRANT)).await.status, 401);
+    }
+
+    /// One more node with the same settings, on the same database; not on `SQLite`.
+    pub(crate) async fn beside(&self) -> Node {
+        Node::start(self.config.clone(), Arc::clone(&self.clock)).await
+    }
+
     /// A request to the public listener.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        client()
-            .build()
-            .unwrap()
-            .request(method, format!("http://{}{path}", self.public))
+        self.node.request(method, path)
     }
 
     pub(crate) fn get(&self, path: &str) -> RequestBuilder {
@@ -298,18 +356,7 @@ impl TestServer {
 
     /// Tells the server to stop, without waiting for it.
     pub(crate) fn begin_to_stop(&self) {
-        self.stop.cancel();
-    }
-}
-
-impl Drop for TestServer {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        let ended = self.thread.take().map_or(Ok(()), JoinHandle::join);
-        assert!(
-            ended.is_ok() || std::thread::panicking(),
-            "the server failed"
-        );
+        self.node.stop.cancel();
     }
 }
 

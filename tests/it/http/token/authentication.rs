@@ -1,6 +1,6 @@
 //! Client authentication (RFC 6749 §2.3).
 
-use std::{net::TcpListener, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use countersign::{
@@ -246,32 +246,6 @@ async fn the_body_may_repeat_the_client_id_of_the_header_but_not_name_another() 
         let differing = [GRANT[0], ("client_id", id)];
         refused(server.by_app().form(&differing), INVALID_CLIENT).await;
     }
-}
-
-/// RFC 7523 §2.2 is not offered. What an assertion names is not fetched, either (SSRF).
-#[tokio::test]
-async fn a_client_assertion_is_refused_and_nothing_it_names_is_fetched() {
-    let server = TestServer::start().await;
-    let attacker = TcpListener::bind("127.0.0.1:0").unwrap();
-    attacker.set_nonblocking(true).unwrap();
-    let url = format!("http://{}/jwks.json", attacker.local_addr().unwrap());
-    let encode = |value: serde_json::Value| {
-        countersign_verifier::base64url::encode(value.to_string().as_bytes())
-    };
-    let header = encode(json!({"alg": "ES256", "jku": url, "x5u": url, "kid": url}));
-    let claims = encode(json!({"iss": "app", "sub": "app", "aud": server.issuer}));
-    let assertion = format!("{header}.{claims}.AAAA");
-    let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-    let form = [
-        GRANT[0],
-        ("client_id", "app"),
-        ("client_assertion_type", kind),
-        ("client_assertion", &assertion),
-    ];
-    refused(server.token_request().form(&form), INVALID_CLIENT).await;
-    refused(server.token_request().form(&form[..3]), INVALID_CLIENT).await;
-    let nobody_came = attacker.accept().unwrap_err();
-    assert_eq!(nobody_came.kind(), std::io::ErrorKind::WouldBlock);
 }
 
 /// Whether a client exists is nobody's business: neither the answer nor its time tells.

@@ -1,5 +1,6 @@
 //! `POST /oauth2/token` (RFC 6749 §3.2).
 
+mod assertion;
 mod authentication;
 mod body;
 mod cors;
