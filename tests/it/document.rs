@@ -3,10 +3,16 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use countersign::config::{Config, ConfigError, DEFAULTS, Sources};
+use countersign::{
+    config::{Config, ConfigError, DEFAULTS, Sources},
+    domain::node::Environment,
+};
+use serde_json::Value;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -98,40 +104,71 @@ fn every_link_of_a_document_leads_somewhere() {
     }
 }
 
-/// The settings of the nodes in `docs/compose.yaml`.
-fn compose() -> (String, HashMap<String, String>) {
-    let text = fs::read_to_string(root().join("docs/compose.yaml")).unwrap();
-    let lines = text.lines().filter_map(|line| {
-        let (name, value) = line.trim().split_once(": ")?;
-        let is_ours = name.starts_with("COUNTERSIGN__") || name == "DATABASE_URL";
-        is_ours.then(|| (name.to_owned(), value.to_owned()))
-    });
-    let environment = lines.collect();
-    (text, environment)
+/// `docs/compose.yaml` as a YAML parser reads it, merged keys included.
+fn compose() -> Value {
+    let script = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
+    let read = Command::new("python3")
+        .args(["-c", script])
+        .arg(root().join("docs/compose.yaml"))
+        .output()
+        .unwrap();
+    assert!(read.status.success(), "{read:?}");
+    serde_json::from_slice(&read.stdout).unwrap()
 }
 
 #[test]
 fn the_nodes_of_the_compose_file_have_settings_that_start() {
-    let (text, environment) = compose();
-    assert!(environment.len() >= 6, "{environment:?}");
-    let config = Config::load(&Sources {
-        environment,
-        ..Sources::default()
-    })
-    .unwrap();
-    assert!(config.admin_listen.ip().is_loopback());
-    assert_eq!(config.public_listen.port(), 8080);
-    let proxy = "172.30.0.2".parse().unwrap();
-    assert!(
-        config
-            .trusted_proxies
-            .iter()
-            .any(|net| net.contains::<&std::net::IpAddr>(&proxy))
-    );
-    assert!(text.contains("ipv4_address: 172.30.0.2\n"));
-    // One port is published, and it is the proxy's.
-    assert_eq!(text.matches("ports:").count(), 1);
-    assert!(text.contains("    ports:\n      - \"443:443\"\n"));
-    // No secret stands in the file: each comes from a file beside it.
-    assert_eq!(text.matches("\n    file: secrets/").count(), 4);
+    let compose = compose();
+    let proxy = &compose["services"]["proxy"]["networks"]["inside"]["ipv4_address"];
+    let proxy: IpAddr = proxy.as_str().unwrap().parse().unwrap();
+    for node in ["node1", "node2"] {
+        let variables = compose["services"][node]["environment"]
+            .as_object()
+            .unwrap();
+        let text =
+            |(name, value): (&String, &Value)| (name.clone(), value.as_str().unwrap().to_owned());
+        let environment: HashMap<_, _> = variables.iter().map(text).collect();
+        let config = Config::load(&Sources {
+            environment,
+            ..Sources::default()
+        })
+        .unwrap();
+        assert_eq!(config.environment, Environment::Production);
+        assert_eq!(config.public_listen.port(), 8080);
+        assert!(config.admin_listen.ip().is_loopback());
+        assert!(
+            config
+                .trusted_proxies
+                .iter()
+                .all(|net| net.contains(&proxy))
+        );
+        assert_eq!(config.trusted_proxies.len(), 1);
+    }
+}
+
+#[test]
+fn the_compose_file_publishes_the_proxy_alone_and_takes_secrets_from_files() {
+    let compose = compose();
+    let services = compose["services"].as_object().unwrap();
+    assert_eq!(services.len(), 4);
+    for (name, service) in services {
+        let ports = service["ports"].as_array().map_or(0, Vec::len);
+        assert_eq!(ports, usize::from(name == "proxy"), "{name}");
+        assert!(service["healthcheck"]["test"].is_array(), "{name}");
+        for secret in service["secrets"].as_array().unwrap() {
+            let file = &compose["secrets"][secret.as_str().unwrap()]["file"];
+            assert!(file.as_str().unwrap().starts_with("secrets/"), "{name}");
+        }
+        let variables = service["environment"].as_object().into_iter().flatten();
+        for (variable, value) in variables {
+            let is_secret = variable.contains("PASSWORD") || variable.contains("PASSFILE");
+            let path = value.as_str().unwrap().starts_with("/run/secrets/");
+            assert!(!is_secret || path, "{name} {variable}");
+        }
+    }
+    // The proxy names the nodes as the file does.
+    let nginx = fs::read_to_string(root().join("docs/nginx.conf")).unwrap();
+    for node in services.keys().filter(|name| name.starts_with("node")) {
+        assert!(nginx.contains(&format!("server {node}:8080 ")), "{node}");
+    }
 }

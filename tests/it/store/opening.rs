@@ -12,6 +12,7 @@ use countersign::{
     store::{Access, OpenError, Schema, Store, StoreError},
 };
 use tokio::task::JoinSet;
+use url::Url;
 use uuid::Uuid;
 
 use super::sample::{
@@ -307,6 +308,29 @@ async fn one_sqlite_file_takes_one_server_and_commands_beside_it() {
     server.close().await;
     drop(server);
     database.try_open(Access::Serve).await.unwrap();
+}
+
+/// Whoever serves need not be whoever owns the tables.
+#[tokio::test]
+async fn an_up_to_date_database_needs_no_right_to_define_tables() {
+    let database = Database::create(Engine::Postgres).await;
+    let mut url = Url::parse(database.url()).unwrap();
+    let role = format!("{}_server", url.path().trim_start_matches('/'));
+    let grants = format!(
+        "create role {role} login; revoke create on schema public from public; \
+         grant select, insert, update, delete on all tables in schema public to {role}"
+    );
+    database.execute(&grants).await;
+    url.set_username(&role).unwrap();
+
+    let store = database::open(url.as_str(), Access::Serve).await.unwrap();
+    created(&*store, full_client("a")).await;
+    store.close().await;
+    let newer = database::open_with(url.as_str(), Access::Serve, NEXT)
+        .await
+        .err();
+    assert!(matches!(newer, Some(OpenError::Migration(_))), "{newer:?}");
+    database.try_open(Access::Look).await.unwrap().close().await;
 }
 
 #[tokio::test]
