@@ -205,6 +205,10 @@ pub struct Telemetry {
     pub log_filter: String,
     /// How they look.
     pub log_format: LogFormat,
+    /// The base URL of the collector that takes traces; empty for none.
+    pub otlp_endpoint: String,
+    /// The share of requests that are traced, from 0 to 1.
+    pub otlp_sample_ratio: f64,
 }
 
 /// Where the certificate of the public listener is.
@@ -338,6 +342,7 @@ impl Config {
             60,
         )?;
         check_limits(&written.limits)?;
+        check_telemetry(&written.telemetry)?;
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
         let policy = Policy {
             poll: Duration::from_millis(u64::from(written.sync.poll_interval_ms)),
@@ -630,6 +635,33 @@ fn check_proxies(networks: &[IpNet]) -> Result<(), ConfigError> {
             ),
         )),
     }
+}
+
+fn check_telemetry(telemetry: &Telemetry) -> Result<(), ConfigError> {
+    if !(0.0..=1.0).contains(&telemetry.otlp_sample_ratio) {
+        return Err(invalid(
+            "telemetry.otlp_sample_ratio",
+            "must be between 0 and 1",
+        ));
+    }
+    if telemetry.otlp_endpoint.is_empty() {
+        return Ok(());
+    }
+    let usable = url::Url::parse(&telemetry.otlp_endpoint).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    });
+    if usable {
+        return Ok(());
+    }
+    Err(invalid(
+        "telemetry.otlp_endpoint",
+        "must be an http or https URL without query, fragment or credentials, such as \
+         http://127.0.0.1:4318, or empty for no traces",
+    ))
 }
 
 fn loopback(key: &'static str, address: SocketAddr) -> Result<(), ConfigError> {

@@ -49,6 +49,7 @@ use crate::{
     },
     outbound::{Outbound, OutboundError, Resolver, SystemResolver},
     store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
+    telemetry,
     throttle::Throttle,
 };
 
@@ -509,6 +510,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         snapshots: sync.snapshots(),
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
+        trace_id: telemetry::trace_id,
         metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
         issuer_path: issuer_path.unwrap_or_default(),
         jwks_max_age: config.policy.jwks_max_age,

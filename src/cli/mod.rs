@@ -189,8 +189,10 @@ impl Command {
 
 async fn serve(global: &Global) -> Result<(), Failure> {
     let config = global.load()?;
-    telemetry::init(&config)?;
-    Ok(app::serve(config, Schema::default()).await?)
+    let traces = telemetry::init(&config)?;
+    let served = app::serve(config, Schema::default()).await;
+    traces.end().await;
+    Ok(served?)
 }
 
 async fn migrate(global: &Global) -> Result<(), Failure> {

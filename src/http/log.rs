@@ -14,7 +14,7 @@ use actix_web::{
     middleware::Next,
     web::Data,
 };
-use tracing::Instrument as _;
+use tracing::{Instrument as _, field::Empty};
 
 use super::{Services, address::TrustedProxies, connection::Activity, error::Reason};
 use crate::{domain::change::Origin, metrics::Answered};
@@ -44,7 +44,22 @@ pub(super) async fn requests(
     let method = known(request.method());
     let route = route(&request, services.as_ref());
     let origin = origin(&request, &request_id);
-    let span = tracing::info_span!("request", request_id, method, route, address = %origin.address);
+    let span = tracing::info_span!(
+        "request",
+        request_id,
+        method,
+        route,
+        address = %origin.address,
+        trace_id = Empty,
+        status = Empty,
+        reason = Empty,
+    );
+    let trace_id = services
+        .as_ref()
+        .and_then(|services| (services.trace_id)(&span));
+    if let Some(trace_id) = &trace_id {
+        span.record("trace_id", trace_id);
+    }
     request.extensions_mut().insert(origin);
     let mut response = next.call(request).instrument(span.clone()).await?;
     let status = response.status().as_u16();
@@ -56,6 +71,11 @@ pub(super) async fn requests(
             let duration_ms = format!("{:.3}", duration.as_secs_f64() * 1000.0);
             tracing::info!(status, duration_ms, reason = refusal, "answered");
         });
+        // For the trace alone: the line has them already.
+        if trace_id.is_some() {
+            span.record("status", i64::from(status));
+            span.record("reason", refusal);
+        }
         services.token.minter.metrics.answered(Answered {
             route,
             method,

@@ -53,6 +53,8 @@ pub struct Services {
     pub snapshots: Arc<Snapshots>,
     /// The time.
     pub clock: AgreedClock,
+    /// The trace that a span belongs to, where there are traces.
+    pub trace_id: fn(&tracing::Span) -> Option<String>,
     /// Draws request ids.
     pub entropy: Entropy,
     /// The authorization server metadata.

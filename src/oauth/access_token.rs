@@ -115,7 +115,7 @@ impl Minter {
             sid: None,
         };
         let begun = self.clock.monotonic();
-        let token = sign(key, &claims)?;
+        let token = tracing::debug_span!("sign").in_scope(|| sign(key, &claims))?;
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.signed(took);
         Ok(AccessToken { token, expires_in })

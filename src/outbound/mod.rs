@@ -283,7 +283,8 @@ impl Resolve for Guard {
 #[error("the name has an address that is not fetched from")]
 struct Forbidden;
 
-fn tls_with_roots(settings: &Settings) -> Result<ClientConfig, OutboundError> {
+/// TLS as this service speaks it to others, with the roots that the operator names.
+pub fn tls_with_roots(settings: &Settings) -> Result<ClientConfig, OutboundError> {
     let Some(path) = &settings.ca_certificates else {
         return Ok(tls([])?);
     };

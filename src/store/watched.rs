@@ -1,8 +1,9 @@
-//! A store whose operations are counted when they fail.
+//! A store whose operations are counted when they fail, and seen in the traces of requests.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tracing::{Instrument as _, Span};
 
 use super::{Bounds, Snapshot, Store, StoreError, Swept};
 use crate::{
@@ -26,7 +27,7 @@ struct Watched {
     metrics: Metrics,
 }
 
-/// The same store, with its failures counted.
+/// The same store, with its failures counted and its operations in traces.
 pub fn watched(inner: Arc<dyn Store>, metrics: Metrics) -> Arc<dyn Store> {
     Arc::new(Watched { inner, metrics })
 }
@@ -38,7 +39,13 @@ impl Watched {
         operation: &'static str,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let result = call.await;
+        // What goes on without a request is in the metrics; as traces it would be a flood.
+        let span = if Span::current().is_none() {
+            Span::none()
+        } else {
+            tracing::debug_span!("store", operation)
+        };
+        let result = call.instrument(span).await;
         match &result {
             Ok(_) | Err(StoreError::Conflict) => {}
             Err(error) => self.metrics.store_failed(operation, error.kind()),

@@ -52,6 +52,7 @@ impl Authenticator {
     /// # Security
     /// `authorization` and `form` come from whoever sends the request. Who has failed too often is
     /// refused before anything is compared, waited for, fetched or asked of the database.
+    #[tracing::instrument(name = "authenticate_client", level = "debug", skip_all)]
     pub async fn authenticate(
         &self,
         authorization: Option<&str>,

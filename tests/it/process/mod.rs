@@ -14,6 +14,7 @@ mod outage;
 mod propagation;
 mod rotation;
 mod stop;
+mod trace;
 mod upgrade;
 
 use tokio::sync::{Mutex, MutexGuard};

@@ -61,11 +61,11 @@ impl Exposition {
         }
         let family = self.families.get_mut(name).unwrap();
         match keyword {
-            "HELP" => family.help = rest.to_owned(),
+            "HELP" => rest.clone_into(&mut family.help),
             "TYPE" => {
                 let known = ["counter", "gauge", "histogram", "info"];
                 assert!(known.contains(&rest), "{name} has the type {rest}");
-                family.kind = rest.to_owned();
+                rest.clone_into(&mut family.kind);
             }
             "UNIT" => family.unit = Some(rest.to_owned()),
             other => panic!("the keyword {other}"),

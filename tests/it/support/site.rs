@@ -31,6 +31,7 @@ pub(crate) struct Site {
     pub(crate) certificate: String,
     behaviour: Arc<Mutex<Behaviour>>,
     connections: Arc<AtomicUsize>,
+    bodies: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Site {
@@ -65,19 +66,22 @@ impl Site {
             certificate,
             behaviour: Arc::new(Mutex::new(Behaviour::Begin(Vec::new()))),
             connections: Arc::default(),
+            bodies: Arc::default(),
         };
         let behaviour = Arc::clone(&site.behaviour);
         let connections = Arc::clone(&site.connections);
+        let bodies = Arc::clone(&site.bodies);
         thread::spawn(move || {
             for connection in listener.incoming() {
                 let connection = connection.unwrap();
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (behaviour, tls) = (Arc::clone(&behaviour), tls.clone());
+                let bodies = Arc::clone(&bodies);
                 thread::spawn(move || match tls {
-                    None => answer(connection, &behaviour),
+                    None => answer(connection, &behaviour, &bodies),
                     Some(tls) => {
                         let tls = ServerConnection::new(tls).unwrap();
-                        answer(StreamOwned::new(tls, connection), &behaviour);
+                        answer(StreamOwned::new(tls, connection), &behaviour, &bodies);
                     }
                 });
             }
@@ -124,13 +128,22 @@ impl Site {
         self.url_at("127.0.0.1", path)
     }
 
+    /// The bodies of all requests, one after the other.
+    pub(crate) fn bodies(&self) -> Vec<u8> {
+        self.bodies.lock().unwrap().clone()
+    }
+
     /// How many connections there have been.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
 
-fn answer(mut connection: impl Read + Write, behaviour: &Mutex<Behaviour>) {
+fn answer(
+    mut connection: impl Read + Write,
+    behaviour: &Mutex<Behaviour>,
+    bodies: &Mutex<Vec<u8>>,
+) {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -140,6 +153,11 @@ fn answer(mut connection: impl Read + Write, behaviour: &Mutex<Behaviour>) {
             _ => return,
         }
     }
+    let mut body = vec![0; length(&request)];
+    if connection.read_exact(&mut body).is_err() {
+        return;
+    }
+    bodies.lock().unwrap().extend(body);
     let behaviour = behaviour.lock().unwrap().clone();
     match behaviour {
         Behaviour::Answer(answer) => {
@@ -152,4 +170,13 @@ fn answer(mut connection: impl Read + Write, behaviour: &Mutex<Behaviour>) {
             let _ = connection.read(&mut [0]);
         }
     }
+}
+
+/// How long the body is that follows this head.
+fn length(head: &[u8]) -> usize {
+    let head = String::from_utf8(head.to_vec()).unwrap().to_lowercase();
+    let line = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"));
+    line.map_or(0, |length| length.trim().parse().unwrap())
 }

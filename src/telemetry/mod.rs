@@ -1,19 +1,25 @@
-//! Logs: to standard error, as text for people or JSON for programs.
+//! What is told of the inside: logs to standard error, as text for people or JSON for programs, and
+//! traces to a collector.
 //!
 //! Field names are dotted or plain words with the unit in the name (`duration_ms`). Nothing secret
 //! has a `Debug` that shows it, so that nothing secret can be logged.
 
+mod trace;
+
 use std::{error::Error, io::IsTerminal as _};
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
+pub use self::trace::{Traces, trace_id};
 use crate::{
     config::{Config, ConfigError, LogFormat},
     domain::node::Environment,
 };
 
-/// Starts logging for this process; later calls change nothing.
-pub fn init(config: &Config) -> Result<(), ConfigError> {
+/// Starts logs and traces for this process; later calls change nothing.
+pub fn init(config: &Config) -> Result<Traces, ConfigError> {
     let filter =
         EnvFilter::try_new(&config.telemetry.log_filter).map_err(|_| ConfigError::Invalid {
             key: "telemetry.log_filter",
@@ -24,17 +30,20 @@ pub fn init(config: &Config) -> Result<(), ConfigError> {
         LogFormat::Json => true,
         LogFormat::Text => false,
     };
-    let registry = tracing_subscriber::registry().with(filter);
+    let traces = Traces::of(config)?;
+    let registry = tracing_subscriber::registry().with(traces.layer());
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // Fails only where a subscriber is set already, as by another test of the same process.
     let _ = if json {
-        registry.with(lines.json().flatten_event(true)).try_init()
+        let lines = lines.json().flatten_event(true);
+        registry.with(lines.with_filter(filter)).try_init()
     } else {
-        registry.with(lines.with_target(false)).try_init()
+        let lines = lines.with_target(false);
+        registry.with(lines.with_filter(filter)).try_init()
     };
-    Ok(())
+    Ok(traces)
 }
 
 /// An error and what caused it, in one line, each cause once.
