@@ -3,9 +3,15 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
-use super::{AdminError, FieldError, client_keys, resource};
+use super::{
+    AdminError, FieldError, client_keys, document,
+    operator::Authority,
+    page::{Page, PageRequest},
+    resource,
+};
 use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
@@ -25,14 +31,16 @@ use crate::{
 const ATTEMPTS: u32 = 8;
 
 /// A client as an operator writes it: the writable part of RFC 7591 §2 and our own.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientMetadata {
     /// A name for people.
+    #[schema(required, min_length = 1, max_length = 200)]
     pub client_name: String,
     /// How it authenticates; `client_secret_basic` when absent.
     pub token_endpoint_auth_method: Option<String>,
     /// Its public keys, for `private_key_jwt`: a JWK Set (RFC 7517 §5) …
+    #[schema(value_type = Option<Object>)]
     pub jwks: Option<Value>,
     /// … or where it publishes them.
     pub jwks_uri: Option<String>,
@@ -47,10 +55,33 @@ pub struct ClientMetadata {
     /// Origins of its pages.
     pub allowed_origins: Vec<String>,
     /// Life of its access tokens.
+    #[schema(minimum = 1, maximum = 3600)]
     pub access_token_ttl_seconds: Option<u32>,
     /// Whether it is refused.
     pub disabled: bool,
 }
+
+/// A client as shown to whoever registers it: with its secret, this once.
+pub fn created_document(client: &Client, secret: Option<&ClientSecret>) -> Value {
+    let mut document = client.document();
+    if let (Some(secret), Some(members)) = (secret, document.as_object_mut()) {
+        members.insert("client_secret".to_owned(), secret.expose().into());
+    }
+    document
+}
+
+/// A secret as shown to whoever adds it, this once.
+pub fn secret_document(client: &Client, id: SecretId, secret: &ClientSecret) -> Value {
+    let created_at = client.secret(id).map(|secret| secret.created_at.seconds());
+    json!({
+        "id": id.to_string(),
+        "created_at": created_at,
+        "client_secret": secret.expose(),
+    })
+}
+
+/// What could be read of a document, and what could not.
+type Written<'a> = (&'a ClientMetadata, Vec<FieldError>);
 
 /// The use cases about clients.
 #[derive(Clone)]
@@ -65,12 +96,29 @@ pub struct ClientAdmin {
     pub issuer: String,
     /// How long after its issue a token may still be accepted somewhere.
     pub token_retention: Duration,
+    /// What whoever asks may do.
+    pub authority: Authority,
 }
 
 impl ClientAdmin {
+    /// The same for somebody of this authority.
+    #[must_use]
+    pub fn with_authority(&self, authority: Authority) -> Self {
+        Self {
+            authority,
+            ..self.clone()
+        }
+    }
+
     /// Every client, by id.
     pub async fn list(&self) -> Result<Vec<Client>, AdminError> {
         Ok(self.store.clients().await?)
+    }
+
+    /// A part of the list of clients.
+    pub async fn page(&self, request: &PageRequest) -> Result<Page<Client>, AdminError> {
+        let clients = self.store.clients().await?;
+        Ok(request.part_of(clients, |client| client.client_id.to_string()))
     }
 
     /// One client.
@@ -79,6 +127,30 @@ impl ClientAdmin {
             .client(id)
             .await?
             .ok_or(AdminError::NotFound("client"))
+    }
+
+    /// Registers the client of a document: [`ClientMetadata`], and perhaps a `client_id`.
+    pub async fn register(
+        &self,
+        mut members: Map<String, Value>,
+        cause: &Cause,
+    ) -> Result<(Client, Option<ClientSecret>), AdminError> {
+        let id = members.remove("client_id").map(|id| {
+            let id = id.as_str().and_then(|id| ClientId::parse(id).ok());
+            id.ok_or_else(|| {
+                FieldError::new(
+                    "/client_id",
+                    "must be 1 to 64 characters of A-Z a-z 0-9 . _ ~ -",
+                )
+            })
+        });
+        let (metadata, mut errors) = document::read(members);
+        let id = id.transpose().unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
+        self.create_read(id, (&metadata, errors), false, cause)
+            .await
     }
 
     /// Registers a client, under `id` or one drawn for it. A confidential one gets its first secret,
@@ -90,13 +162,25 @@ impl ClientAdmin {
         demo: bool,
         cause: &Cause,
     ) -> Result<(Client, Option<ClientSecret>), AdminError> {
+        self.create_read(id, (metadata, Vec::new()), demo, cause)
+            .await
+    }
+
+    async fn create_read(
+        &self,
+        id: Option<ClientId>,
+        written: Written<'_>,
+        demo: bool,
+        cause: &Cause,
+    ) -> Result<(Client, Option<ClientSecret>), AdminError> {
         let now = self.clock.now();
         let client_id = match id {
             Some(id) => id,
             None => ClientId::parse(&self.entropy.uuid_v7(now)?.to_string())
                 .map_err(|_| AdminError::Conflict("no client id could be drawn".to_owned()))?,
         };
-        let mut client = self.check(client_id, metadata, &[], now).await?;
+        let mut client = self.check(client_id, written, &[], now).await?;
+        self.authority.permits(&self.issuer, [&client])?;
         client.demo = demo;
         let mut secret = None;
         if client.has_secrets() {
@@ -145,6 +229,8 @@ impl ClientAdmin {
         cause: &Cause,
     ) -> Result<Client, AdminError> {
         let before = self.show(id).await?;
+        // Judged at the revision that the change is made to.
+        self.authority.permits(&self.issuer, [&before])?;
         if expected.is_some_and(|expected| expected != before.revision) {
             return Err(AdminError::Conflict(format!(
                 "the client is at revision {} by now; look at it again",
@@ -152,18 +238,12 @@ impl ClientAdmin {
             )));
         }
         let now = self.clock.now();
-        let mut document = serde_json::to_value(metadata_of(&before)).unwrap_or_default();
-        merge(&mut document, patch);
-        drop_keys_of_before(&mut document, patch, &before);
-        let metadata: ClientMetadata =
-            serde_path_to_error::deserialize(document).map_err(|error| {
-                let pointer = format!("/{}", error.path().to_string().replace('.', "/"));
-                AdminError::Invalid(vec![FieldError::new(pointer, error.inner().to_string())])
-            })?;
+        let (metadata, errors) = patched(&before, patch);
         // A resource that was deleted since is no reason to refuse another change.
         let mut client = self
-            .check(id.clone(), &metadata, &before.resources, now)
+            .check(id.clone(), (&metadata, errors), &before.resources, now)
             .await?;
+        self.authority.permits(&self.issuer, [&client])?;
         client.demo = before.demo;
         client.created_at = before.created_at;
         if client.has_secrets() {
@@ -183,7 +263,9 @@ impl ClientAdmin {
 
     /// Removes a client and revokes its tokens.
     pub async fn delete(&self, id: &ClientId, cause: &Cause) -> Result<(), AdminError> {
-        let expected = self.show(id).await?.revision;
+        let before = self.show(id).await?;
+        self.authority.permits(&self.issuer, [&before])?;
+        let expected = before.revision;
         let client_id = id.clone();
         self.store
             .apply(
@@ -270,6 +352,7 @@ impl ClientAdmin {
         let mut attempt = 1;
         loop {
             let before = self.show(id).await?;
+            self.authority.permits(&self.issuer, [&before])?;
             let mut client = before.clone();
             change(&mut client)?;
             match self
@@ -322,7 +405,7 @@ impl ClientAdmin {
     async fn check(
         &self,
         client_id: ClientId,
-        written: &ClientMetadata,
+        (written, unread): Written<'_>,
         already: &[ResourceUri],
         now: Timestamp,
     ) -> Result<Client, AdminError> {
@@ -349,8 +432,9 @@ impl ClientAdmin {
             .and_then(|uri| review.default_resource(uri, &resources));
         review.allowed_origins(&written.allowed_origins);
         review.access_token_ttl(written.access_token_ttl_seconds);
-        if !review.errors.is_empty() {
-            return Err(AdminError::Invalid(review.errors));
+        let errors = document::all_wrong(unread, review.errors);
+        if !errors.is_empty() {
+            return Err(AdminError::Invalid(errors));
         }
         Ok(Client {
             client_id,
@@ -561,6 +645,27 @@ fn drop_keys_of_before(document: &mut Value, patch: &Value, before: &Client) {
             !matches!(name.as_str(), "jwks" | "jwks_uri") || patch.get(name).is_some()
         });
     }
+}
+
+/// A client's metadata after a merge patch, as far as that can be read, and what cannot.
+fn patched(client: &Client, patch: &Value) -> (ClientMetadata, Vec<FieldError>) {
+    let mut document = serde_json::to_value(metadata_of(client)).unwrap_or_default();
+    merge(&mut document, patch);
+    drop_keys_of_before(&mut document, patch, client);
+    let Value::Object(members) = document else {
+        let error = FieldError::new("", "must be an object");
+        return (ClientMetadata::default(), vec![error]);
+    };
+    // Taking away what no client has changes nothing, and is a mistake all the same.
+    let nulls = patch.as_object().into_iter().flatten();
+    let nulls: Map<String, Value> = nulls
+        .filter(|(_, value)| value.is_null())
+        .map(|(name, _)| (name.clone(), Value::Null))
+        .collect();
+    let unknown = document::unknown::<ClientMetadata>(nulls);
+    let (metadata, mut errors) = document::read(members);
+    errors.extend(unknown);
+    (metadata, errors)
 }
 
 /// JSON Merge Patch (RFC 7396 §2): null removes, an object merges, anything else replaces.

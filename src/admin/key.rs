@@ -2,9 +2,14 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
-use super::AdminError;
+use super::{
+    AdminError, FieldError, document,
+    page::{Page, PageRequest},
+};
 use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
@@ -37,6 +42,57 @@ pub enum Rotation {
     },
 }
 
+/// A rotation as an operator writes it.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RotationRequest {
+    /// `scheduled`: as soon as every verifier knows the next key. `emergency`: at once; the active
+    /// key is revoked.
+    #[schema(required, pattern = "^(scheduled|emergency)$")]
+    mode: String,
+    /// Why; kept in the audit trail.
+    #[schema(max_length = 1000, pattern = "^[^\\x00-\\x1F\\x7F-\\x9F]*$")]
+    reason: Option<String>,
+    /// In an emergency: revokes the next keys, too, as when a host has leaked.
+    discard_next: bool,
+}
+
+impl RotationRequest {
+    /// Reads the document of a rotation: how to rotate, and why.
+    pub fn read(members: Map<String, Value>) -> Result<(Rotation, Option<String>), AdminError> {
+        let (request, unread): (Self, _) = document::read(members);
+        let mut errors = Vec::new();
+        let rotation = match request.mode.as_str() {
+            "scheduled" => Rotation::Scheduled,
+            "emergency" => Rotation::Emergency {
+                discard_next: request.discard_next,
+            },
+            _ => {
+                errors.push(FieldError::new("/mode", "must be scheduled or emergency"));
+                Rotation::Scheduled
+            }
+        };
+        if request.mode == "scheduled" && request.discard_next {
+            errors.push(FieldError::new("/discard_next", "is for emergencies only"));
+        }
+        if let Some(error) = request.reason.as_deref().and_then(reason_problem) {
+            errors.push(FieldError::new("/reason", error));
+        }
+        let errors = document::all_wrong(unread, errors);
+        if errors.is_empty() {
+            Ok((rotation, request.reason))
+        } else {
+            Err(AdminError::Invalid(errors))
+        }
+    }
+}
+
+/// What is wrong with a reason, if anything.
+fn reason_problem(reason: &str) -> Option<&'static str> {
+    let fits = reason.chars().count() <= 1000 && !reason.chars().any(char::is_control);
+    (!fits).then_some("must be at most 1000 characters without control characters")
+}
+
 /// What a change of the keys has led to.
 #[derive(Debug)]
 pub struct KeyChange {
@@ -44,6 +100,16 @@ pub struct KeyChange {
     pub keys: Vec<Value>,
     /// Until when verifiers may refuse tokens of a key they cannot know yet.
     pub verifiers_may_lag_until: Option<Timestamp>,
+}
+
+impl KeyChange {
+    /// What the admin interfaces show.
+    pub fn document(&self) -> Value {
+        json!({
+            "keys": self.keys,
+            "verifiers_may_lag_until": self.verifiers_may_lag_until.map(Timestamp::seconds),
+        })
+    }
 }
 
 /// What is known of a master key.
@@ -78,6 +144,18 @@ impl KeyAdmin {
     /// Every key as it is now.
     pub async fn list(&self) -> Result<Vec<Value>, AdminError> {
         Ok(self.ring().await?.documents(self.clock.now()))
+    }
+
+    /// A part of the list of keys, by when they begin to sign.
+    pub async fn page(&self, request: &PageRequest) -> Result<Page<Value>, AdminError> {
+        let text = |key: &Value, name: &str| key.get(name).map(ToString::to_string);
+        Ok(request.part_of(self.list().await?, |key| {
+            let activates_at = text(key, "activates_at").unwrap_or_default();
+            format!(
+                "{activates_at:0>20} {}",
+                text(key, "kid").unwrap_or_default()
+            )
+        }))
     }
 
     /// Every key, opened.

@@ -8,8 +8,11 @@
 
 pub mod client;
 mod client_keys;
+pub mod document;
 pub mod event;
 pub mod key;
+pub mod operator;
+pub mod page;
 pub mod resource;
 pub mod revocation;
 
@@ -30,7 +33,8 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+    /// What is wrong, and where.
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
             pointer: pointer.into(),
             detail: detail.into(),
@@ -44,6 +48,9 @@ pub enum AdminError {
     /// Fields are wrong.
     #[error("{}", field_list(.0))]
     Invalid(Vec<FieldError>),
+    /// It is above the authority of whoever asks.
+    #[error("{0}")]
+    Forbidden(String),
     /// There is no such thing.
     #[error("there is no {0} of this id")]
     NotFound(&'static str),
@@ -68,6 +75,13 @@ pub enum AdminError {
     /// No randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
+}
+
+impl AdminError {
+    /// Whether the database could not be reached: another attempt may succeed.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Unavailable(_)))
+    }
 }
 
 impl From<StoreError> for AdminError {

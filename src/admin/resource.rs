@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
-use super::{AdminError, FieldError};
+use super::{
+    AdminError, FieldError, document,
+    page::{Page, PageRequest},
+};
 use crate::{
     clock::AgreedClock,
     domain::{
@@ -34,12 +40,14 @@ pub fn built_in(issuer: &str) -> Option<Resource> {
 }
 
 /// A resource as an operator writes it.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ResourceMetadata {
-    /// Its identifier (RFC 8707).
+    /// Its identifier (RFC 8707): an absolute URI without a fragment.
+    #[schema(required, min_length = 1, max_length = 512)]
     pub resource: String,
     /// A name for people.
+    #[schema(required, min_length = 1, max_length = 200)]
     pub name: String,
     /// The scope tokens it knows.
     pub scopes: Vec<String>,
@@ -67,6 +75,22 @@ impl ResourceAdmin {
         Ok(built_in(&self.issuer).into_iter().chain(stored).collect())
     }
 
+    /// A part of the list of resources, by id: the built-in one first, then the oldest.
+    pub async fn page(&self, request: &PageRequest) -> Result<Page<Resource>, AdminError> {
+        let resources = self.list().await?;
+        Ok(request.part_of(resources, |resource| resource.id.to_string()))
+    }
+
+    /// Registers the resource of a document: [`ResourceMetadata`].
+    pub async fn register(
+        &self,
+        members: Map<String, Value>,
+        cause: &Cause,
+    ) -> Result<Resource, AdminError> {
+        let (metadata, errors) = document::read(members);
+        self.create_read(&metadata, errors, false, cause).await
+    }
+
     /// Registers a resource.
     pub async fn create(
         &self,
@@ -74,9 +98,32 @@ impl ResourceAdmin {
         demo: bool,
         cause: &Cause,
     ) -> Result<Resource, AdminError> {
+        self.create_read(metadata, Vec::new(), demo, cause).await
+    }
+
+    async fn create_read(
+        &self,
+        metadata: &ResourceMetadata,
+        unread: Vec<FieldError>,
+        demo: bool,
+        cause: &Cause,
+    ) -> Result<Resource, AdminError> {
         let now = self.clock.now();
         let id = ResourceId::from_uuid(self.entropy.uuid_v7(now)?);
-        let resource = check(metadata, id, demo).map_err(AdminError::Invalid)?;
+        let checked = check(metadata, id, demo).and_then(|resource| {
+            if is_taken_for_admin(&resource.resource, &self.issuer) {
+                let detail = "is the admin interface's own, or could be taken for it";
+                return Err(vec![FieldError::new("/resource", detail)]);
+            }
+            Ok(resource)
+        });
+        let resource = match checked {
+            Ok(resource) if unread.is_empty() => resource,
+            checked => {
+                let also = checked.err().unwrap_or_default();
+                return Err(AdminError::Invalid(document::all_wrong(unread, also)));
+            }
+        };
         let taken = self
             .list()
             .await?
@@ -116,6 +163,24 @@ impl ResourceAdmin {
     }
 }
 
+/// Whether somebody could take this for the identifier of the admin interface: the same URL, written
+/// in another way. Tokens name it letter by letter; people and other programs do not look as closely.
+fn is_taken_for_admin(uri: &ResourceUri, issuer: &str) -> bool {
+    let spelled = |text: &str| {
+        let url = url::Url::parse(text).ok()?;
+        let path = percent_decode_str(url.path()).decode_utf8_lossy();
+        let path = path.trim_end_matches('/').to_ascii_lowercase();
+        Some((
+            url.host_str()?.to_owned(),
+            url.port_or_known_default(),
+            path,
+        ))
+    };
+    let admin = format!("{issuer}/admin");
+    uri.as_str() == admin
+        || (spelled(uri.as_str()).is_some() && spelled(uri.as_str()) == spelled(&admin))
+}
+
 fn check(
     metadata: &ResourceMetadata,
     id: ResourceId,
@@ -132,6 +197,12 @@ fn check(
     let scopes = Scope::parse(&metadata.scopes.join(" "));
     if let Err(error) = &scopes {
         errors.push(FieldError::new("/scopes", error.to_string()));
+    }
+    for (index, token) in metadata.scopes.iter().enumerate() {
+        if token.contains(' ') {
+            let detail = "is more than one scope token";
+            errors.push(FieldError::new(format!("/scopes/{index}"), detail));
+        }
     }
     let mut introspection_clients = Vec::new();
     for (index, client) in metadata.introspection_clients.iter().enumerate() {

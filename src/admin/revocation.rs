@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{AdminError, FieldError};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use super::{AdminError, FieldError, document};
 use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
@@ -28,6 +32,73 @@ pub enum Target {
         /// Its `exp`: the entry is kept for as long as somebody may accept the token.
         expires_at: Timestamp,
     },
+}
+
+/// A revocation as an operator writes it: one of `client_id`, or `jti` and `expires_at`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RevocationRequest {
+    /// A client, all of whose access tokens are revoked.
+    #[schema(pattern = "^[A-Za-z0-9._~-]{1,64}$")]
+    client_id: Option<String>,
+    /// The `jti` of one access token.
+    #[schema(min_length = 1, max_length = 256)]
+    jti: Option<String>,
+    /// The `exp` of that token, in seconds since 1970.
+    expires_at: Option<i64>,
+}
+
+impl RevocationRequest {
+    /// Reads the document of a revocation.
+    pub fn read(members: Map<String, Value>) -> Result<Target, AdminError> {
+        let (request, unread): (Self, _) = document::read(members);
+        let mut errors = Vec::new();
+        let target = match (request.client_id, request.jti, request.expires_at) {
+            (Some(client_id), None, None) => {
+                let client_id = ClientId::parse(&client_id);
+                if client_id.is_err() {
+                    errors.push(FieldError::new("/client_id", "is no client id"));
+                }
+                client_id.ok().map(Target::Client)
+            }
+            (None, Some(jti), Some(expires_at)) => Some(Target::Token {
+                jti,
+                expires_at: Timestamp::from_seconds(expires_at),
+            }),
+            (None, Some(_), None) => {
+                errors.push(FieldError::new(
+                    "/expires_at",
+                    "is missing: the exp of the token",
+                ));
+                None
+            }
+            (None, None, Some(_)) => {
+                errors.push(FieldError::new("/jti", "is missing: the jti of the token"));
+                None
+            }
+            _ => {
+                let detail = "must have either client_id, or jti and expires_at";
+                errors.push(FieldError::new("", detail));
+                None
+            }
+        };
+        match target {
+            Some(target) if unread.is_empty() => Ok(target),
+            _ => Err(AdminError::Invalid(document::all_wrong(unread, errors))),
+        }
+    }
+}
+
+impl Target {
+    /// What is revoked, as the admin interfaces show it.
+    pub fn document(&self) -> Value {
+        match self {
+            Self::Client(client_id) => json!({ "client_id": client_id.as_str() }),
+            Self::Token { jti, expires_at } => {
+                json!({ "jti": jti, "expires_at": expires_at.seconds() })
+            }
+        }
+    }
 }
 
 /// The use cases about revocations, and about what a restored backup has forgotten of them.

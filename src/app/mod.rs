@@ -28,14 +28,19 @@ pub use self::{
 };
 use crate::{
     admin::{
-        AdminError, client::ClientAdmin, event::EventAdmin, key::KeyAdmin, resource::ResourceAdmin,
+        AdminError,
+        client::ClientAdmin,
+        event::EventAdmin,
+        key::KeyAdmin,
+        operator::{Authority, OperatorGate},
+        resource::ResourceAdmin,
         revocation::RevocationAdmin,
     },
     clock::{AgreedClock, Clock, SystemClock},
     config::Config,
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
-    http::{self, ConnectionLimits, Listeners, Servers, Services, TrustedProxies},
+    http::{self, AdminServices, ConnectionLimits, Listeners, Servers, Services, TrustedProxies},
     metrics::Metrics,
     oauth::{
         access_token::Minter,
@@ -186,6 +191,7 @@ impl Context {
             entropy: self.entropy.clone(),
             issuer: self.issuer.clone(),
             token_retention: self.config.policy.retention(),
+            authority: Authority::Everything,
         }
     }
 
@@ -457,6 +463,17 @@ fn limit<T: Default + PartialEq>(setting: T) -> Option<T> {
     (setting != T::default()).then_some(setting)
 }
 
+fn admin_services(context: &Context, tokens: LiveTokens) -> AdminServices {
+    AdminServices {
+        operators: OperatorGate { tokens },
+        clients: context.clients(),
+        events: context.events(),
+        keys: context.keys(),
+        resources: context.resources(),
+        revocations: context.revocations(),
+    }
+}
+
 fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Services {
     let config = &context.config;
     let limits = &config.limits;
@@ -493,6 +510,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     let request_timeout = Duration::from_secs(u64::from(config.limits.request_timeout_seconds));
     Services {
+        admin: admin_services(context, tokens.clone()),
         introspection: Introspection {
             authenticator: Arc::clone(&authenticator),
             tokens: tokens.clone(),

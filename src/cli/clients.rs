@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, Reason, client_id, output, secret_id};
 use crate::{
-    admin::client::ClientMetadata,
+    admin::client::{ClientMetadata, created_document, secret_document},
     app::Context,
     domain::{
         client::{AuthMethod, Client, Revision},
@@ -235,11 +235,7 @@ impl Create {
             .create(self.client_id, &metadata, false, &self.reason.cause())
             .await?;
         if json {
-            let mut document = client.document();
-            if let (Some(secret), Some(members)) = (secret, document.as_object_mut()) {
-                members.insert("client_secret".to_owned(), secret.expose().into());
-            }
-            output::json(&document)?;
+            output::json(&created_document(&client, secret.as_ref()))?;
         } else {
             output::line("The client is registered.")?;
             match secret {
@@ -301,12 +297,7 @@ impl AddSecret {
         let cause = self.reason.cause();
         let (client, id, secret) = context.clients().add_secret(&self.id, &cause).await?;
         if json {
-            let created_at = client.secret(id).map(|secret| secret.created_at.seconds());
-            return Ok(output::json(&json!({
-                "id": id.to_string(),
-                "created_at": created_at,
-                "client_secret": secret.expose(),
-            }))?);
+            return Ok(output::json(&secret_document(&client, id, &secret))?);
         }
         output::line(
             "The client has another secret; the one before stays valid until it is removed.",

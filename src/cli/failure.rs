@@ -65,6 +65,7 @@ impl From<AdminError> for Failure {
             )),
             AdminError::Store(error) => Self::Database(error),
             error @ (AdminError::Conflict(_)
+            | AdminError::Forbidden(_)
             | AdminError::Sealing(_)
             | AdminError::MasterKey(_)
             | AdminError::Entropy(_)) => Self::Admin(error),

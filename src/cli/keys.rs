@@ -183,10 +183,7 @@ impl Rotate {
 /// Shows the keys after a change of them.
 async fn changed(change: &KeyChange, context: &Context, json: bool) -> Result<(), Failure> {
     if json {
-        return Ok(output::json(&json!({
-            "keys": change.keys,
-            "verifiers_may_lag_until": change.verifiers_may_lag_until.map(Timestamp::seconds),
-        }))?);
+        return Ok(output::json(&change.document())?);
     }
     if let Some(until) = change.verifiers_may_lag_until {
         output::line(&format!(

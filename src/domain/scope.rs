@@ -65,6 +65,17 @@ impl Scope {
         self.0.is_subset(&other.0)
     }
 
+    /// Whether this token is in the set.
+    pub fn contains(&self, token: &str) -> bool {
+        self.0.contains(token)
+    }
+
+    /// The tokens that are in this set and not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self(self.0.difference(&other.0).cloned().collect())
+    }
+
     /// The tokens that are in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {

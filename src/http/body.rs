@@ -23,9 +23,9 @@ use super::Services;
 /// Why a body was not read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BodyError {
-    /// Another media type than a form's, or a compressed body.
-    #[error("the body must be application/x-www-form-urlencoded")]
-    NotAForm,
+    /// Another media type than the one asked for, or a compressed body.
+    #[error("the body has another media type than the one asked for")]
+    MediaType,
     /// It has not arrived in time.
     #[error("the body did not arrive in time")]
     TooSlow,
@@ -38,10 +38,26 @@ pub(super) enum BodyError {
 }
 
 /// Reads the body of a form.
+pub(super) async fn form(
+    request: &HttpRequest,
+    payload: Payload,
+    services: &Services,
+) -> Result<BytesMut, BodyError> {
+    of_type(
+        &["application/x-www-form-urlencoded"],
+        request,
+        payload,
+        services,
+    )
+    .await
+}
+
+/// Reads a body of one of these media types.
 ///
 /// # Security
 /// The sender chooses size and pace: both are bounded before a byte is looked at.
-pub(super) async fn form(
+pub(super) async fn of_type(
+    accepted: &[&str],
     request: &HttpRequest,
     payload: Payload,
     services: &Services,
@@ -54,15 +70,17 @@ pub(super) async fn form(
     };
     let media_type = header(header::CONTENT_TYPE)
         .map(|value| value.split(';').next().unwrap_or_default().trim());
-    if !media_type.is_some_and(|media_type| {
-        media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded")
-    }) {
-        return Err(BodyError::NotAForm);
+    let is_accepted = |media_type: &str| {
+        let mut accepted = accepted.iter();
+        accepted.any(|accepted| media_type.eq_ignore_ascii_case(accepted))
+    };
+    if !media_type.is_some_and(is_accepted) {
+        return Err(BodyError::MediaType);
     }
     if header(header::CONTENT_ENCODING)
         .is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
     {
-        return Err(BodyError::NotAForm);
+        return Err(BodyError::MediaType);
     }
     let announced = header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
     if announced.is_some_and(|length| length > services.body_limit) {

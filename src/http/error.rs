@@ -54,7 +54,7 @@ pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
 /// The answer to a request whose body was not read.
 pub(super) fn body(error: &BodyError) -> HttpResponse {
     let (status, reason, description) = match error {
-        BodyError::NotAForm => (
+        BodyError::MediaType => (
             StatusCode::BAD_REQUEST,
             "malformed",
             "the body must be application/x-www-form-urlencoded",

@@ -5,9 +5,10 @@
 //! store.
 //!
 //! To add a route: a handler in `public`, its line in `public_routes`, and a file of its own
-//! under `tests/it/http`.
+//! under `tests/it/http`. Calls of the admin interface have their own table: see `admin`.
 
 mod address;
+mod admin;
 mod body;
 mod connection;
 mod cors;
@@ -33,7 +34,7 @@ use bytes::Bytes;
 use rustls::ServerConfig;
 
 use self::connection::{Connections, Door, Patience, Stream};
-pub use self::{address::TrustedProxies, connection::ConnectionLimits};
+pub use self::{address::TrustedProxies, admin::AdminServices, connection::ConnectionLimits};
 use crate::{
     clock::AgreedClock,
     entropy::Entropy,
@@ -49,6 +50,8 @@ pub struct Services {
     pub introspection: Introspection,
     /// Revokes tokens of their clients.
     pub revocation: Revocation,
+    /// What operators do.
+    pub admin: AdminServices,
     /// What this node knows.
     pub snapshots: Arc<Snapshots>,
     /// The time.
@@ -236,6 +239,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
 fn admin_routes(config: &mut ServiceConfig, _: &Services) {
     health_routes(config);
     get(config, "/metrics", metrics::metrics);
+    admin::routes(config);
 }
 
 fn health_routes(config: &mut ServiceConfig) {

@@ -12,6 +12,7 @@ use countersign::{
         AdminError, FieldError,
         client::{ClientAdmin, ClientMetadata},
         key::{KeyAdmin, Rotation},
+        operator::Authority,
         resource::{ResourceAdmin, ResourceMetadata},
     },
     clock::{AgreedClock, ManualClock, Timestamp},
@@ -238,6 +239,7 @@ impl Office {
             entropy: self.entropy.clone(),
             issuer: "https://issuer.example".to_owned(),
             token_retention: POLICY.retention(),
+            authority: Authority::Everything,
         }
     }
 

@@ -99,6 +99,11 @@ impl Object {
             .transpose()
     }
 
+    /// All members.
+    pub fn into_members(self) -> Map<String, Value> {
+        self.0
+    }
+
     /// The untyped value, to show it to a person or to see whether it is there.
     pub fn value(&self, name: &str) -> Option<&Value> {
         self.0.get(name)

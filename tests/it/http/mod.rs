@@ -22,6 +22,7 @@ macro_rules! on_both_engines {
     };
 }
 
+mod admin;
 mod connections;
 mod coverage;
 mod health;

@@ -6,7 +6,10 @@
 use std::{slice, sync::Arc};
 
 use countersign::{
-    admin::client::{ClientAdmin, ClientMetadata},
+    admin::{
+        client::{ClientAdmin, ClientMetadata},
+        operator::Authority,
+    },
     app,
     clock::{AgreedClock, SystemClock},
     config::{Config, Sources},
@@ -62,6 +65,7 @@ impl Registrar {
             entropy: Entropy::new(),
             issuer: ISSUER.to_owned(),
             token_retention: std::time::Duration::from_mins(90),
+            authority: Authority::Everything,
         }
     }
 

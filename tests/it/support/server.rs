@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc, thread::JoinHandle};
 use countersign::{
     admin::{
         client::{ClientAdmin, ClientMetadata},
+        operator::Authority,
         resource::{ResourceAdmin, ResourceMetadata},
     },
     app::App,
@@ -144,6 +145,7 @@ impl Setup {
             entropy,
             issuer: issuer.clone(),
             token_retention: config.policy.retention(),
+            authority: Authority::Everything,
         };
         let app = register(&clients, Some("app"), &metadata()).await;
 

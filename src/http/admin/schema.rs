@@ -1,0 +1,179 @@
+//! The documents that the calls answer with, as the `OpenAPI` document describes them.
+//!
+//! Domain types write them; a test holds every real answer against its description.
+
+#![expect(
+    clippy::struct_field_names,
+    dead_code,
+    reason = "describes documents, whose members have their names; is never made"
+)]
+
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// A registered client, under the names of RFC 7591.
+#[derive(ToSchema)]
+pub(super) struct Client {
+    /// Its identifier.
+    client_id: String,
+    /// A name for people.
+    client_name: String,
+    /// The one way in which it authenticates.
+    token_endpoint_auth_method: String,
+    /// The grants it may use.
+    grant_types: Vec<String>,
+    /// Every scope token it may be given, separated by spaces.
+    scope: String,
+    /// Every resource it may ask tokens for.
+    resources: Vec<String>,
+    /// The one that is meant when a request names none.
+    #[schema(required)]
+    default_resource: Option<String>,
+    /// Origins of its pages.
+    allowed_origins: Vec<String>,
+    /// Life of its access tokens in seconds; null for the service's own setting.
+    #[schema(required)]
+    access_token_ttl_seconds: Option<u32>,
+    /// Its public keys (RFC 7517).
+    #[schema(required, value_type = Option<Object>)]
+    jwks: Option<Value>,
+    /// Where its public keys are.
+    #[schema(required)]
+    jwks_uri: Option<String>,
+    /// Whether it is refused.
+    disabled: bool,
+    /// Grows by one with each change.
+    revision: i64,
+    /// Since when it has been registered, in seconds since 1970.
+    created_at: i64,
+    /// When it was last changed, in seconds since 1970.
+    updated_at: i64,
+    /// Its live secrets, without what is secret of them.
+    secrets: Vec<Secret>,
+}
+
+/// One of a client's secrets, without what is secret of it.
+#[derive(ToSchema)]
+pub(super) struct Secret {
+    /// Names it.
+    id: String,
+    /// Since when it has been good, in seconds since 1970.
+    created_at: i64,
+}
+
+/// A secret that was just added.
+#[derive(ToSchema)]
+pub(super) struct NewSecret {
+    /// Names it.
+    id: String,
+    /// Since when it has been good, in seconds since 1970.
+    created_at: i64,
+    /// The secret. It is not shown again.
+    client_secret: String,
+}
+
+/// A protected resource.
+#[derive(ToSchema)]
+pub(super) struct Resource {
+    /// Names it at the admin interface.
+    id: String,
+    /// Its identifier (RFC 8707): what clients ask for and tokens carry in `aud`.
+    resource: String,
+    /// A name for people.
+    name: String,
+    /// The scope tokens it knows.
+    scopes: Vec<String>,
+    /// Clients that may introspect its tokens.
+    introspection_clients: Vec<String>,
+}
+
+/// A signing key.
+#[derive(ToSchema)]
+pub(super) struct Key {
+    /// Its RFC 7638 thumbprint.
+    kid: String,
+    /// `next`, `active`, `retiring`, `retired` or `revoked`.
+    state: String,
+    /// Since when it has been in the JWKS, in seconds since 1970.
+    published_at: i64,
+    /// From when on it signs, in seconds since 1970.
+    activates_at: i64,
+    /// When it leaves the JWKS, in seconds since 1970; null until it has a successor.
+    #[schema(required)]
+    withdrawn_at: Option<i64>,
+    /// When it was declared compromised, in seconds since 1970.
+    #[schema(required)]
+    revoked_at: Option<i64>,
+    /// The public key (RFC 7517).
+    #[schema(value_type = Object)]
+    jwk: Value,
+}
+
+/// The keys after a change of them.
+#[derive(ToSchema)]
+pub(super) struct KeyChange {
+    /// Every key.
+    keys: Vec<Key>,
+    /// Until when verifiers may refuse tokens of a key that they could not know, in seconds since
+    /// 1970; null when they know it.
+    #[schema(required)]
+    verifiers_may_lag_until: Option<i64>,
+}
+
+/// A change that was made.
+#[derive(ToSchema)]
+pub(super) struct Event {
+    /// Names it.
+    id: String,
+    /// When it was made, in seconds since 1970.
+    at: i64,
+    /// What happened, such as `client.created`.
+    r#type: String,
+    /// By whom: a client id, `cli:` and a user, or `system`.
+    actor: String,
+    /// What was changed: a client id, the id of a resource, the use of keys, a `jti`.
+    target: String,
+    /// The network address the request came from.
+    #[schema(required)]
+    address: Option<String>,
+    /// The `User-Agent` of the request.
+    #[schema(required)]
+    user_agent: Option<String>,
+    /// The id under which the request is logged.
+    #[schema(required)]
+    request_id: Option<String>,
+    /// What the operator gave as the reason.
+    #[schema(required)]
+    reason: Option<String>,
+    /// How it was before; null if it was not there.
+    before: Value,
+    /// How it is since; null if it is gone.
+    after: Value,
+}
+
+/// Problem details (RFC 9457).
+#[derive(ToSchema)]
+pub(super) struct Problem {
+    /// The type of the problem: `urn:countersign:problem:` and a word that stays.
+    #[schema(pattern = "^urn:countersign:problem:[a-z-]+$")]
+    r#type: String,
+    /// The type in words.
+    title: String,
+    /// The status of the answer.
+    status: u16,
+    /// What is the matter here.
+    detail: String,
+    /// Of `invalid` alone: every field that is wrong.
+    errors: Option<Vec<FieldError>>,
+    /// Of `too-early` alone: when the rotation may happen, in seconds since 1970.
+    earliest_activation_at: Option<i64>,
+}
+
+/// What is wrong with a field.
+#[derive(ToSchema)]
+pub(super) struct FieldError {
+    /// Which one: a JSON Pointer (RFC 6901) into the body, or `/` and the name of a parameter.
+    pointer: String,
+    /// What is wrong with it.
+    detail: String,
+}

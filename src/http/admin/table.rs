@@ -1,0 +1,287 @@
+//! The table of calls.
+
+use std::pin::Pin;
+
+use super::{
+    call::{Call, Outcome},
+    clients, events, keys,
+    problem::Kind::{self, Conflict, Forbidden, Invalid, NotFound, TooEarly},
+    resources, revocations,
+};
+
+/// The method of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Delete,
+    Get,
+    Patch,
+    Post,
+}
+
+impl Verb {
+    /// The methods that a route takes for it; the first is the call's own.
+    pub(super) const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Delete => &["DELETE"],
+            Self::Get => &["GET", "HEAD"],
+            Self::Patch => &["PATCH"],
+            Self::Post => &["POST"],
+        }
+    }
+}
+
+/// The body that a call takes: a JSON object.
+pub(super) struct Body {
+    /// Its schema, by name.
+    pub(super) schema: &'static str,
+    /// The media types it may come as.
+    pub(super) media_types: &'static [&'static str],
+    /// One that is accepted.
+    pub(super) example: &'static str,
+}
+
+/// What a call answers with when it is carried out.
+pub(super) enum Success {
+    /// 200 and a document of this schema.
+    Document(&'static str),
+    /// 200 and a part of a list whose items have this schema.
+    List(&'static str),
+    /// 201, `Location`, and a document of this schema.
+    Created(&'static str),
+    /// 204.
+    Removed,
+}
+
+/// One call.
+pub(super) struct Operation {
+    /// Names it for programs that are made from the document.
+    pub(super) id: &'static str,
+    pub(super) method: Verb,
+    pub(super) path: &'static str,
+    /// The one scope it needs.
+    pub(super) scope: &'static str,
+    /// What it does, in a few words and then as far as is needed.
+    pub(super) summary: &'static str,
+    pub(super) description: &'static str,
+    pub(super) body: Option<Body>,
+    pub(super) success: Success,
+    /// How it can be refused, besides what all calls have in common.
+    pub(super) refusals: &'static [Kind],
+    pub(super) handler: Handler,
+}
+
+type Handler = fn(Call) -> Pin<Box<dyn Future<Output = Outcome>>>;
+
+const JSON: &[&str] = &["application/json"];
+const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
+
+/// Every call. Those of one path stand together.
+pub(super) static OPERATIONS: [Operation; 15] = [
+    Operation {
+        id: "listKeys",
+        method: Verb::Get,
+        path: "/admin/v1/keys",
+        scope: "keys:read",
+        summary: "List the signing keys",
+        description: "Every key there ever was, with its state now and its times.",
+        body: None,
+        success: Success::List("Key"),
+        refusals: &[Invalid],
+        handler: |call| Box::pin(keys::list(call)),
+    },
+    Operation {
+        id: "rotateKeys",
+        method: Verb::Post,
+        path: "/admin/v1/keys/rotate",
+        scope: "keys:rotate",
+        summary: "Let the next key take over",
+        description: "On schedule, as soon as every verifier knows the next key; before that the answer is 409 \
+            with earliest_activation_at. In an emergency at once: the active key is revoked and leaves the JWKS.",
+        body: Some(Body {
+            schema: "RotationRequest",
+            media_types: JSON,
+            example: r#"{"mode":"emergency","reason":"The host has leaked","discard_next":true}"#,
+        }),
+        success: Success::Document("KeyChange"),
+        refusals: &[Invalid, Conflict, TooEarly],
+        handler: |call| Box::pin(keys::rotate(call)),
+    },
+    Operation {
+        id: "revokeKey",
+        method: Verb::Post,
+        path: "/admin/v1/keys/{kid}/revoke",
+        scope: "keys:rotate",
+        summary: "Declare a key compromised",
+        description: "Of the active key this is an emergency: the next key signs at once. Of the next key it \
+            makes another one. To give a reason, rotate.",
+        body: None,
+        success: Success::Document("KeyChange"),
+        refusals: &[NotFound, Conflict],
+        handler: |call| Box::pin(keys::revoke(call)),
+    },
+    Operation {
+        id: "listClients",
+        method: Verb::Get,
+        path: "/admin/v1/clients",
+        scope: "clients:read",
+        summary: "List the clients",
+        description: "By id.",
+        body: None,
+        success: Success::List("Client"),
+        refusals: &[Invalid],
+        handler: |call| Box::pin(clients::list(call)),
+    },
+    Operation {
+        id: "createClient",
+        method: Verb::Post,
+        path: "/admin/v1/clients",
+        scope: "clients:write",
+        summary: "Register a client",
+        description: "The answer has the secret of a confidential client, this once. Without a client_id one \
+            is drawn. A client that may call this interface must not have more scopes here than you.",
+        body: Some(Body {
+            schema: "NewClient",
+            media_types: JSON,
+            example: r#"{"client_name":"Orders"}"#,
+        }),
+        success: Success::Created("CreatedClient"),
+        refusals: &[Invalid, Forbidden, Conflict],
+        handler: |call| Box::pin(clients::create(call)),
+    },
+    Operation {
+        id: "showClient",
+        method: Verb::Get,
+        path: "/admin/v1/clients/{client_id}",
+        scope: "clients:read",
+        summary: "Show a client",
+        description: "",
+        body: None,
+        success: Success::Document("Client"),
+        refusals: &[NotFound],
+        handler: |call| Box::pin(clients::show(call)),
+    },
+    Operation {
+        id: "updateClient",
+        method: Verb::Patch,
+        path: "/admin/v1/clients/{client_id}",
+        scope: "clients:write",
+        summary: "Change a client",
+        description: "A merge patch (RFC 7396): null takes a member away, what is absent stays. With a revision \
+            it is refused once somebody else has changed the client. A client with more scopes here than you, \
+            before the change or after it, is not changed.",
+        body: Some(Body {
+            schema: "ClientPatch",
+            media_types: MERGE_PATCH,
+            example: r#"{"client_name":"Orders, Europe"}"#,
+        }),
+        success: Success::Document("Client"),
+        refusals: &[Invalid, Forbidden, NotFound, Conflict],
+        handler: |call| Box::pin(clients::update(call)),
+    },
+    Operation {
+        id: "deleteClient",
+        method: Verb::Delete,
+        path: "/admin/v1/clients/{client_id}",
+        scope: "clients:write",
+        summary: "Remove a client",
+        description: "With its secrets. Not one with more scopes here than you.",
+        body: None,
+        success: Success::Removed,
+        refusals: &[Forbidden, NotFound, Conflict],
+        handler: |call| Box::pin(clients::delete(call)),
+    },
+    Operation {
+        id: "addClientSecret",
+        method: Verb::Post,
+        path: "/admin/v1/clients/{client_id}/secrets",
+        scope: "clients:write",
+        summary: "Give a client a second secret",
+        description: "So that the first can be exchanged without a gap; a third is refused. The secret is not \
+            shown again. Not for a client with more scopes here than you.",
+        body: None,
+        success: Success::Created("NewSecret"),
+        refusals: &[Forbidden, NotFound, Conflict],
+        handler: |call| Box::pin(clients::add_secret(call)),
+    },
+    Operation {
+        id: "removeClientSecret",
+        method: Verb::Delete,
+        path: "/admin/v1/clients/{client_id}/secrets/{secret_id}",
+        scope: "clients:write",
+        summary: "Take a secret out of use",
+        description: "Not of a client with more scopes here than you.",
+        body: None,
+        success: Success::Removed,
+        refusals: &[Forbidden, NotFound, Conflict],
+        handler: |call| Box::pin(clients::remove_secret(call)),
+    },
+    Operation {
+        id: "listResources",
+        method: Verb::Get,
+        path: "/admin/v1/resources",
+        scope: "resources:read",
+        summary: "List the protected resources",
+        description: "This interface first, then the oldest.",
+        body: None,
+        success: Success::List("Resource"),
+        refusals: &[Invalid],
+        handler: |call| Box::pin(resources::list(call)),
+    },
+    Operation {
+        id: "createResource",
+        method: Verb::Post,
+        path: "/admin/v1/resources",
+        scope: "resources:write",
+        summary: "Register a protected resource",
+        description: "",
+        body: Some(Body {
+            schema: "ResourceMetadata",
+            media_types: JSON,
+            example: r#"{"resource":"https://orders.example","name":"Orders","scopes":["orders:read"]}"#,
+        }),
+        success: Success::Created("Resource"),
+        refusals: &[Invalid, Conflict],
+        handler: |call| Box::pin(resources::create(call)),
+    },
+    Operation {
+        id: "deleteResource",
+        method: Verb::Delete,
+        path: "/admin/v1/resources/{id}",
+        scope: "resources:write",
+        summary: "Remove a protected resource",
+        description: "No more tokens are issued for it. Clients keep its name, without effect.",
+        body: None,
+        success: Success::Removed,
+        refusals: &[NotFound, Conflict],
+        handler: |call| Box::pin(resources::delete(call)),
+    },
+    Operation {
+        id: "revoke",
+        method: Verb::Post,
+        path: "/admin/v1/revocations",
+        scope: "revocations:write",
+        summary: "Revoke access tokens",
+        description: "Every token that a client holds, or one by its jti. Every node refuses them within the poll \
+            interval. The client may go on to get new ones: disable it to end that.",
+        body: Some(Body {
+            schema: "RevocationRequest",
+            media_types: JSON,
+            example: r#"{"client_id":"orders"}"#,
+        }),
+        success: Success::Document("RevocationRequest"),
+        refusals: &[Invalid, NotFound],
+        handler: |call| Box::pin(revocations::revoke(call)),
+    },
+    Operation {
+        id: "listEvents",
+        method: Verb::Get,
+        path: "/admin/v1/events",
+        scope: "events:read",
+        summary: "List what was changed, by whom, from where and why",
+        description: "The earliest first. To follow: ask with after, the id of the last event seen, and wait.",
+        body: None,
+        success: Success::List("Event"),
+        refusals: &[Invalid],
+        handler: |call| Box::pin(events::list(call)),
+    },
+];

@@ -1,0 +1,223 @@
+//! A change that fails half-way leaves nothing behind: neither itself nor its event, its place in the
+//! order of changes or its entry of revocation.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::support::{
+    database::{Database, Engine},
+    process::now,
+    server::Setup,
+};
+
+on_both_engines! {
+    every_change_is_made_whole_or_not_at_all,
+}
+
+/// Every table that some change writes.
+const TABLES: [&str; 9] = [
+    "client",
+    "client_secret",
+    "resource",
+    "sealed_key",
+    "key_schedule",
+    "event",
+    "change",
+    "change_head",
+    "revocation",
+];
+
+/// What every change writes.
+const ALWAYS: [&str; 3] = ["event", "change", "change_head"];
+
+/// A statement that lives as long as the tests, as those of tests do.
+fn statement(sql: String) -> &'static str {
+    Box::leak(sql.into_boxed_str())
+}
+
+/// Everything in these tables.
+async fn dump(database: &Database) -> Vec<(&'static str, Vec<String>)> {
+    let mut dump = Vec::new();
+    for table in TABLES {
+        let sql = match database.engine() {
+            Engine::Postgres => format!("select t::text from {table} t order by 1"),
+            Engine::Sqlite => {
+                let sql = format!("select name from pragma_table_info('{table}')");
+                let columns: Vec<(String,)> = database.rows(statement(sql)).await;
+                let columns = columns.iter().map(|(name,)| format!("quote(\"{name}\")"));
+                let row = columns.collect::<Vec<_>>().join("||','||");
+                format!("select {row} from {table} order by 1")
+            }
+        };
+        let rows: Vec<(String,)> = database.rows(statement(sql)).await;
+        dump.push((table, rows.into_iter().map(|(row,)| row).collect()));
+    }
+    dump
+}
+
+/// Lets every writing to a table fail.
+async fn break_table(database: &Database, table: &str) {
+    let sql = match database.engine() {
+        Engine::Postgres => format!(
+            "create or replace function fault() returns trigger language plpgsql as \
+             $$ begin raise exception 'injected' using errcode = '53100'; end $$; \
+             create trigger fault before insert or update or delete on {table} \
+             for each row execute function fault()"
+        ),
+        Engine::Sqlite => ["insert", "update", "delete"]
+            .map(|act| {
+                format!(
+                    "create trigger fault_{act} before {act} on {table} \
+                     begin select raise(abort, 'injected'); end;"
+                )
+            })
+            .concat(),
+    };
+    database.execute(&sql).await;
+}
+
+async fn mend_table(database: &Database, table: &str) {
+    let sql = match database.engine() {
+        Engine::Postgres => format!("drop trigger fault on {table}"),
+        Engine::Sqlite => ["insert", "update", "delete"]
+            .map(|act| format!("drop trigger fault_{act};"))
+            .concat(),
+    };
+    database.execute(&sql).await;
+}
+
+/// A change: the name of its call, how it is asked for, and what it writes besides [`ALWAYS`].
+struct Change {
+    call: &'static str,
+    method: &'static str,
+    path: String,
+    body: Value,
+    writes: &'static [&'static str],
+}
+
+/// Breaks each table in turn while the change is asked for, and then none.
+async fn try_it(desk: &Desk<'_>, database: &Database, change: &Change) -> Answer {
+    let ask = async || {
+        let mut request = desk.request(change.method, &change.path);
+        if !change.body.is_null() {
+            request = request.json(&change.body);
+        }
+        desk.send(request).await
+    };
+    let before = dump(database).await;
+    for table in ALWAYS.iter().chain(change.writes) {
+        break_table(database, table).await;
+        let failed = ask().await;
+        mend_table(database, table).await;
+        let place = format!("{} with a broken {table}: {failed:?}", change.call);
+        assert!([500, 503].contains(&failed.status), "{place}");
+        assert_eq!(
+            failed.status == 503,
+            failed.header("retry-after").is_some(),
+            "{place}"
+        );
+        assert!(!failed.body.contains("injected"), "{place}");
+        assert_eq!(dump(database).await, before, "{place}");
+    }
+    let done = ask().await;
+    assert!(done.status < 300, "{}: {done:?}", change.call);
+    let after = dump(database).await;
+    let changed = before
+        .iter()
+        .zip(&after)
+        .filter(|(before, after)| before != after);
+    let changed: BTreeSet<&str> = changed.map(|((table, _), _)| *table).collect();
+    let expected = ALWAYS.iter().chain(change.writes).copied();
+    assert_eq!(changed, expected.collect(), "{}", change.call);
+    done
+}
+
+async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
+    let database = Database::create(engine).await;
+    let server = Setup::new().at(database.url()).start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let mut tried = BTreeSet::new();
+    let mut change = async |call, method, path: String, body, writes| {
+        tried.insert(call);
+        let change = Change {
+            call,
+            method,
+            path,
+            body,
+            writes,
+        };
+        try_it(&desk, &database, &change).await
+    };
+    let made = "/admin/v1/clients/made".to_owned();
+    let client = json!({ "client_id": "made", "client_name": "Made" });
+    let created = change(
+        "createClient",
+        "POST",
+        "/admin/v1/clients".to_owned(),
+        client,
+        &["client", "client_secret"],
+    );
+    let created = created.await.json();
+    let renamed = json!({ "client_name": "Renamed" });
+    change("updateClient", "PATCH", made.clone(), renamed, &["client"]).await;
+    let both = &["client", "client_secret"];
+    let secrets = format!("{made}/secrets");
+    change(
+        "addClientSecret",
+        "POST",
+        secrets.clone(),
+        Value::Null,
+        both,
+    )
+    .await;
+    let first = created["secrets"][0]["id"].as_str().unwrap();
+    let first = format!("{secrets}/{first}");
+    change("removeClientSecret", "DELETE", first, Value::Null, both).await;
+    let with_tokens = &["client", "client_secret", "revocation"];
+    change("deleteClient", "DELETE", made, Value::Null, with_tokens).await;
+
+    let resources = "/admin/v1/resources".to_owned();
+    let written = json!({ "resource": "https://made.example", "name": "Made" });
+    let created = change(
+        "createResource",
+        "POST",
+        resources.clone(),
+        written,
+        &["resource"],
+    );
+    let id = created.await.json()["id"].as_str().unwrap().to_owned();
+    let resource = format!("{resources}/{id}");
+    change(
+        "deleteResource",
+        "DELETE",
+        resource,
+        Value::Null,
+        &["resource"],
+    )
+    .await;
+
+    let revocations = "/admin/v1/revocations".to_owned();
+    let token = json!({ "jti": "some-token", "expires_at": now().seconds() + 600 });
+    change("revoke", "POST", revocations, token, &["revocation"]).await;
+
+    let keys = desk.get("/admin/v1/keys").await.json();
+    let next = keys["items"][1]["kid"].as_str().unwrap();
+    let revoke = format!("/admin/v1/keys/{next}/revoke");
+    let of_keys = &["sealed_key", "key_schedule", "revocation"];
+    change("revokeKey", "POST", revoke, Value::Null, of_keys).await;
+    let rotate = "/admin/v1/keys/rotate".to_owned();
+    let emergency = json!({ "mode": "emergency", "reason": "Drill" });
+    change("rotateKeys", "POST", rotate, emergency, of_keys).await;
+
+    let changing = calls(&desk.document)
+        .into_iter()
+        .filter(|(method, _, _)| method != "GET");
+    let changing: BTreeSet<String> = changing
+        .map(|(_, _, call)| call["operationId"].as_str().unwrap().to_owned())
+        .collect();
+    let tried: BTreeSet<String> = tried.into_iter().map(str::to_owned).collect();
+    assert_eq!(
+        tried, changing,
+        "every call that changes something is tried"
+    );
+}

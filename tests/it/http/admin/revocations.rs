@@ -1,0 +1,84 @@
+//! `POST /admin/v1/revocations`.
+
+use super::*;
+use crate::support::process::now;
+
+/// Whether the token of a client of its own is active, by introspection.
+async fn is_active(server: &TestServer, token: &str) -> bool {
+    let request = server.request(Method::POST, "/oauth2/introspect");
+    let request = request.basic_auth(&server.app.id, Some(&server.app.secret));
+    answer(request.form(&[("token", token)])).await.json()["active"] == true
+}
+
+#[tokio::test]
+async fn one_token_or_all_of_a_client_are_revoked() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, "revocations:write").await;
+    let revoke = async |document: Value| {
+        let done = desk.post("/admin/v1/revocations", &document).await;
+        assert_eq!(done.status, 200, "{done:?}");
+        assert_eq!(done.json(), document);
+    };
+    let (one, other) = (server.token().await, server.token().await);
+    let (one, other) = (one.access_token(), other.access_token());
+    let payload = one.split('.').nth(1).unwrap();
+    let payload = countersign_verifier::base64url::decode(payload).unwrap();
+    let claims: Value = serde_json::from_slice(&payload).unwrap();
+    revoke(json!({ "jti": claims["jti"], "expires_at": claims["exp"] })).await;
+    while is_active(&server, &one).await {}
+    assert!(is_active(&server, &other).await);
+    revoke(json!({ "client_id": "app" })).await;
+    while is_active(&server, &other).await {}
+}
+
+#[tokio::test]
+async fn a_revoked_operator_calls_no_more() {
+    let server = TestServer::start().await;
+    let client = server.register(&operator("revocations:write")).await;
+    let desk = Desk::with(&server, token_of(&server, &client, ADMIN).await).await;
+    let document = json!({ "client_id": client.id });
+    assert_eq!(
+        desk.post("/admin/v1/revocations", &document).await.status,
+        200
+    );
+    while desk.post("/admin/v1/revocations", &document).await.status == 200 {}
+    let refused = desk.post("/admin/v1/revocations", &document).await;
+    is_problem(&refused, 401, "invalid-token");
+}
+
+#[tokio::test]
+async fn a_revocation_says_what_is_wrong_with_its_document() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, "revocations:write").await;
+    let soon = now().seconds() + 600;
+    for (document, wrong) in [
+        (json!({}), vec![""]),
+        (
+            json!({ "client_id": "app", "jti": "x", "expires_at": soon }),
+            vec![""],
+        ),
+        (json!({ "client_id": "a b" }), vec!["/client_id"]),
+        (json!({ "jti": "x" }), vec!["/expires_at"]),
+        (json!({ "expires_at": soon }), vec!["/jti"]),
+        (json!({ "jti": "\0", "expires_at": soon }), vec!["/jti"]),
+        (
+            json!({ "jti": "", "expires_at": 1 }),
+            vec!["/expires_at", "/jti"],
+        ),
+        (
+            json!({ "jti": "x", "expires_at": i64::MAX }),
+            vec!["/expires_at"],
+        ),
+        (
+            json!({ "jti": "x", "expires_at": soon, "subject": "x" }),
+            vec!["/subject"],
+        ),
+    ] {
+        let refused = desk.post("/admin/v1/revocations", &document).await;
+        assert_eq!(pointers(&refused), wrong, "{document}");
+    }
+    let unknown = desk
+        .post("/admin/v1/revocations", &json!({ "client_id": "nobody" }))
+        .await;
+    is_problem(&unknown, 404, "not-found");
+}
