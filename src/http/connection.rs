@@ -27,6 +27,12 @@ use crate::{
     throttle::AddressPrefix,
 };
 
+/// How many bytes are read from a connection until others have their turn.
+///
+/// actix-web answers whatever it has read in one go. Of the shortest requests there are some fifty
+/// in this, and most are whole in it.
+const TURN: usize = 2048;
+
 /// How connections are limited; none is no limit.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
@@ -234,7 +240,8 @@ impl Patience {
 ///
 /// # Security
 /// While a client does not read, nothing more is read from it: otherwise the answers to one
-/// request after the other would pile up in memory.
+/// request after the other would pile up in memory. Nor is all read that there is: a client that
+/// does not wait for answers has its turn like all others.
 pub(super) struct Connection {
     io: TcpStream,
     activity: Activity,
@@ -246,6 +253,8 @@ pub(super) struct Connection {
     /// Somebody would read as soon as the client has read.
     wants_to_read: bool,
     has_ended: bool,
+    /// What is left of [`TURN`].
+    turn: usize,
     _admission: Admission,
 }
 
@@ -260,8 +269,27 @@ impl Connection {
             is_stalled: false,
             wants_to_read: false,
             has_ended: false,
+            turn: TURN,
             _admission: admission,
         }
+    }
+
+    fn read_in_turn(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut part = [0; TURN];
+        let most = self.turn.min(buffer.remaining());
+        let mut part = ReadBuf::new(part.get_mut(..most).unwrap_or_default());
+        let read = Pin::new(&mut self.io).poll_read(context, &mut part);
+        if read.is_pending() {
+            self.turn = TURN;
+        } else {
+            buffer.put_slice(part.filled());
+            self.turn -= part.filled().len();
+        }
+        read
     }
 
     fn after_write<T>(
@@ -313,7 +341,12 @@ impl AsyncRead for Connection {
             this.wants_to_read = true;
             return Poll::Pending;
         }
-        Pin::new(&mut this.io).poll_read(context, buffer)
+        if this.turn == 0 {
+            this.turn = TURN;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.read_in_turn(context, buffer)
     }
 }
 

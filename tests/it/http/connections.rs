@@ -212,3 +212,29 @@ async fn tls_that_does_not_begin_ends_the_connection() {
     let answer = in_time(&clock, read_to_end(&mut connection)).await;
     assert_eq!(answer, "");
 }
+
+/// Whoever sends one request after the other without waiting does not keep others from being served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_pipelines_without_end_leaves_room_for_others() {
+    let server = TestServer::start().await;
+    let requests = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    // Several for every worker.
+    let mut floods = Vec::new();
+    for _ in 0..8 {
+        let (mut from, mut to) = server.connect().await.into_split();
+        let requests = requests.clone();
+        floods.push(tokio::spawn(async move {
+            while to.write_all(requests.as_bytes()).await.is_ok() {}
+        }));
+        floods.push(tokio::spawn(async move {
+            let mut answers = vec![0; 1 << 20];
+            while from.read(&mut answers).await.is_ok_and(|read| read > 0) {}
+        }));
+    }
+    for _ in 0..5 {
+        assert_serves(&server).await;
+    }
+    for flood in floods {
+        flood.abort();
+    }
+}
