@@ -20,7 +20,10 @@ use countersign_verifier::{AccessTokenClaims, Audience};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::database::{Database, Engine};
+use crate::support::{
+    database::{Database, Engine},
+    jwt::{SigningKey, jwks},
+};
 
 const ISSUER: &str = "http://127.0.0.1:8080";
 
@@ -48,6 +51,13 @@ impl Terminal {
 
     fn of(database: &Database) -> Self {
         Self::new().with("DATABASE_URL", database.url())
+    }
+
+    /// A file in the folder; returns its path.
+    fn file(&self, name: &str, content: &str) -> String {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 
     /// With keys as after the first start of the service.
@@ -147,6 +157,8 @@ macro_rules! on_both_engines {
 on_both_engines! {
     one_command_registers_an_operator,
     a_client_is_created_shown_changed_and_deleted,
+    a_client_that_signs_has_keys_and_no_secret,
+    what_is_no_public_key_for_es256_is_not_registered,
     a_client_has_two_secrets_and_no_third,
     a_resource_is_created_listed_and_deleted,
     a_change_is_recorded_with_user_and_reason,
@@ -259,6 +271,144 @@ async fn a_client_is_created_shown_changed_and_deleted(database: &Database) {
     assert_eq!(terminal.call(&["clients", "delete", "app"]).status, 0);
     let gone = terminal.call(&["clients", "show", "app"]);
     assert!(gone.failure().contains("there is no client of this id"));
+}
+
+/// RFC 7591 §2: `jwks` or `jwks_uri`; and neither for a client that authenticates otherwise.
+async fn a_client_that_signs_has_keys_and_no_secret(database: &Database) {
+    let terminal = Terminal::of(database);
+    let key = SigningKey::new("key-1");
+    let file = terminal.file("jwks.json", &jwks(&[&key]).to_string());
+    let signs = ["--auth-method", "private_key_jwt"];
+    let create = ["clients", "create", "--name", "App", "--client-id", "app"];
+    let created = terminal.json(&[&create[..], &signs, &["--jwks", &file]].concat());
+    assert_eq!(created["token_endpoint_auth_method"], "private_key_jwt");
+    assert_eq!(created["jwks"], jwks(&[&key]));
+    assert_eq!(created["jwks_uri"], Value::Null);
+    assert_eq!(created["secrets"], json!([]));
+    assert!(created.get("client_secret").is_none());
+    let shown = terminal.call(&["clients", "show", "app"]);
+    assert!(shown.output.contains("key-1"), "{shown:?}");
+    let secret = terminal.call(&["clients", "add-secret", "app"]);
+    assert!(secret.failure().contains("private_key_jwt"), "{secret:?}");
+
+    // One takes the place of the other.
+    let update = ["clients", "update", "app"];
+    let uri = "https://app.example/jwks.json";
+    let changed = terminal.json(&[&update[..], &["--jwks-uri", uri]].concat());
+    assert_eq!(changed["jwks_uri"], uri);
+    assert_eq!(changed["jwks"], Value::Null);
+    let changed = terminal.json(&[&update[..], &["--jwks", &file]].concat());
+    assert_eq!(changed["jwks"], jwks(&[&key]));
+    assert_eq!(changed["jwks_uri"], Value::Null);
+    let both = [&update[..], &["--jwks", &file, "--jwks-uri", uri]].concat();
+    assert_eq!(terminal.call(&both).status, 2);
+
+    // What belongs to one way of authenticating goes with it.
+    let by_secret = [&update[..], &["--auth-method", "client_secret_basic"]].concat();
+    let changed = terminal.json(&by_secret);
+    assert_eq!(changed["jwks"], Value::Null);
+    assert_eq!(terminal.call(&["clients", "add-secret", "app"]).status, 0);
+    let without_keys = terminal.call(&[&update[..], &signs].concat());
+    assert!(without_keys.failure().contains("needs jwks or jwks_uri"));
+    let changed = terminal.json(&[&update[..], &signs, &["--jwks-uri", uri]].concat());
+    assert_eq!(changed["secrets"], json!([]));
+    let changed = terminal.json(&[&update[..], &["--public"]].concat());
+    assert_eq!(changed["jwks_uri"], Value::Null);
+    let keys = terminal.call(&[&update[..], &["--jwks", &file]].concat());
+    assert!(keys.failure().starts_with("--jwks: "), "{keys:?}");
+}
+
+async fn what_is_no_public_key_for_es256_is_not_registered(database: &Database) {
+    let terminal = Terminal::of(database);
+    let key = SigningKey::new("key-1");
+    let with = |name: &str, value: Value| {
+        let mut jwk = key.jwk();
+        jwk[name] = value;
+        json!({ "keys": [jwk] })
+    };
+    let without = |name: &str| {
+        let mut jwk = key.jwk();
+        jwk.as_object_mut().unwrap().remove(name);
+        json!({ "keys": [jwk] })
+    };
+    let create = [
+        "clients",
+        "create",
+        "--name",
+        "App",
+        "--auth-method",
+        "private_key_jwt",
+    ];
+    let many: Vec<Value> = (0..21)
+        .map(|number| SigningKey::new(&format!("key-{number}")).jwk())
+        .collect();
+    for set in [
+        json!([]),
+        json!({}),
+        json!({ "keys": [] }),
+        json!({ "keys": {} }),
+        json!({ "keys": [1] }),
+        json!({ "keys": many }),
+        key.jwk(),
+        json!({ "keys": [key.jwk(), key.jwk()] }),
+        json!({ "keys": [key.jwk(), SigningKey::new("key-1").jwk()] }),
+        json!({ "keys": [{ "kty": "oct", "k": "c2VjcmV0LW9mLXRoZS1jbGllbnQ" }] }),
+        json!({ "keys": [{ "kty": "RSA", "n": "AQAB", "e": "AQAB" }] }),
+        json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "x": "AAAA" }] }),
+        with("d", json!("c2VjcmV0LW9mLXRoZS1jbGllbnQ")),
+        with("d", Value::Null),
+        with("crv", json!("P-384")),
+        with("kty", json!("RSA")),
+        with("x", json!("AAAA")),
+        with("y", json!("")),
+        with("alg", json!("HS256")),
+        with("alg", json!("ES384")),
+        with("use", json!("enc")),
+        with("key_ops", json!(["sign"])),
+        with("kid", json!("")),
+        with("kid", json!("../key")),
+        with("kid", json!("k".repeat(65))),
+        with("kid", json!(1)),
+        with("note", json!("n".repeat(70_000))),
+        without("x"),
+        without("kty"),
+        without("crv"),
+    ] {
+        let file = terminal.file("jwks.json", &set.to_string());
+        let refused = terminal.call(&[&create[..], &["--jwks", &file]].concat());
+        let problem = refused.failure();
+        assert!(problem.starts_with("--jwks"), "{set}: {problem}");
+        // Not a word of what may be a private key.
+        assert!(!problem.contains("c2VjcmV0"), "{problem}");
+    }
+    for text in ["", "nonsense", "{"] {
+        let file = terminal.file("jwks.json", text);
+        let refused = terminal.call(&[&create[..], &["--jwks", &file]].concat());
+        assert!(refused.failure().contains("it is no JSON"));
+    }
+    for uri in [
+        "http://app.example/jwks.json",
+        "https://user:password@app.example/",
+        "https://app.example/#keys",
+        "file:///etc/passwd",
+        "app.example",
+        "https://",
+        &format!("https://app.example/{}", "x".repeat(2048)),
+    ] {
+        let refused = terminal.call(&[&create[..], &["--jwks-uri", uri]].concat());
+        assert!(refused.failure().starts_with("--jwks-uri: "), "{uri}");
+    }
+    assert_eq!(terminal.json(&["clients", "list"])["items"], json!([]));
+    for good in [
+        without("kid"),
+        without("alg"),
+        without("use"),
+        with("note", json!("x")),
+    ] {
+        let file = terminal.file("jwks.json", &good.to_string());
+        let created = terminal.json(&[&create[..], &["--jwks", &file]].concat());
+        assert_eq!(created["jwks"], good);
+    }
 }
 
 async fn a_client_has_two_secrets_and_no_third(database: &Database) {
