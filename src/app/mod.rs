@@ -488,7 +488,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
     };
     let authenticator = Arc::new(Authenticator {
         issuer: context.issuer.clone(),
-        key_sets: KeySets::new(outbound, context.clock.clone()),
+        key_sets: KeySets::new(outbound, context.clock.clone(), context.metrics.clone()),
         store: Arc::clone(&context.store),
         snapshots: sync.snapshots(),
         limits: Limits {

@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use countersign::{
-    clock::{AgreedClock, ManualClock, Timestamp},
+    clock::{AgreedClock, Clock as _, ManualClock, Timestamp},
     domain::client::MOST_KEYS,
+    metrics::Metrics,
     oauth::client_auth::KeySets,
     outbound::{Outbound, Resolver, Settings, SystemResolver},
     registry::Registry,
@@ -37,11 +38,13 @@ impl Setup {
             ca_certificates: None,
             timeout: Duration::from_mins(1),
         };
+        let span = Duration::from_hours(1);
+        let metrics = Metrics::new(clock.now(), span, span);
         let resolver: Arc<dyn Resolver> = Arc::new(SystemResolver);
         let outbound = Outbound::new(&settings, &resolver, agreed.clone()).unwrap();
         Self {
             clock,
-            sets: Arc::new(KeySets::new(outbound, agreed)),
+            sets: Arc::new(KeySets::new(outbound, agreed, metrics)),
             registry: Arc::default(),
         }
     }

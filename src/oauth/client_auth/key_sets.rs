@@ -16,6 +16,7 @@ use url::Url;
 use crate::{
     clock::AgreedClock,
     domain::client::MOST_KEYS,
+    metrics::Metrics,
     outbound::{FetchError, Outbound},
     registry::Registry,
 };
@@ -43,6 +44,7 @@ const MOST_URIS: usize = 4096;
 pub struct KeySets {
     outbound: Outbound,
     clock: AgreedClock,
+    metrics: Metrics,
     sites: Mutex<HashMap<String, Arc<Site>>>,
 }
 
@@ -99,12 +101,31 @@ enum KeySetProblem {
     Private,
 }
 
+impl KeySetProblem {
+    /// For the metric.
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Fetch(FetchError::Forbidden | FetchError::Url) | Self::Uri => "forbidden",
+            Self::Fetch(FetchError::Status(_)) => "status",
+            Self::Fetch(FetchError::TooSlow) => "too_slow",
+            Self::Fetch(FetchError::Unreachable(_)) => "unreachable",
+            Self::Fetch(FetchError::TooLong)
+            | Self::Json(_)
+            | Self::Keys(_)
+            | Self::KeySet(_)
+            | Self::Private
+            | Self::TooMany => "unusable",
+        }
+    }
+}
+
 impl KeySets {
     /// Remembers nothing yet.
-    pub fn new(outbound: Outbound, clock: AgreedClock) -> Self {
+    pub fn new(outbound: Outbound, clock: AgreedClock, metrics: Metrics) -> Self {
         Self {
             outbound,
             clock,
+            metrics,
             sites: Mutex::default(),
         }
     }
@@ -126,9 +147,11 @@ impl KeySets {
             if site.known().should_ask(kid, self.clock.monotonic()) {
                 let (uri, site) = (uri.to_owned(), Arc::clone(&site));
                 let (outbound, clock) = (self.outbound.clone(), self.clock.clone());
+                let metrics = self.metrics.clone();
                 // In a task of its own: whoever caused it may hang up, and others wait for it.
                 let fetching = tokio::spawn(async move {
-                    site.ask(&uri, &outbound, &clock).await;
+                    let problem = site.ask(&uri, &outbound, &clock).await;
+                    metrics.jwks_fetched(problem.map_or("fetched", |problem| problem.word()));
                     drop(asking);
                 });
                 // It ends in no other way but with the runtime.
@@ -163,7 +186,12 @@ impl Site {
     }
 
     /// Everything is noted at the end, so that whoever comes meanwhile waits for it.
-    async fn ask(&self, uri: &str, outbound: &Outbound, clock: &AgreedClock) {
+    async fn ask(
+        &self,
+        uri: &str,
+        outbound: &Outbound,
+        clock: &AgreedClock,
+    ) -> Option<KeySetProblem> {
         let fetched = fetch(uri, outbound).await;
         let now = clock.monotonic();
         let mut known = self.known();
@@ -172,6 +200,7 @@ impl Site {
             Ok((keys, life)) => {
                 known.keys = Some(Arc::new(keys));
                 known.fresh_until = now + life;
+                None
             }
             Err(problem) => {
                 let cause: &dyn std::error::Error = &problem;
@@ -180,6 +209,7 @@ impl Site {
                     cause,
                     "the key set of a client cannot be used"
                 );
+                Some(problem)
             }
         }
     }

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::{INVALID_CLIENT, Refusal, SEVERAL_WAYS, refused};
 use crate::support::{
+    client,
     database::{Cluster, Durability, Engine},
     jwt::{SigningKey, input, jwks},
     process::pause,
@@ -45,6 +46,7 @@ const TYPE: Refusal = because("assertion_type");
 on_both_engines! {
     an_assertion_authenticates_its_client,
     an_assertion_is_good_for_one_use,
+    an_assertion_is_good_at_one_endpoint,
     of_many_uses_of_one_assertion_at_once_exactly_one_succeeds,
     a_client_and_its_keys_work_with_the_first_request_after_their_registration,
     a_disabled_client_is_refused_and_its_assertion_not_used_up,
@@ -204,6 +206,30 @@ async fn an_assertion_is_good_for_one_use(engine: Engine) {
         &other.sign(&other.claims_with("jti", json!("shared"))),
     )
     .await;
+}
+
+/// Not for one use at each.
+async fn an_assertion_is_good_at_one_endpoint(engine: Engine) {
+    let server = unlimited().on(engine).start().await;
+    let signer = Signer::register(&server).await;
+    let at = |path: &str, assertion: &str| {
+        let form = [
+            ("token", "x"),
+            ("grant_type", "client_credentials"),
+            ("client_assertion_type", KIND),
+            ("client_assertion", assertion),
+        ];
+        server.request(Method::POST, path).form(&form)
+    };
+    let endpoints = ["/oauth2/token", "/oauth2/introspect", "/oauth2/revoke"];
+    for first in endpoints {
+        let assertion = signer.assertion();
+        let taken = answer(at(first, &assertion)).await;
+        assert_eq!(taken.status, 200, "{first}: {taken:?}");
+        for second in endpoints {
+            refused(at(second, &assertion), REPLAYED).await;
+        }
+    }
 }
 
 async fn of_many_uses_of_one_assertion_at_once_exactly_one_succeeds(engine: Engine) {
@@ -778,10 +804,10 @@ async fn a_client_publishes_its_keys_and_exchanges_them() {
         .clock(clock.clone())
         .start()
         .await;
-    let client = server.register(&with_uri(&site.url("/jwks.json"))).await;
+    let signer = server.register(&with_uri(&site.url("/jwks.json"))).await;
     let (old, new) = (SigningKey::new("old"), SigningKey::new("new"));
     site.answer("", &jwks(&[&old]).to_string());
-    let sign = |key: &SigningKey| key.sign(&json!({}), &claims(&client.id, clock.now()));
+    let sign = |key: &SigningKey| key.sign(&json!({}), &claims(&signer.id, clock.now()));
     let several = (0..8).map(|_| sign(&old)).collect::<Vec<_>>();
     let several = several.iter().map(|assertion| taken(&server, assertion));
     while_time_passes(&clock, join_all(several)).await;
@@ -800,6 +826,10 @@ async fn a_client_publishes_its_keys_and_exchanges_them() {
     let old = sign(&old);
     while_time_passes(&clock, refused(present(&server, &old), INVALID_CLIENT)).await;
     assert_eq!(site.connections(), 3);
+    let metrics = format!("http://{}/metrics", server.admin);
+    let metrics = answer(client().build().unwrap().get(metrics)).await.body;
+    let counted = "countersign_jwks_fetches_total{outcome=\"fetched\"} 3\n";
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 /// Some of it, for what looks at the database once more before it answers.
