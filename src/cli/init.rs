@@ -140,6 +140,10 @@ directory = {directory}
 [events]
 # How long the audit trail is kept, in seconds; 0 keeps it for ever.
 #retention_seconds = 31536000
+
+[telemetry]
+# Where traces go: a collector that takes OTLP over HTTP. Without, no traces are made.
+#otlp_endpoint = "http://127.0.0.1:4318"
 "#,
             public = config.public_listen,
             proxies = json!(PROXY),

@@ -1023,10 +1023,11 @@ fn what_init_leaves_as_a_comment_is_a_setting() {
     let text = fs::read_to_string(terminal.path().join("countersign.toml")).unwrap();
     // A comment has a space behind its sign, a setting to be uncommented has none.
     let is_setting = |line: &&str| line.starts_with('#') && line.chars().nth(1) != Some(' ');
-    assert_eq!(text.lines().filter(is_setting).count(), 3, "{text}");
-    let with_all = text
-        .replace("\n#tls", "\ntls")
-        .replace("\n#retention", "\nretention");
+    assert_eq!(text.lines().filter(is_setting).count(), 4, "{text}");
+    let mut with_all = text;
+    for name in ["tls", "retention", "otlp"] {
+        with_all = with_all.replace(&format!("\n#{name}"), &format!("\n{name}"));
+    }
     assert!(
         !with_all.lines().any(|line| is_setting(&line)),
         "{with_all}"
