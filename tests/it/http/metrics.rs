@@ -1,25 +1,20 @@
 //! `GET /metrics`: what operators watch, in a format that any reader of `OpenMetrics` takes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use countersign::clock::{ManualClock, Timestamp};
 use reqwest::Method;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
-    client,
-    openmetrics::Exposition,
+    openmetrics::{self, Exposition},
+    process::until,
     server::{FORM, GRANT, Setup, TestServer, answer},
+    soon,
 };
 
-pub(crate) async fn scrape(server: &TestServer) -> (String, Exposition) {
-    let url = format!("http://{}/metrics", server.admin);
-    let answer = answer(client().build().unwrap().get(url)).await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(
-        answer.header("content-type"),
-        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
-    );
-    let exposition = Exposition::parse(&answer.body);
-    (answer.body, exposition)
+async fn scrape(server: &TestServer) -> (String, Exposition) {
+    openmetrics::scrape(server.admin).await
 }
 
 fn one(series: &str) -> BTreeMap<String, f64> {
@@ -168,10 +163,6 @@ async fn nothing_of_a_request_gets_into_the_metrics() {
 
 #[tokio::test]
 async fn the_state_is_that_of_the_moment() {
-    use std::time::Duration;
-
-    use countersign::clock::{ManualClock, Timestamp};
-
     let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
     let server = Setup::new().clock(clock.clone()).start().await;
     let (_, begun) = scrape(&server).await;
@@ -201,4 +192,78 @@ async fn the_state_is_that_of_the_moment() {
     assert!((0.0..=60.0).contains(&lag), "{lag}");
     let left = |metrics: &Exposition| metrics.value("countersign_key_next_transition_seconds");
     assert!((left(&begun) - left(&later) - 60.0).abs() < 0.5);
+}
+
+/// Waits until a series has this value.
+async fn becomes(server: &TestServer, series: &str, expected: f64) {
+    let series = format!("countersign_{series}");
+    let what = format!("{series} to be {expected}");
+    until(&what, async || {
+        let (_, metrics) = scrape(server).await;
+        let value = metrics.series.get(&series)?;
+        ((value - expected).abs() < f64::EPSILON).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_count_for_as_long_as_they_are_open() {
+    let setup = Setup::new().set("limits.connections_per_address", "1");
+    let server = setup.start().await;
+    let mut held = server.connect().await;
+    let request = "GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n";
+    held.write_all(request.as_bytes()).await.unwrap();
+    assert!(held.read(&mut [0; 12]).await.unwrap() > 0);
+    becomes(&server, "connections{listener=\"public\"}", 1.0).await;
+    let mut excess = server.connect().await;
+    // Ended at once, one way or the other.
+    let _ = soon(excess.read(&mut [0])).await;
+    becomes(
+        &server,
+        "throttled_requests_total{limit=\"connections\"}",
+        1.0,
+    )
+    .await;
+    drop(held);
+    becomes(&server, "connections{listener=\"public\"}", 0.0).await;
+}
+
+#[tokio::test]
+async fn what_a_limit_turns_away_is_counted_by_its_reason() {
+    let setup = Setup::new().set("limits.requests_per_minute_per_client", "1");
+    let server = setup.start().await;
+    server.token().await.access_token();
+    let (_, before) = scrape(&server).await;
+    let limited = server.token().await;
+    assert_eq!(limited.status, 429);
+    let reason = limited.header("countersign-reason").unwrap();
+    let (_, after) = scrape(&server).await;
+    let family = "countersign_throttled_requests_total";
+    let series = format!("{family}{{limit=\"{reason}\"}}");
+    assert_eq!(after.moved(&before, family), one(&series));
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_look_at_the_database_are_seen() {
+    let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
+    let server = Setup::new().clock(clock.clone()).start().await;
+    let depth = "queue_depth{queue=\"database_look\"}";
+    let wrong = server.token_request().basic_auth("app", Some("wrong"));
+    let waiting = tokio::spawn(answer(wrong.form(&GRANT)));
+    becomes(&server, depth, 1.0).await;
+    clock.advance(Duration::from_secs(2));
+    assert_eq!(waiting.await.unwrap().status, 401);
+    becomes(&server, depth, 0.0).await;
+}
+
+#[tokio::test]
+async fn revocations_in_force_are_counted() {
+    let server = TestServer::start().await;
+    becomes(&server, "revocation_entries", 0.0).await;
+    let token = server.token().await.access_token();
+    let request = server
+        .request(Method::POST, "/oauth2/revoke")
+        .basic_auth(&server.app.id, Some(&server.app.secret));
+    assert_eq!(answer(request.form(&[("token", &token)])).await.status, 200);
+    becomes(&server, "revocation_entries", 1.0).await;
 }

@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::{
     database::{Database, Engine},
+    openmetrics,
     process::{Installation, free_address, until},
     server::{GRANT, Setup, TestServer},
     soon,
@@ -192,6 +193,7 @@ async fn a_new_certificate_is_taken_up_under_traffic_and_a_broken_one_is_not() {
         fs::write(files.key(), made.signing_key.serialize_pem()).unwrap();
         becomes(&clock, async || is_served(&server, &new).await).await;
         assert!(!is_served(&server, &old).await);
+        let (_, before) = openmetrics::scrape(server.admin).await;
         // What cannot be used changes nothing.
         for (certificate, key) in [("", None), ("nonsense", None), (chain.as_str(), Some(""))] {
             fs::write(files.certificate(), certificate).unwrap();
@@ -203,6 +205,16 @@ async fn a_new_certificate_is_taken_up_under_traffic_and_a_broken_one_is_not() {
                 assert!(is_served(&server, &new).await);
             }
         }
+        let (_, after) = openmetrics::scrape(server.admin).await;
+        let reloads = |outcome: &str| {
+            let family = "countersign_certificate_reloads_total";
+            let series = format!("{family}{{outcome=\"{outcome}\"}}");
+            (before.value(&series), after.value(&series))
+        };
+        let (replaced, still) = reloads("succeeded");
+        assert!((replaced - 1.0).abs() < f64::EPSILON && (still - 1.0).abs() < f64::EPSILON);
+        let (known, more) = reloads("failed");
+        assert!(known >= 1.0 && more > known);
         let third = files.replace();
         stop.store(true, Ordering::Relaxed);
         becomes(&clock, async || is_served(&server, &[&third]).await).await;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::turn;
 use crate::support::{
     database::{Cluster, Durability},
+    openmetrics,
     process::{Credentials, Installation, Node, PASSWORD, Stopwatch, http, is_valid, pause, until},
 };
 
@@ -119,6 +120,8 @@ async fn with_postgres_stopped_everything_but_changes_goes_on_and_recovers_by_it
 
     for stop in [Stop::Orderly, Stop::Crash] {
         let token = node.token(&before).await;
+        let (text, calm) = openmetrics::scrape(node.admin).await;
+        assert!(text.contains("countersign_database_up 1\n"), "{text}");
         stop.apply(&cluster);
         reaches(&node, StatusCode::OK, "down").await;
         // Beyond what a connection that is still open could cover up.
@@ -126,6 +129,18 @@ async fn with_postgres_stopped_everything_but_changes_goes_on_and_recovers_by_it
         let during = node.token(&before).await;
         let keys = node.jwks().await;
         assert!(is_valid(&token, &keys) && is_valid(&during, &keys));
+
+        let (text, metrics) = openmetrics::scrape(node.admin).await;
+        assert!(
+            metrics.value("countersign_sync_lag_seconds") > 1.0,
+            "{text}"
+        );
+        assert!(text.contains("countersign_database_up 0\n"), "{text}");
+        let failures = metrics.moved(&calm, "countersign_store_failures_total");
+        let counted = failures
+            .keys()
+            .any(|series| series.contains("\"unavailable\""));
+        assert!(counted, "{failures:?}");
 
         // What is wrong is refused all the same, and not for ever pondered.
         let begun = Stopwatch::start();

@@ -1,6 +1,8 @@
 //! A strict reader of the `OpenMetrics` text format, as far as the service uses it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use super::{client, server::answer};
 
 /// What is said of a family before its samples.
 #[derive(Debug, Default)]
@@ -16,6 +18,19 @@ pub(crate) struct Exposition {
     pub(crate) families: BTreeMap<String, Family>,
     /// Values by series, written as `name{label="value",…}`.
     pub(crate) series: BTreeMap<String, f64>,
+}
+
+/// What the admin listener tells, as it stands and as it is read.
+pub(crate) async fn scrape(admin: SocketAddr) -> (String, Exposition) {
+    let url = format!("http://{admin}/metrics");
+    let answer = answer(client().build().unwrap().get(url)).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    let exposition = Exposition::parse(&answer.body);
+    (answer.body, exposition)
 }
 
 impl Exposition {
