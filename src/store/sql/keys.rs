@@ -90,7 +90,7 @@ where
                 .iter()
                 .any(|key| key.kid == *kid && key.times.revoked_at.is_some())
         };
-        let mut published = vec![Published::of(Topic::Keys, schedule.key_use)];
+        let mut published = vec![Published::of(Topic::Keys, &schedule.key_use)];
         for key in &schedule.keys {
             if key.times.revoked_at.is_some() && !was_revoked(&key.kid) {
                 published.push(Published::key(&key.kid));

@@ -205,7 +205,7 @@ struct Published {
 
 impl Published {
     /// A change of something.
-    fn of(topic: Topic, target: impl ToString) -> Self {
+    fn of(topic: Topic, target: &(impl ToString + ?Sized)) -> Self {
         Self {
             topic,
             target: target.to_string(),

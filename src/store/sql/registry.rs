@@ -150,7 +150,7 @@ where
             },
             published: entry
                 .into_iter()
-                .chain([Published::of(Topic::Client, target)])
+                .chain([Published::of(Topic::Client, &target)])
                 .collect(),
         })
     }
@@ -213,7 +213,7 @@ where
             },
             published: vec![
                 Published::client(client_id, None, Some(tokens_die_at)),
-                Published::of(Topic::Client, client_id),
+                Published::of(Topic::Client, &client_id),
             ],
         })
     }
@@ -244,7 +244,7 @@ where
                 before: None,
                 after: Some(resource.document()),
             },
-            published: vec![Published::of(Topic::Resource, resource.id)],
+            published: vec![Published::of(Topic::Resource, &resource.id)],
         })
     }
 
@@ -268,7 +268,7 @@ where
                 before: Some(Self::resource_of(&before)?.document()),
                 after: None,
             },
-            published: vec![Published::of(Topic::Resource, id)],
+            published: vec![Published::of(Topic::Resource, &id)],
         })
     }
 

@@ -200,7 +200,7 @@ where
                 before: None,
                 after: Some(json!({ "tokens_not_before": not_before.seconds() })),
             },
-            published: vec![Published::of(Topic::Client, id), entry],
+            published: vec![Published::of(Topic::Client, &id), entry],
         })
     }
 

@@ -183,7 +183,7 @@ async fn what_is_no_good_token_is_inactive_and_nothing_else() {
     }
     assert_eq!(server.introspect(&server.app, &token).await["active"], true);
     let life = claims(&token)["exp"].as_u64().unwrap() - claims(&token)["iat"].as_u64().unwrap();
-    clock.advance(Duration::from_secs(life) - Duration::from_millis(1));
+    clock.advance(Duration::from_millis(life * 1000 - 1));
     assert_eq!(server.introspect(&server.app, &token).await["active"], true);
     clock.advance(Duration::from_millis(1));
     assert_eq!(
@@ -299,7 +299,9 @@ async fn an_entry_disappears_when_no_token_can_match_it(engine: Engine) {
     let over = Timestamp::from_seconds(0);
     assert!(store.first_use(&assertion, over, over).await.unwrap());
     let life = end - 1_800_000_000;
-    clock.advance(Duration::from_secs(life.try_into().unwrap()) - Duration::from_millis(1));
+    clock.advance(Duration::from_millis(
+        u64::try_from(life).unwrap() * 1000 - 1,
+    ));
     let swept = async || -> bool {
         let left: Vec<(i64,)> = database.rows("select expires_at from used_assertion").await;
         left.is_empty()

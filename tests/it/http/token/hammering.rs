@@ -84,6 +84,7 @@ async fn hammer(node: &Node, id: &str, is_on: &AtomicBool, refused: &[AtomicU32;
     }
 }
 
+#[expect(clippy::print_stdout, reason = "the table is for whoever runs it")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_who_guesses_does_not_slow_down_the_client_it_guesses_at() {
     let database = Database::create(Engine::Sqlite).await;
