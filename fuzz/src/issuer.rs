@@ -1,10 +1,17 @@
 //! What must hold of the issuer's parsers, whatever they are given.
 
+use std::time::Duration;
+
 use countersign::{
+    clock::Timestamp,
     config::Config,
     domain::scope::Scope,
-    oauth::{client_auth::parse_basic, form::Form},
+    oauth::{
+        client_auth::{Assertion, parse_basic},
+        form::Form,
+    },
 };
+use countersign_verifier::KeySet;
 
 /// A form is read or refused; a parameter that occurs twice is never one.
 pub fn form(data: &[u8]) {
@@ -13,6 +20,24 @@ pub fn form(data: &[u8]) {
             let several = form.many(name).count() > 1;
             assert!(!several || form.one(name).is_err());
         }
+    }
+}
+
+/// When the assertions of the corpus are good, and at which issuer.
+pub const ASSERTED_AT: Timestamp = Timestamp::from_seconds(1_800_000_000);
+pub const ISSUER: &str = "https://issuer.example";
+
+/// An assertion is read or refused; one that is read names its client and itself, ends soon, and is
+/// signed by nobody who has no key.
+pub fn assertion(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(assertion) = Assertion::parse(text, ISSUER, ASSERTED_AT)
+    {
+        assert!(!assertion.client_id().is_empty());
+        assert!((1..=255).contains(&assertion.jti().len()));
+        assert!(assertion.accepted_until() > ASSERTED_AT);
+        assert!(assertion.accepted_until() <= ASSERTED_AT.plus(Duration::from_secs(430)));
+        assert!(!assertion.is_signed_with(&KeySet::default()));
     }
 }
 

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use countersign::{
     config::Config,
     domain::scope::Scope,
-    oauth::{client_auth::parse_basic, form::Form},
+    oauth::{
+        client_auth::{Assertion, parse_basic},
+        form::Form,
+    },
 };
 
 #[expect(unreachable_pub, reason = "the fuzz targets are another crate")]
@@ -37,6 +40,15 @@ fn forms_of_the_corpus_are_accepted_or_refused_as_named() {
     replay("form", |data| {
         invariant::form(data);
         Form::parse(data).is_ok()
+    });
+}
+
+#[test]
+fn assertions_of_the_corpus_are_accepted_or_refused_as_named() {
+    replay("assertion", |data| {
+        invariant::assertion(data);
+        let (issuer, now) = (invariant::ISSUER, invariant::ASSERTED_AT);
+        std::str::from_utf8(data).is_ok_and(|text| Assertion::parse(text, issuer, now).is_ok())
     });
 }
 
