@@ -17,13 +17,14 @@ use countersign::{
     entropy::Entropy,
     store::{Access, Schema, Store},
 };
+use reqwest::StatusCode;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{master_key::Traffic, turn};
 use crate::support::{
     database::{self, Database, Engine},
-    process::{AUDIENCE, Credentials, ISSUER, Installation, Node, is_valid, until},
+    process::{AUDIENCE, Credentials, ISSUER, Installation, Node, http, is_valid, token_of, until},
 };
 
 /// The schema of the version after this one.
@@ -99,6 +100,35 @@ impl Registrar {
     }
 }
 
+/// Registers a client through the admin interface of a node.
+async fn register_at(node: &Node, operator: &Credentials) -> Credentials {
+    let (http, resource) = (http(), format!("{ISSUER}/admin"));
+    let asked = http
+        .post(node.url("/oauth2/token"))
+        .basic_auth(&operator.id, Some(&operator.secret))
+        .form(&[
+            ("grant_type", "client_credentials"),
+            ("resource", &resource),
+        ])
+        .send();
+    let token = token_of(asked.await.unwrap()).await;
+    let document = json!({
+        "client_name": "A client",
+        "scope": "read",
+        "resources": [AUDIENCE],
+        "default_resource": AUDIENCE,
+    });
+    let answer = http
+        .post(format!("http://{}/admin/v1/clients", node.admin))
+        .bearer_auth(token)
+        .json(&document)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    Credentials::of(&answer.json().await.unwrap())
+}
+
 /// Each client works at each node, and each token verifies with the keys of each.
 async fn all_work_at_all(nodes: &[&Node], clients: &[Credentials]) {
     for issuing in nodes {
@@ -121,6 +151,9 @@ async fn a_node_of_the_next_version_takes_over_without_a_refused_request() {
         .running_test("process::upgrade::the_node_of_the_next_version");
     here.register_resource().await;
     let load = here.client("load").await;
+    let create = ["clients", "create", "--operator", "--name", "ops"];
+    let scope = ["--scope", "clients:read clients:write"];
+    let operator = Credentials::of(&here.json(&[&create[..], &scope].concat()).await);
     let old = here.start().await;
     let (traffic_at_old, tasks_at_old) = Traffic::begin(slice::from_ref(&old), &load);
     let older = Registrar::new(&database, Schema::default()).await;
@@ -160,6 +193,10 @@ async fn a_node_of_the_next_version_takes_over_without_a_refused_request() {
         })
         .await;
     }
+    for node in [&old, &new] {
+        clients.push(register_at(node, &operator).await);
+    }
+    all_work_at_all(&[&old, &new], &clients).await;
     // What the newer one keeps of a client is still there when the older one has changed the client.
     let id = &clients[0].id;
     let label = format!("update client set label = 'new' where client_id = '{id}'");
