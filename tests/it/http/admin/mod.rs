@@ -10,6 +10,7 @@ mod events;
 mod fault;
 mod guard;
 mod keys;
+mod nonsense;
 mod resources;
 mod revocations;
 
