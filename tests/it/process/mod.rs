@@ -5,6 +5,7 @@
 
 mod backup;
 mod corrupt;
+mod description;
 mod development;
 mod frozen;
 mod kill;

@@ -470,6 +470,11 @@ impl Node {
         format!("http://{}{path}", self.public)
     }
 
+    /// Where something is on the admin listener.
+    pub(crate) fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Response {
         self.http.get(self.url(path)).send().await.unwrap()
     }
