@@ -8,7 +8,9 @@ alter table client add column tokens_not_before bigint;
 
 -- The place of the change that the event tells of: events in the order of commits.
 alter table event add column seq bigint not null default 0;
-update event set seq = (select count(*) from event as earlier where earlier.id <= event.id);
+update event set seq = ranked.place
+    from (select id, row_number() over (order by id) as place from event) as ranked
+    where ranked.id = event.id;
 create index event_seq on event (seq);
 create index event_target on event (target, seq);
 

@@ -246,7 +246,17 @@ impl Sync {
             let everything = source.everything().await?;
             self.snapshots.set_registry(everything.registry);
             self.snapshots.set_ring(everything.ring);
-            self.revocations.replace(everything.revocations);
+            if changes.epoch == self.position.epoch {
+                self.revocations.replace(everything.revocations);
+            } else {
+                tracing::error!(
+                    seen = self.position.seq,
+                    head = changes.head,
+                    "the database has begun a new epoch: a backup was restored, or it has lost changes; \
+                     what was revoked meanwhile may be forgotten: see countersign restored"
+                );
+                self.revocations.replace_after_loss(everything.revocations);
+            }
             return Ok(everything.position);
         }
         if keys {

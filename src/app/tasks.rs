@@ -31,7 +31,7 @@ const BETWEEN_BATCHES: Duration = Duration::from_millis(50);
 const SWEEP: u32 = 500;
 
 /// How long changes are kept: a node that was cut off for longer reads everything again.
-const KEEP_CHANGES: Duration = Duration::from_hours(1);
+const KEEP_CHANGES: Duration = Duration::from_hours(24);
 
 /// Makes the next key in time. Every node runs this; one of them gets through.
 pub(super) async fn key_schedule(
@@ -71,6 +71,7 @@ pub(super) async fn sweeper(
     keep_events: Option<Duration>,
     stop: CancellationToken,
 ) {
+    let mut trouble = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -82,34 +83,33 @@ pub(super) async fn sweeper(
             changes_before: now.minus(KEEP_CHANGES),
             events_before: keep_events.map(|span| now.minus(span)),
         };
-        // One batch after the other, with a pause: requests go first.
-        loop {
-            let swept = tokio::select! {
-                () = stop.cancelled() => return,
-                swept = within(&clock, ANSWER, store.sweep(&bounds, SWEEP)) => swept,
-            };
-            match swept {
-                Ok(Ok(swept)) if swept.is_full(SWEEP) => clock.sleep(BETWEEN_BATCHES).await,
-                Ok(Ok(_)) => break,
-                Ok(Err(error)) => {
-                    unswept(&error);
-                    break;
-                }
-                Err(error) => {
-                    unswept(&error);
-                    break;
-                }
-            }
+        let swept = tokio::select! {
+            () = stop.cancelled() => return,
+            swept = sweep(&*store, &clock, &bounds) => swept,
+        };
+        let now_in_trouble = swept.err();
+        if let Some(error) = &now_in_trouble
+            && trouble != now_in_trouble
+        {
+            tracing::warn!(error, "what is over cannot be deleted; trying again");
         }
+        trouble = now_in_trouble;
     }
 }
 
-/// The trouble itself is logged by `sync`.
-fn unswept(error: &dyn Error) {
-    tracing::debug!(
-        error = telemetry::chain(error),
-        "what is over could not be deleted; trying again"
-    );
+/// Deletes all that is over, one batch after the other with a pause: requests go first.
+async fn sweep(store: &dyn Store, clock: &AgreedClock, bounds: &Bounds) -> Result<(), String> {
+    loop {
+        let swept = within(clock, ANSWER, store.sweep(bounds, SWEEP)).await;
+        let swept = swept.map_err(|error| telemetry::chain(&error))?;
+        if !swept
+            .map_err(|error| telemetry::chain(&error))?
+            .is_full(SWEEP)
+        {
+            return Ok(());
+        }
+        clock.sleep(BETWEEN_BATCHES).await;
+    }
 }
 
 /// The sign of life of this process.

@@ -65,6 +65,8 @@ pub struct Revocation {
     pub not_before: Option<Timestamp>,
     /// When no token can match any more; none is never.
     pub expires_at: Option<Timestamp>,
+    /// The client whose token it is about, where that is known.
+    pub owner: Option<RevokedValue>,
 }
 
 impl Revocation {

@@ -28,9 +28,24 @@ impl RevocationSet {
         *self.write() = entries.into_iter().map(keyed).collect();
     }
 
-    /// Takes later entries in.
+    /// Replaces everything after changes were lost, but keeps what this node still knows of them: a
+    /// revocation that was answered stays one for as long as it was meant to.
+    pub fn replace_after_loss(&self, entries: impl IntoIterator<Item = Revocation>) {
+        let mut known = self.write();
+        known.retain(|_, entry| entry.expires_at.is_some());
+        known.extend(entries.into_iter().map(keyed));
+    }
+
+    /// Takes later entries in. One about a client includes those about its tokens.
     pub fn extend(&self, entries: impl IntoIterator<Item = Revocation>) {
-        self.write().extend(entries.into_iter().map(keyed));
+        let mut known = self.write();
+        for entry in entries {
+            if entry.kind == RevocationKind::ClientId {
+                known.retain(|_, earlier| earlier.owner != Some(entry.value));
+            }
+            let (key, entry) = keyed(entry);
+            known.insert(key, entry);
+        }
     }
 
     /// Forgets the entries that no token can match any more.
@@ -77,4 +92,96 @@ impl RevocationSet {
 
 fn keyed(entry: Revocation) -> ((RevocationKind, RevokedValue), Revocation) {
     ((entry.kind, entry.value), entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_verifier::Audience;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    fn entry(kind: RevocationKind, value: &str) -> Revocation {
+        Revocation {
+            seq: 1,
+            kind,
+            value: RevokedValue::of(value),
+            not_before: None,
+            expires_at: None,
+            owner: None,
+        }
+    }
+
+    fn of_client(jti: &str, client: &str) -> Revocation {
+        Revocation {
+            expires_at: Some(NOW),
+            owner: Some(RevokedValue::of(client)),
+            ..entry(RevocationKind::Jti, jti)
+        }
+    }
+
+    fn is_covered(set: &RevocationSet, jti: &str, client: &str, issued_at: i64) -> bool {
+        let claims = AccessTokenClaims {
+            iss: "i".into(),
+            sub: "s".into(),
+            aud: Audience::One("a".into()),
+            client_id: client.into(),
+            iat: u64::try_from(issued_at).unwrap(),
+            exp: u64::MAX,
+            jti: jti.into(),
+            scope: None,
+            auth_time: None,
+            acr: None,
+            amr: None,
+            sid: None,
+        };
+        set.covers("kid", &claims)
+    }
+
+    #[test]
+    fn an_entry_covers_what_it_is_about_and_nothing_else() {
+        let set = RevocationSet::default();
+        assert!(!is_covered(&set, "x", "a", 5));
+        set.extend([entry(RevocationKind::Jti, "x")]);
+        assert!(is_covered(&set, "x", "a", 5) && !is_covered(&set, "y", "a", 5));
+        // The value of one kind says nothing about another.
+        assert!(!is_covered(&set, "y", "x", 5));
+        set.extend([Revocation {
+            not_before: Some(Timestamp::from_seconds(7)),
+            ..entry(RevocationKind::ClientId, "b")
+        }]);
+        assert!(is_covered(&set, "y", "b", 6) && !is_covered(&set, "y", "b", 7));
+        set.extend([entry(RevocationKind::Kid, "kid")]);
+        assert!(is_covered(&set, "y", "c", 8));
+    }
+
+    #[test]
+    fn an_entry_about_a_client_includes_those_about_its_tokens() {
+        let set = RevocationSet::default();
+        set.extend([of_client("x", "a"), of_client("y", "b")]);
+        set.extend([entry(RevocationKind::ClientId, "a")]);
+        assert_eq!(set.len(), 2);
+        assert!(is_covered(&set, "x", "a", 5) && is_covered(&set, "y", "b", 5));
+    }
+
+    #[test]
+    fn what_is_over_is_forgotten() {
+        let set = RevocationSet::default();
+        set.extend([of_client("x", "a"), entry(RevocationKind::Jti, "y")]);
+        set.forget(Timestamp::from_millis(NOW.millis() - 1));
+        assert_eq!(set.len(), 2);
+        set.forget(NOW);
+        assert_eq!(set.len(), 1);
+    }
+
+    #[test]
+    fn what_a_database_has_lost_is_remembered_for_as_long_as_it_was_meant_to_be() {
+        let set = RevocationSet::default();
+        set.extend([of_client("x", "a"), entry(RevocationKind::ClientId, "b")]);
+        set.replace_after_loss([entry(RevocationKind::Jti, "y")]);
+        assert!(is_covered(&set, "x", "a", 5) && is_covered(&set, "y", "a", 5));
+        // Whether a client is disabled is for the database to say.
+        assert!(!is_covered(&set, "z", "b", 5));
+    }
 }

@@ -98,7 +98,8 @@ pub(super) async fn open(
         let migrating = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(options.clone())
+            // Whatever waits for a table holds up all who come after it.
+            .connect_with(options.clone().options([("lock_timeout", "10s")]))
             .await
             .map_err(OpenError::Unreachable)?;
         let migrated = migrate(&migrating, access, &schema.migrator(&MIGRATIONS)).await;

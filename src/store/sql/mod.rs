@@ -48,11 +48,14 @@ const ATTEMPTS: u32 = 8;
 /// After how long without a sign of life a node is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_hours(24);
 
-// Small batches in the order of an index: no statement holds locks for long.
+// Small batches in the order of an index: no statement holds locks for long. What is over is asked
+// twice, as a row may have been renewed since it was chosen.
 const OLD_REVOCATIONS: &str = "delete from revocation where seq in \
-     (select seq from revocation where expires_at <= $1 order by expires_at limit $2) returning seq";
+     (select seq from revocation where expires_at <= $1 order by expires_at limit $2) \
+     and expires_at <= $1 returning seq";
 const OLD_ASSERTIONS: &str = "delete from used_assertion where id in \
-     (select id from used_assertion where expires_at <= $1 order by expires_at limit $2) returning id";
+     (select id from used_assertion where expires_at <= $1 order by expires_at limit $2) \
+     and expires_at <= $1 returning id";
 const OLD_CHANGES: &str = "delete from change where seq in \
      (select seq from change where at <= $1 order by at limit $2) returning seq";
 const OLD_EVENTS: &str = "delete from event where id in \
@@ -339,7 +342,7 @@ where
             .execute(&mut **tx)
             .await?;
             if let Some(entry) = &row.entry {
-                Self::put_entry(tx, seq, entry).await?;
+                Self::put_entry(tx, seq, &row.target, entry).await?;
             }
         }
         Ok(position)

@@ -94,8 +94,16 @@ where
     pub(super) async fn put_entry(
         tx: &mut Transaction<'_, DB>,
         seq: i64,
+        target: &str,
         entry: &Entry,
     ) -> Result<(), StoreError> {
+        if entry.kind == RevocationKind::ClientId {
+            // Included in this one. Not earlier: nobody else writes entries while the head is locked.
+            sqlx::query::<DB>("delete from revocation where client_id = $1")
+                .bind(target.to_owned())
+                .execute(&mut **tx)
+                .await?;
+        }
         sqlx::query::<DB>(
             "insert into revocation (seq, kind, value, not_before, expires_at, client_id) \
              values ($1, $2, $3, $4, $5, $6) \
@@ -138,10 +146,13 @@ where
         if let Some(owner) = owner {
             // Uses the index revocation_client. Two at once may both get in as the last one: the
             // bound is about memory, not about counting.
-            let row = sqlx::query::<DB>("select count(*) from revocation where client_id = $1")
-                .bind(owner.as_str().to_owned())
-                .fetch_one(&mut **tx)
-                .await?;
+            let row = sqlx::query::<DB>(
+                "select count(*) from revocation where client_id = $1 and expires_at > $2",
+            )
+            .bind(owner.as_str().to_owned())
+            .bind(spans.now.millis())
+            .fetch_one(&mut **tx)
+            .await?;
             let count: i64 = row.try_get(0)?;
             if count >= MOST_TOKENS {
                 return Self::revoke_client_tokens(tx, owner, spans).await;
@@ -182,11 +193,6 @@ where
         .await?
         .ok_or(StoreError::Conflict)?;
         let disabled = Self::column::<i64>(&row, "client", "disabled")? != 0;
-        // Included in the one about the client.
-        sqlx::query::<DB>("delete from revocation where client_id = $1")
-            .bind(id.as_str().to_owned())
-            .execute(&mut **tx)
-            .await?;
         let entry = if disabled {
             Published::client(id, None, None)
         } else {
@@ -254,7 +260,7 @@ where
         seq: i64,
     ) -> Result<Vec<Result<Revocation, StoreError>>, StoreError> {
         let rows = sqlx::query::<DB>(
-            "select seq, kind, value, not_before, expires_at from revocation \
+            "select seq, kind, value, not_before, expires_at, client_id from revocation \
              where seq > $1 order by seq",
         )
         .bind(seq)
@@ -278,6 +284,8 @@ where
             value: RevokedValue::from_bytes(&value).ok_or_else(|| corrupt(TABLE, "value", &seq))?,
             not_before: moment("not_before")?,
             expires_at: moment("expires_at")?,
+            owner: Self::column::<Option<String>>(row, TABLE, "client_id")?
+                .map(|owner| RevokedValue::of(&owner)),
         })
     }
 }

@@ -60,6 +60,15 @@ fn entry(
         value: RevokedValue::of(value),
         not_before,
         expires_at,
+        owner: None,
+    }
+}
+
+/// The same entry, about a token of this client.
+fn of(owner: &str, entry: Revocation) -> Revocation {
+    Revocation {
+        owner: Some(RevokedValue::of(owner)),
+        ..entry
     }
 }
 
@@ -77,7 +86,7 @@ pub(super) async fn a_revoked_token_has_an_entry_until_it_is_dead(database: &Dat
     apply(&*store, revoke("y", None)).await.unwrap();
     let jti = RevocationKind::Jti;
     let expected = [
-        entry(2, jti, "x", None, Some(TOKEN_DIES_AT)),
+        of("a", entry(2, jti, "x", None, Some(TOKEN_DIES_AT))),
         entry(3, jti, "y", None, Some(TOKEN_DIES_AT)),
     ];
     assert_eq!(entries(&*store).await, expected);
@@ -88,7 +97,7 @@ pub(super) async fn a_revoked_token_has_an_entry_until_it_is_dead(database: &Dat
         entries(&*store).await,
         [
             entry(3, jti, "y", None, Some(TOKEN_DIES_AT)),
-            entry(4, jti, "x", None, Some(TOKEN_DIES_AT)),
+            of("a", entry(4, jti, "x", None, Some(TOKEN_DIES_AT))),
         ]
     );
 }
