@@ -65,11 +65,9 @@ fn entry(
 }
 
 /// The same entry, about a token of this client.
-fn of(owner: &str, entry: Revocation) -> Revocation {
-    Revocation {
-        owner: Some(RevokedValue::of(owner)),
-        ..entry
-    }
+fn of(owner: &str, mut entry: Revocation) -> Revocation {
+    entry.owner = Some(RevokedValue::of(owner));
+    entry
 }
 
 /// Every entry, read in both ways.
