@@ -185,19 +185,28 @@ impl Drop for Admission {
     }
 }
 
-/// Whether a connection has been answered and has sent no whole request head since.
+/// What has become of the requests of a connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Activity(Rc<Cell<bool>>);
+pub(super) struct Activity(Rc<Requests>);
+
+#[derive(Debug, Default)]
+struct Requests {
+    /// A request head has arrived since the connection last looked. It may have its answer already.
+    has_begun: Cell<bool>,
+    /// The last request has its answer.
+    is_answered: Cell<bool>,
+}
 
 impl Activity {
     /// A request head has arrived.
     pub(super) fn begin(&self) {
-        self.0.set(false);
+        self.0.has_begun.set(true);
+        self.0.is_answered.set(false);
     }
 
     /// The request has its answer.
     pub(super) fn end(&self) {
-        self.0.set(true);
+        self.0.is_answered.set(true);
     }
 }
 
@@ -324,7 +333,10 @@ impl AsyncRead for Connection {
         if this.has_ended {
             return Poll::Ready(Ok(()));
         }
-        if this.activity.0.get() {
+        if this.activity.0.has_begun.take() {
+            this.next_head = None;
+        }
+        if this.activity.0.is_answered.get() {
             let span = this.patience.next_head;
             if this.patience.is_over(&mut this.next_head, span, context) {
                 this.has_ended = true;
@@ -334,8 +346,6 @@ impl AsyncRead for Connection {
                 // As if the client had ended it.
                 return Poll::Ready(Ok(()));
             }
-        } else {
-            this.next_head = None;
         }
         if this.is_stalled {
             this.wants_to_read = true;

@@ -137,6 +137,29 @@ async fn assert_serves(server: &TestServer) {
     assert_eq!(soon(answer).await.unwrap().status(), 200);
 }
 
+/// What is limited is the time between an answer and the next request, not their sum.
+#[tokio::test]
+async fn a_connection_that_is_used_goes_on() {
+    let clock = clock();
+    let server = Setup::new().clock(clock.clone()).start().await;
+    let mut connection = server.connect().await;
+    let request = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut answers = String::new();
+    // Ten times as long as a connection may be idle and a request take to arrive.
+    for number in 1..=80 {
+        connection.write_all(request.as_bytes()).await.unwrap();
+        while answers.matches("\r\n\r\n").count() < number {
+            let mut part = [0; 1024];
+            let read = soon(connection.read(&mut part)).await.unwrap();
+            assert!(read > 0, "ended with request {number}");
+            answers.push_str(str::from_utf8(&part[..read]).unwrap());
+        }
+        clock.advance(Duration::from_secs(5));
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(answers.matches("HTTP/1.1 404").count(), 80);
+}
+
 #[tokio::test]
 async fn a_later_request_head_that_dribbles_in_ends_the_connection() {
     let clock = clock();
