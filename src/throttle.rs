@@ -88,6 +88,17 @@ impl<K: Clone + Eq + Hash> Throttle<K> {
         Ok(())
     }
 
+    /// Takes back what was taken at `taken`, as far as it has not come back meanwhile.
+    pub fn give_back(&self, key: &K, taken: Duration, now: Duration) {
+        let Some(interval) = self.interval else {
+            return;
+        };
+        if let Some(full_at) = self.shard(key).get_mut(key) {
+            let left = interval.saturating_sub(now.saturating_sub(taken));
+            *full_at = full_at.saturating_sub(left);
+        }
+    }
+
     fn judge(
         full_at: Option<Duration>,
         interval: Duration,
@@ -188,6 +199,28 @@ mod tests {
         }
         let refused = throttle.check(&1, START).unwrap_err();
         assert_eq!(refused.seconds(), 60, "one may not be in debt for ever");
+    }
+
+    #[test]
+    fn what_is_given_back_may_be_taken_again_but_only_once() {
+        let throttle = Throttle::per_minute(3);
+        for _ in 0..3 {
+            assert_eq!(throttle.take(&1, START), Ok(()));
+        }
+        throttle.give_back(&1, START, START);
+        assert_eq!(throttle.take(&1, START), Ok(()));
+        assert!(throttle.take(&1, START).is_err());
+        // All of it has come back by itself.
+        throttle.give_back(&1, START, seconds(20));
+        assert_eq!(throttle.take(&1, seconds(20)), Ok(()));
+        assert!(throttle.take(&1, seconds(20)).is_err());
+        // Half of it.
+        throttle.give_back(&1, seconds(20), seconds(30));
+        assert_eq!(throttle.take(&1, seconds(30)), Ok(()));
+        assert!(throttle.take(&1, seconds(30)).is_err());
+        // Nothing was taken.
+        throttle.give_back(&2, START, START);
+        assert_eq!(throttle.check(&2, START), Ok(()));
     }
 
     #[test]

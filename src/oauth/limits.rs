@@ -13,7 +13,8 @@ use crate::{
 ///
 /// # Security
 /// Failures are held against the address they come from, so that a stranger who guesses secrets, or
-/// only means to lock somebody out, harms nobody elsewhere. A trusted proxy that does not tell for
+/// only means to lock somebody out, harms nobody elsewhere; and nobody at the same address either
+/// whose credentials are right as far as this node knows. A trusted proxy that does not tell for
 /// whom it asks stands for everybody, so nothing is held against it.
 #[derive(Debug)]
 pub struct Limits {
@@ -28,41 +29,55 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Authenticates a client by way of `prove`, unless there were too many failures before.
+    /// Authenticates a client by way of `prove`, unless there were too many failures before and it
+    /// does not seem right.
     ///
     /// # Errors
     /// Those of `prove`; 429 without asking it after too many failures, or when the client has
     /// asked too often.
+    ///
+    /// # Security
+    /// What does not seem right counts as failed until it has proved to be right. So not even those
+    /// who ask all at once get more tries than the limit.
     pub async fn around(
         &self,
         origin: &Origin,
         claimed: &str,
+        seems_right: bool,
         prove: impl Future<Output = Result<Arc<Client>, OAuthError>>,
     ) -> Result<Arc<Client>, OAuthError> {
         let prefix = AddressPrefix::from(origin.address);
         let pair = (prefix, ClientId::parse(claimed).ok());
-        if !origin.is_proxy {
-            let now = self.clock.monotonic();
+        let begun = self.clock.monotonic();
+        let is_taken = !seems_right && !origin.is_proxy;
+        if is_taken {
             self.failures
-                .check(&pair, now)
-                .and_then(|()| self.failures_of_address.check(&prefix, now))
+                .take(&pair, begun)
                 .map_err(too_many_failures)?;
+            if let Err(wait) = self.failures_of_address.take(&prefix, begun) {
+                self.failures.give_back(&pair, begun, begun);
+                return Err(too_many_failures(wait));
+            }
         }
         let proved = prove.await;
         let now = self.clock.monotonic();
-        match &proved {
-            Ok(client) => self
-                .requests
-                .take(&client.client_id, now)
-                .map_err(too_many_requests)?,
-            Err(error) if error.code() == ErrorCode::InvalidClient && !origin.is_proxy => {
-                self.failures.count(&pair, now);
-                self.failures_of_address.count(&prefix, now);
-            }
-            // Our failure, not theirs; or nobody's in particular.
-            Err(_) => {}
+        // Otherwise it is our failure, not theirs; or nobody's in particular.
+        let has_failed = !origin.is_proxy
+            && proved
+                .as_ref()
+                .is_err_and(|error| error.code() == ErrorCode::InvalidClient);
+        if has_failed && !is_taken {
+            self.failures.count(&pair, now);
+            self.failures_of_address.count(&prefix, now);
+        } else if is_taken && !has_failed {
+            self.failures.give_back(&pair, begun, now);
+            self.failures_of_address.give_back(&prefix, begun, now);
         }
-        proved
+        let client = proved?;
+        self.requests
+            .take(&client.client_id, now)
+            .map_err(too_many_requests)?;
+        Ok(client)
     }
 }
 

@@ -161,6 +161,17 @@ impl KeySets {
         site.known().usable(self.clock.monotonic())
     }
 
+    /// The key set at `uri` as it is remembered, and whether [`Self::get`] would ask nobody before
+    /// it gave the same for the key `kid`.
+    pub fn remembered(&self, uri: &str, kid: Option<&str>) -> Option<(Arc<KeySet>, bool)> {
+        let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sites.get(uri)?.known().clone();
+        drop(sites);
+        let now = self.clock.monotonic();
+        let is_current = !known.should_ask(kid, now);
+        known.usable(now).map(|keys| (keys, is_current))
+    }
+
     fn site(&self, uri: &str, registry: &Registry) -> Arc<Site> {
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(site) = sites.get(uri) {

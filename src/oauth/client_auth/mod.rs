@@ -30,6 +30,15 @@ use countersign_verifier::KeySet;
 /// How long a refusal waits for a newer state.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// Where the keys that a client publishes are taken from.
+#[derive(Clone, Copy, Debug)]
+enum Keys {
+    /// From its `jwks_uri`, where what is remembered is not enough.
+    Asked,
+    /// From memory alone, however old they are.
+    Remembered,
+}
+
 /// Tells which client a request comes from.
 pub struct Authenticator {
     /// This issuer's identifier.
@@ -50,8 +59,9 @@ impl Authenticator {
     /// Authenticates the client of a request, unless it was tried too often.
     ///
     /// # Security
-    /// `authorization` and `form` come from whoever sends the request. Who has failed too often is
-    /// refused before anything is compared, waited for, fetched or asked of the database.
+    /// `authorization` and `form` come from whoever sends the request. They are judged by what this
+    /// node remembers first. What does not seem right is refused after too many failures before
+    /// anything is waited for, fetched or asked of the database.
     #[tracing::instrument(name = "authenticate_client", level = "debug", skip_all)]
     pub async fn authenticate(
         &self,
@@ -61,19 +71,36 @@ impl Authenticator {
     ) -> Result<Arc<Client>, OAuthError> {
         let now = self.clock.now();
         let credentials = Credentials::of_request(authorization, form, &self.issuer, now)?;
+        let seen = self.judge(&credentials, Keys::Remembered).await;
+        let seems_right = seen.is_ok();
+        let known = seen
+            .ok()
+            .filter(|client| self.are_keys_current(client, &credentials));
         let claimed = &credentials.client_id;
         self.limits
-            .around(origin, claimed, self.prove(&credentials))
+            .around(
+                origin,
+                claimed,
+                seems_right,
+                self.prove(&credentials, known),
+            )
             .await
     }
 
-    /// Authenticates the client against what this node knows, and once more against what the
-    /// database knows before it refuses: so a client works on every node as soon as it exists.
+    /// Authenticates the client, if it is not `known` already, against what this node knows, and
+    /// once more against what the database knows before it refuses: so a client works on every node
+    /// as soon as it exists.
     ///
     /// A database that does not answer holds the refusal up for a second at most. An assertion
     /// cannot be taken without it.
-    async fn prove(&self, credentials: &Credentials<'_>) -> Result<Arc<Client>, OAuthError> {
-        let client = if let Ok(client) = self.judge(credentials).await {
+    async fn prove(
+        &self,
+        credentials: &Credentials<'_>,
+        known: Option<Arc<Client>>,
+    ) -> Result<Arc<Client>, OAuthError> {
+        let client = if let Some(client) = known {
+            client
+        } else if let Ok(client) = self.judge(credentials, Keys::Asked).await {
             client
         } else {
             // Where the database is down the answer stays the one of the snapshot.
@@ -81,7 +108,7 @@ impl Authenticator {
                 _renewed = self.snapshots.freshness.renewed() => {}
                 () = self.clock.sleep(LONGEST_WAIT) => {}
             }
-            self.judge(credentials).await?
+            self.judge(credentials, Keys::Asked).await?
         };
         if let Proof::Assertion(assertion) = &credentials.proof {
             self.use_up(&client, assertion).await?;
@@ -90,7 +117,11 @@ impl Authenticator {
     }
 
     /// An unknown client and a wrong secret give the same answer.
-    async fn judge(&self, credentials: &Credentials<'_>) -> Result<Arc<Client>, OAuthError> {
+    async fn judge(
+        &self,
+        credentials: &Credentials<'_>,
+        published: Keys,
+    ) -> Result<Arc<Client>, OAuthError> {
         let registry = Guard::into_inner(self.snapshots.registry());
         let client = ClientId::parse(&credentials.client_id)
             .ok()
@@ -101,7 +132,10 @@ impl Authenticator {
             return Err(refusal());
         }
         let authentic = match &credentials.proof {
-            Proof::Assertion(assertion) => self.is_signed(assertion, client, &registry).await?,
+            Proof::Assertion(assertion) => {
+                self.is_signed(assertion, client, &registry, published)
+                    .await?
+            }
             Proof::Nothing => true,
             Proof::Secret(..) => secret_matches,
         };
@@ -124,6 +158,7 @@ impl Authenticator {
         assertion: &Assertion<'_>,
         client: &Client,
         registry: &Registry,
+        published: Keys,
     ) -> Result<bool, OAuthError> {
         if let Some(jwks) = &client.jwks {
             // What is registered was checked.
@@ -133,7 +168,13 @@ impl Authenticator {
         let Some(uri) = &client.jwks_uri else {
             return Ok(false);
         };
-        let keys = self.key_sets.get(uri, assertion.kid(), registry).await;
+        let keys = match published {
+            Keys::Asked => self.key_sets.get(uri, assertion.kid(), registry).await,
+            Keys::Remembered => self
+                .key_sets
+                .remembered(uri, assertion.kid())
+                .map(|(keys, _)| keys),
+        };
         let keys = keys.ok_or_else(|| {
             OAuthError::new(
                 ErrorCode::InvalidClient,
@@ -142,6 +183,17 @@ impl Authenticator {
             )
         })?;
         Ok(assertion.is_signed_with(&keys))
+    }
+
+    /// Whether the keys that are remembered for the client may decide.
+    fn are_keys_current(&self, client: &Client, credentials: &Credentials<'_>) -> bool {
+        match (&credentials.proof, &client.jwks_uri) {
+            (Proof::Assertion(assertion), Some(uri)) => self
+                .key_sets
+                .remembered(uri, assertion.kid())
+                .is_some_and(|(_, is_current)| is_current),
+            _ => true,
+        }
     }
 
     /// Takes an assertion that is good otherwise. Nobody takes it a second time: not this node,

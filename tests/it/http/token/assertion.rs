@@ -1,7 +1,7 @@
 //! Client assertions (RFC 7523 as RFC 10070 has it): `private_key_jwt`.
 
 use std::{
-    net::TcpListener,
+    net::{IpAddr, TcpListener},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -830,6 +830,63 @@ async fn a_client_publishes_its_keys_and_exchanges_them() {
     let metrics = answer(client().build().unwrap().get(metrics)).await.body;
     let counted = "countersign_jwks_fetches_total{outcome=\"fetched\"} 3\n";
     assert!(metrics.contains(counted), "{metrics}");
+}
+
+/// The same request from another of this machine's addresses.
+fn present_from(address: &str, server: &TestServer, assertion: &str) -> RequestBuilder {
+    let client = client().local_address(address.parse::<IpAddr>().unwrap());
+    let url = format!("http://{}/oauth2/token", server.public);
+    with(client.build().unwrap().post(url), assertion)
+}
+
+async fn status(request: RequestBuilder) -> u16 {
+    answer(request).await.status
+}
+
+#[tokio::test]
+async fn after_too_many_failures_what_is_signed_well_is_taken_on() {
+    let setup = Setup::new().set("limits.failures_per_address_per_minute", "2");
+    let server = setup.start().await;
+    let signer = Signer::register(&server).await;
+    let forge = || SigningKey::new("key-1").sign(&json!({}), &signer.claims());
+    for expected in [401, 401, 429] {
+        assert_eq!(status(present(&server, &forge())).await, expected);
+    }
+    for _ in 0..3 {
+        taken(&server, &signer.assertion()).await;
+    }
+    let used = signer.assertion();
+    taken(&server, &used).await;
+    refused(present(&server, &used), REPLAYED).await;
+    assert_eq!(status(present(&server, &forge())).await, 429);
+}
+
+#[tokio::test]
+async fn after_too_many_failures_no_keys_are_fetched() {
+    let site = Site::secure();
+    let folder = tempfile::tempdir().unwrap();
+    let server = that_trusts(&site, &folder)
+        .set("limits.failures_per_address_per_minute", "2")
+        .start()
+        .await;
+    let signer = server.register(&with_uri(&site.url("/jwks.json"))).await;
+    let key = SigningKey::new("key-1");
+    site.answer("", &jwks(&[&key]).to_string());
+    let sign =
+        |key: &SigningKey| key.sign(&json!({}), &claims(&signer.id, SystemClock::new().now()));
+    for _ in 0..2 {
+        let wrong = server.token_request().basic_auth("app", Some("wrong"));
+        assert_eq!(status(wrong.form(&GRANT)).await, 401);
+    }
+    assert_eq!(status(present(&server, &sign(&key))).await, 429);
+    assert_eq!(site.connections(), 0);
+    // Known since somebody else has asked for them.
+    let elsewhere = present_from("127.0.0.2", &server, &sign(&key));
+    assert_eq!(status(elsewhere).await, 200);
+    taken(&server, &sign(&key)).await;
+    let forged = sign(&SigningKey::new("key-1"));
+    assert_eq!(status(present(&server, &forged)).await, 429);
+    assert_eq!(site.connections(), 1);
 }
 
 /// Some of it, for what looks at the database once more before it answers.

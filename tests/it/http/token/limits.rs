@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use futures_util::future::join_all;
 use reqwest::RequestBuilder;
 
 use crate::support::{
@@ -55,9 +56,10 @@ async fn failures_are_held_against_their_address_and_client_alone() {
         ("wrong", FAILED),
         (secret, GOOD),
         ("wrong", FAILED),
-        // Nothing is compared any more.
         ("wrong", LIMITED),
-        (secret, LIMITED),
+        // Whoever knows the secret pays for nobody else behind the same address.
+        (secret, GOOD),
+        ("wrong", LIMITED),
     ] {
         let request = from("127.0.0.1", &server, id, secret);
         assert_eq!(status(request).await, expected, "{secret}");
@@ -104,9 +106,42 @@ async fn failures_about_many_clients_are_held_against_their_address() {
     }
     let request = from("127.0.0.1", &server, "guess-4", "wrong");
     assert_eq!(status(request).await, LIMITED);
-    for (address, expected) in [("127.0.0.1", LIMITED), ("127.0.0.2", GOOD)] {
+    for (address, secret, expected) in [
+        ("127.0.0.1", "wrong", LIMITED),
+        ("127.0.0.2", "wrong", FAILED),
+        ("127.0.0.1", secret.as_str(), GOOD),
+        ("127.0.0.2", secret.as_str(), GOOD),
+    ] {
         let request = from(address, &server, id, secret);
-        assert_eq!(status(request).await, expected, "{address}");
+        assert_eq!(status(request).await, expected, "{address} {secret}");
+    }
+}
+
+/// All of them wait for the same look at the database.
+#[tokio::test]
+async fn nobody_gets_more_tries_by_asking_all_at_once() {
+    for limit in ["failures_per_minute", "failures_per_address_per_minute"] {
+        let setup = Setup::new().set(&format!("limits.{limit}"), "3");
+        let server = setup.start().await;
+        let tries = (0..12).map(|_| status(from("127.0.0.1", &server, "app", "wrong")));
+        let mut statuses = join_all(tries).await;
+        statuses.sort_unstable();
+        assert_eq!(statuses[..3], [FAILED; 3], "{limit}");
+        assert_eq!(statuses[3..], [LIMITED; 9], "{limit}");
+    }
+}
+
+/// What this node does not know yet seems wrong at first.
+#[tokio::test]
+async fn what_proves_right_after_a_look_at_the_database_is_no_failure() {
+    let setup = Setup::new()
+        .set("sync.poll_interval_ms", "10000")
+        .set("limits.failures_per_address_per_minute", "2");
+    let server = setup.start().await;
+    for number in 0..6 {
+        let Registered { id, secret, .. } = server.register(&metadata()).await;
+        let request = from("127.0.0.1", &server, &id, &secret);
+        assert_eq!(status(request).await, GOOD, "{number}");
     }
 }
 
