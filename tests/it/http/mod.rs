@@ -25,6 +25,7 @@ macro_rules! on_both_engines {
 mod admin;
 mod connections;
 mod coverage;
+mod forged;
 mod health;
 mod introspection;
 mod jwks;
