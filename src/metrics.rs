@@ -82,9 +82,11 @@ struct Inner {
     database_up: Gauge,
     clock_offset: Seconds,
     change_position: Gauge,
+    epoch_changes: Counter,
     queue_depth: Family<Labels<1>, Gauge>,
     revocation_entries: Gauge,
     store_failures: Family<Labels<2>, Counter>,
+    sweeps: Family<Labels<1>, Counter>,
     swept_rows: Family<Labels<1>, Counter>,
     jwks_fetches: Family<Labels<1>, Counter>,
     certificate_reloads: Family<Labels<1>, Counter>,
@@ -175,6 +177,7 @@ impl Metrics {
         for outcome in ["succeeded", "failed"] {
             let labels = [("outcome", outcome)];
             drop(inner.certificate_reloads.get_or_create(&labels));
+            drop(inner.sweeps.get_or_create(&labels));
         }
         inner.registry = registry;
         Self(Arc::new(inner))
@@ -243,10 +246,20 @@ impl Metrics {
         self.0.change_position.set(seq);
     }
 
+    /// Counts that the database was found in another epoch than before: restored, or with commits lost.
+    pub fn epoch_changed(&self) {
+        self.0.epoch_changes.inc();
+    }
+
     /// Counts an operation on the database that failed, and in what way.
     pub fn store_failed(&self, operation: &'static str, kind: &'static str) {
         let labels = [("operation", operation), ("kind", kind)];
         self.0.store_failures.get_or_create(&labels).inc();
+    }
+
+    /// Counts an attempt to delete all that is over.
+    pub fn sweep_ended(&self, succeeded: bool) {
+        count_attempt(&self.0.sweeps, succeeded);
     }
 
     /// Counts rows of a table that were deleted because their time had passed.
@@ -263,9 +276,7 @@ impl Metrics {
 
     /// Counts an attempt to take on a new TLS certificate.
     pub fn certificate_reloaded(&self, succeeded: bool) {
-        let outcome = if succeeded { "succeeded" } else { "failed" };
-        let labels = [("outcome", outcome)];
-        self.0.certificate_reloads.get_or_create(&labels).inc();
+        count_attempt(&self.0.certificate_reloads, succeeded);
     }
 
     /// Everything as text. Reads `/proc`, so that it may take a moment.
@@ -324,9 +335,11 @@ impl Inner {
             database_up: Gauge::default(),
             clock_offset: Seconds::default(),
             change_position: Gauge::default(),
+            epoch_changes: Counter::default(),
             queue_depth: Family::default(),
             revocation_entries: Gauge::default(),
             store_failures: Family::default(),
+            sweeps: Family::default(),
             swept_rows: Family::default(),
             jwks_fetches: Family::default(),
             certificate_reloads: Family::default(),
@@ -428,6 +441,11 @@ impl Inner {
             self.change_position.clone(),
         );
         registry.register(
+            "epoch_changes",
+            "How often the database was found in another epoch: restored, or with commits lost",
+            self.epoch_changes.clone(),
+        );
+        registry.register(
             "revocation_entries",
             "Revocations in force, as this node knows them",
             self.revocation_entries.clone(),
@@ -436,6 +454,11 @@ impl Inner {
             "store_failures",
             "Operations on the database that failed, by operation and kind",
             self.store_failures.clone(),
+        );
+        registry.register(
+            "sweeps",
+            "Attempts to delete all that is over by outcome",
+            self.sweeps.clone(),
         );
         registry.register(
             "swept_rows",
@@ -458,6 +481,11 @@ impl Inner {
 
 fn set(family: &Family<Labels<1>, Gauge>, name: &'static str, value: &'static str, count: usize) {
     family.get_or_create(&[(name, value)]).set(whole(count));
+}
+
+fn count_attempt(family: &Family<Labels<1>, Counter>, succeeded: bool) {
+    let outcome = if succeeded { "succeeded" } else { "failed" };
+    family.get_or_create(&[("outcome", outcome)]).inc();
 }
 
 fn whole(count: usize) -> i64 {

@@ -341,6 +341,7 @@ impl App {
         tasks.spawn(tasks::sweeper(
             Arc::clone(&self.context.store),
             self.context.clock.clone(),
+            self.context.metrics.clone(),
             self.context.config.keep_events,
             end_tasks.clone(),
         ));

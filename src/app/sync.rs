@@ -249,6 +249,7 @@ impl Sync {
             if changes.epoch == self.position.epoch {
                 self.revocations.replace(everything.revocations);
             } else {
+                source.metrics.epoch_changed();
                 tracing::error!(
                     seen = self.position.seq,
                     head = changes.head,

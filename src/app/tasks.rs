@@ -10,6 +10,7 @@ use crate::{
     clock::AgreedClock,
     domain::{self, id::NodeId},
     keys::master::MasterKeySource,
+    metrics::Metrics,
     registry::Snapshots,
     store::{Bounds, Store, StoreError},
     telemetry,
@@ -68,6 +69,7 @@ pub(super) async fn key_schedule(
 pub(super) async fn sweeper(
     store: Arc<dyn Store>,
     clock: AgreedClock,
+    metrics: Metrics,
     keep_events: Option<Duration>,
     stop: CancellationToken,
 ) {
@@ -87,6 +89,7 @@ pub(super) async fn sweeper(
             () = stop.cancelled() => return,
             swept = sweep(&*store, &clock, &bounds) => swept,
         };
+        metrics.sweep_ended(swept.is_ok());
         let now_in_trouble = swept.err();
         if let Some(error) = &now_in_trouble
             && trouble != now_in_trouble

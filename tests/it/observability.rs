@@ -27,6 +27,8 @@ fn exported() -> Exposition {
     metrics.signed(span);
     metrics.followed_to(1);
     metrics.store_failed("apply", "unavailable");
+    metrics.epoch_changed();
+    metrics.sweep_ended(true);
     metrics.swept("event", 1);
     metrics.jwks_fetched("fetched");
     metrics.certificate_reloaded(true);

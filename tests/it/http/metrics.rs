@@ -2,11 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use countersign::clock::{ManualClock, Timestamp};
+use countersign::{
+    clock::{ManualClock, Timestamp},
+    domain::change::{Cause, Change},
+};
 use reqwest::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
+    database::{Cluster, Durability},
     openmetrics::{self, Exposition},
     process::until,
     server::{FORM, GRANT, Setup, TestServer, answer},
@@ -266,4 +270,35 @@ async fn revocations_in_force_are_counted() {
         .basic_auth(&server.app.id, Some(&server.app.secret));
     assert_eq!(answer(request.form(&[("token", &token)])).await.status, 200);
     becomes(&server, "revocation_entries", 1.0).await;
+}
+
+/// What an operator has to hear of: revocations may be forgotten.
+#[tokio::test]
+async fn a_database_in_another_epoch_is_counted() {
+    let server = TestServer::start().await;
+    becomes(&server, "epoch_changes_total", 0.0).await;
+    let now = server.clients.clock.now();
+    let restored = Change::Restore {
+        keep_tokens: true,
+        tokens_die_at: now,
+    };
+    let cause = Cause::system();
+    let applied = server.clients.store.apply(&restored, &cause, now).await;
+    applied.unwrap();
+    becomes(&server, "epoch_changes_total", 1.0).await;
+}
+
+#[tokio::test]
+async fn attempts_to_delete_what_is_over_are_counted() {
+    let cluster = Cluster::start(Durability::Fast);
+    let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
+    let setup = Setup::new().at(cluster.url()).clock(clock.clone());
+    let server = setup.start().await;
+    becomes(&server, "sweeps_total{outcome=\"succeeded\"}", 0.0).await;
+    clock.advance(Duration::from_secs(30));
+    becomes(&server, "sweeps_total{outcome=\"succeeded\"}", 1.0).await;
+    becomes(&server, "sweeps_total{outcome=\"failed\"}", 0.0).await;
+    cluster.crash();
+    clock.advance(Duration::from_secs(30));
+    becomes(&server, "sweeps_total{outcome=\"failed\"}", 1.0).await;
 }
