@@ -24,10 +24,10 @@ const WAIT: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Args)]
 pub(super) struct Events {
-    /// Those after this one, instead of the latest
+    /// Only events after this one; without it, the latest
     #[arg(long, value_name = "ID", value_parser = event_id)]
     after: Option<EventId>,
-    /// Those of one type
+    /// Only events of this type
     #[arg(
         long = "type",
         value_name = "TYPE",
@@ -35,13 +35,13 @@ pub(super) struct Events {
             .try_map(|name| name.parse::<EventType>())
     )]
     kind: Option<EventType>,
-    /// Those about one client, resource, key use or token, by its id
+    /// Only events about this client, resource or token, by its id
     #[arg(long, value_name = "ID")]
     subject: Option<String>,
-    /// How many at most
+    /// How many events at most, 1 to 200
     #[arg(long, default_value_t = 50, value_parser = value_parser!(u32).range(1..=200))]
     limit: u32,
-    /// Go on with what happens from now on, until Ctrl-C; with --json, one document a line
+    /// Go on with new events as they happen, until Ctrl-C; with --json, one document a line
     #[arg(long)]
     follow: bool,
 }

@@ -78,9 +78,9 @@ enum Command {
     Token(token::Command),
     /// Show what was changed, by whom and why
     Events(events::Events),
-    /// Revoke access tokens
+    /// Revoke one access token, or all that a client holds
     Revoke(revocation::Revoke),
-    /// Tell the service that its database was restored from a backup
+    /// Tell the service that its database was restored or has lost commits; revokes all access tokens
     Restored(revocation::Restored),
     /// Print a script that completes these commands in a shell
     Completions(completions::Completions),

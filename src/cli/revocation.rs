@@ -12,13 +12,13 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("target").required(true).args(["jti", "client"]))]
 pub(super) struct Revoke {
-    /// One access token, by its `jti`
+    /// Revoke one access token, by its `jti`
     #[arg(long, value_name = "ID", requires = "expires_at")]
     jti: Option<String>,
-    /// Its `exp`: seconds since 1970
+    /// The token's `exp`, in seconds since 1970; goes with --jti
     #[arg(long, value_name = "SECONDS", requires = "jti")]
     expires_at: Option<i64>,
-    /// Every access token that a client holds now
+    /// Revoke every access token that a client holds now
     #[arg(long, value_name = "CLIENT_ID", value_parser = client_id)]
     client: Option<ClientId>,
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub(super) struct Revoke {
 
 #[derive(Debug, Args)]
 pub(super) struct Restored {
-    /// Leave tokens alone: nothing was revoked since the backup was made
+    /// Do not revoke the access tokens issued so far: nothing was revoked that is lost now
     #[arg(long)]
     keep_tokens: bool,
     #[command(flatten)]
