@@ -162,6 +162,20 @@ impl From<IpAddr> for AddressPrefix {
     }
 }
 
+/// What one party may have of IPv6 and divide into networks at will: a `/48`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Site(u128);
+
+impl Site {
+    /// The site of a network; none for IPv4.
+    pub fn of(prefix: AddressPrefix) -> Option<Self> {
+        match prefix.0 {
+            IpAddr::V6(network) => Some(Self(u128::from(network) >> 80)),
+            IpAddr::V4(_) => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::iter;

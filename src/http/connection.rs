@@ -4,14 +4,13 @@
 //! open is closed here: later heads that dribble in, and clients that do not read their answers.
 
 use std::{
-    cell::Cell,
-    collections::HashMap,
-    io,
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    io, mem,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -24,7 +23,7 @@ use super::address::TrustedProxies;
 use crate::{
     clock::AgreedClock,
     metrics::{Metrics, OpenConnection},
-    throttle::AddressPrefix,
+    throttle::{AddressPrefix, Site},
 };
 
 /// How many bytes are read from a connection until others have their turn.
@@ -32,6 +31,9 @@ use crate::{
 /// actix-web answers whatever it has read in one go. Of the shortest requests there are some fifty
 /// in this, and most are whole in it.
 const TURN: usize = 2048;
+
+/// As many connections as this many addresses may all the networks of one IPv6 site have.
+const SHARES_OF_SITE: usize = 4;
 
 /// How connections are limited; none is no limit.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +60,70 @@ pub(super) struct Connections {
 
 #[derive(Debug, Default)]
 struct Open {
-    total: usize,
+    /// By age.
+    all: BTreeMap<u64, Counted>,
     by_address: HashMap<AddressPrefix, usize>,
+    /// Those of IPv6 alone.
+    by_site: HashMap<Site, usize>,
+    last: u64,
+}
+
+/// A connection, as it is counted.
+#[derive(Debug)]
+struct Counted {
+    /// None for a trusted proxy.
+    prefix: Option<AddressPrefix>,
+    activity: Activity,
+}
+
+impl Open {
+    fn remove(&mut self, number: u64) {
+        let Some(Counted { prefix, .. }) = self.all.remove(&number) else {
+            return;
+        };
+        if let Some(prefix) = prefix {
+            decrement(&mut self.by_address, &prefix);
+            if let Some(site) = Site::of(prefix) {
+                decrement(&mut self.by_site, &site);
+            }
+        }
+    }
+
+    /// Ends the oldest connection that has sent nothing yet, or else the oldest that waits for a
+    /// next request; none of a proxy, whose requests would be lost. Whether there was one.
+    fn make_room(&mut self) -> bool {
+        let strangers = self.all.iter().filter(|(_, open)| open.prefix.is_some());
+        let mut idle = None;
+        let mut unused = None;
+        for (number, open) in strangers {
+            match open.activity.phase() {
+                Phase::Unused => {
+                    unused = Some(*number);
+                    break;
+                }
+                Phase::Answered => idle = idle.or(Some(*number)),
+                Phase::Asking => {}
+            }
+        }
+        let Some(number) = unused.or(idle) else {
+            return false;
+        };
+        if let Some(open) = self.all.get(&number) {
+            open.activity.evict();
+        }
+        // It takes no more than a moment until it has gone.
+        self.remove(number);
+        true
+    }
+}
+
+fn decrement<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
 }
 
 impl Connections {
@@ -81,26 +145,43 @@ impl Connections {
     /// Counts one more, if there may be one more.
     ///
     /// # Security
-    /// Strangers open connections. The share of an address is what keeps one of them from taking
-    /// all; what is remembered is bounded by the connections that are open.
+    /// Strangers open connections. The share of an address, and of an IPv6 site, which has 65536
+    /// networks, is what keeps one of them from taking all. Many of them take what nobody uses from
+    /// each other. What is remembered is bounded by the connections that are open.
     pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Admission> {
         let prefix = (!self.proxies.trusts(peer)).then(|| AddressPrefix::from(peer));
+        let site = prefix.and_then(Site::of);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.limits.total.is_some_and(|most| open.total >= most) {
+        if let (Some(prefix), Some(most)) = (prefix, self.limits.per_address) {
+            let own = open.by_address.get(&prefix).copied().unwrap_or_default();
+            let of_site = site.and_then(|site| open.by_site.get(&site).copied());
+            if own >= most || of_site.unwrap_or_default() >= most.saturating_mul(SHARES_OF_SITE) {
+                return None;
+            }
+        }
+        let is_full = self.limits.total.is_some_and(|most| open.all.len() >= most);
+        if is_full && !open.make_room() {
             return None;
         }
         if let Some(prefix) = prefix {
-            let own = open.by_address.get(&prefix).copied().unwrap_or_default();
-            if self.limits.per_address.is_some_and(|most| own >= most) {
-                return None;
-            }
-            open.by_address.insert(prefix, own + 1);
+            *open.by_address.entry(prefix).or_default() += 1;
         }
-        open.total += 1;
+        if let Some(site) = site {
+            *open.by_site.entry(site).or_default() += 1;
+        }
+        open.last += 1;
+        let number = open.last;
+        let activity = Activity::default();
+        let counted = Counted {
+            prefix,
+            activity: activity.clone(),
+        };
+        open.all.insert(number, counted);
         Some(Admission {
             _open: self.metrics.connection(self.listener),
             connections: Arc::clone(self),
-            prefix,
+            number,
+            activity,
         })
     }
 }
@@ -162,51 +243,79 @@ impl Duplex for TlsStream<Connection> {
     }
 }
 
-/// One connection that counts for as long as this is held.
+/// One connection that counts for as long as this is held, or until it is evicted.
 #[derive(Debug)]
 pub(super) struct Admission {
     _open: OpenConnection,
     connections: Arc<Connections>,
-    prefix: Option<AddressPrefix>,
+    number: u64,
+    activity: Activity,
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
         let open = self.connections.open.lock();
         let mut open = open.unwrap_or_else(PoisonError::into_inner);
-        open.total -= 1;
-        let Some(prefix) = self.prefix else { return };
-        if let Some(own) = open.by_address.get_mut(&prefix) {
-            *own -= 1;
-            if *own == 0 {
-                open.by_address.remove(&prefix);
-            }
-        }
+        open.remove(self.number);
     }
 }
 
 /// What has become of the requests of a connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Activity(Rc<Requests>);
+pub(super) struct Activity(Arc<Mutex<Requests>>);
 
 #[derive(Debug, Default)]
 struct Requests {
+    phase: Phase,
     /// A request head has arrived since the connection last looked. It may have its answer already.
-    has_begun: Cell<bool>,
-    /// The last request has its answer.
-    is_answered: Cell<bool>,
+    has_begun: bool,
+    /// Another connection has its place.
+    is_evicted: bool,
+    /// What waits for the next request.
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// No whole request head has arrived yet.
+    #[default]
+    Unused,
+    /// A request waits for its answer.
+    Asking,
+    /// All requests have their answers.
+    Answered,
 }
 
 impl Activity {
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A request head has arrived.
     pub(super) fn begin(&self) {
-        self.0.has_begun.set(true);
-        self.0.is_answered.set(false);
+        let mut requests = self.requests();
+        requests.has_begun = true;
+        requests.phase = Phase::Asking;
     }
 
     /// The request has its answer.
     pub(super) fn end(&self) {
-        self.0.is_answered.set(true);
+        self.requests().phase = Phase::Answered;
+    }
+
+    fn phase(&self) -> Phase {
+        self.requests().phase
+    }
+
+    /// Ends the connection.
+    fn evict(&self) {
+        let mut requests = self.requests();
+        requests.is_evicted = true;
+        let waker = requests.waker.take();
+        drop(requests);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -271,7 +380,7 @@ impl Connection {
     pub(super) fn new(io: TcpStream, patience: Patience, admission: Admission) -> Self {
         Self {
             io,
-            activity: Activity::default(),
+            activity: admission.activity.clone(),
             patience,
             next_head: None,
             unread: None,
@@ -281,6 +390,25 @@ impl Connection {
             turn: TURN,
             _admission: admission,
         }
+    }
+
+    /// Whether it has been evicted, or an answered client has sent no further request in time.
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        let mut requests = self.activity.requests();
+        if requests.is_evicted {
+            return true;
+        }
+        match &mut requests.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        if mem::take(&mut requests.has_begun) {
+            self.next_head = None;
+        }
+        let is_answered = requests.phase == Phase::Answered;
+        drop(requests);
+        let span = self.patience.next_head;
+        is_answered && self.patience.is_over(&mut self.next_head, span, context)
     }
 
     fn read_in_turn(
@@ -316,7 +444,7 @@ impl Connection {
         }
         self.is_stalled = false;
         self.unread = None;
-        if std::mem::take(&mut self.wants_to_read) {
+        if mem::take(&mut self.wants_to_read) {
             context.waker().wake_by_ref();
         }
         written
@@ -333,19 +461,13 @@ impl AsyncRead for Connection {
         if this.has_ended {
             return Poll::Ready(Ok(()));
         }
-        if this.activity.0.has_begun.take() {
-            this.next_head = None;
-        }
-        if this.activity.0.is_answered.get() {
-            let span = this.patience.next_head;
-            if this.patience.is_over(&mut this.next_head, span, context) {
-                this.has_ended = true;
-                if this.is_stalled {
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                }
-                // As if the client had ended it.
-                return Poll::Ready(Ok(()));
+        if this.is_over(context) {
+            this.has_ended = true;
+            if this.is_stalled {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
+            // As if the client had ended it.
+            return Poll::Ready(Ok(()));
         }
         if this.is_stalled {
             this.wants_to_read = true;
@@ -415,11 +537,77 @@ mod tests {
         assert!(admit("192.0.2.1").is_none());
         let proxied = [(); 3].map(|()| admit("192.0.2.9"));
         assert!(proxied.iter().all(Option::is_some));
+        for used in stranger.iter().flatten() {
+            used.activity.begin();
+        }
         assert!(admit("192.0.2.2").is_none(), "the sixth");
         drop(stranger);
         assert!(admit("192.0.2.1").is_some());
         drop(proxied);
+        assert_nothing_is_remembered(&connections);
+    }
+
+    fn assert_nothing_is_remembered(connections: &Connections) {
         let open = connections.open.lock().unwrap();
-        assert_eq!((open.total, open.by_address.len()), (0, 0));
+        let counts = (open.all.len(), open.by_address.len(), open.by_site.len());
+        assert_eq!(counts, (0, 0, 0));
+    }
+
+    fn connections(total: usize, per_address: usize) -> Arc<Connections> {
+        let limits = ConnectionLimits {
+            total: Some(total),
+            per_address: Some(per_address),
+            keep_alive: None,
+        };
+        let metrics = Metrics::new(Timestamp::from_seconds(0), Duration::ZERO, Duration::ZERO);
+        Connections::new(limits, TrustedProxies::default(), metrics, "public")
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_place_of_the_oldest_that_is_not_used() {
+        let connections = connections(5, 5);
+        let admit = || connections.admit("192.0.2.1".parse().unwrap());
+        let is_evicted = |admission: &Admission| admission.activity.requests().is_evicted;
+        let all: Vec<_> = (0..5).map(|_| admit().unwrap()).collect();
+        let newcomer = || connections.admit("192.0.2.2".parse().unwrap());
+        let evicted = || all.iter().map(is_evicted).collect::<Vec<_>>();
+        all[0].activity.begin();
+        for answered in [1, 3] {
+            all[answered].activity.begin();
+            all[answered].activity.end();
+        }
+        let mut newcomers = Vec::new();
+        for expected in [
+            [false, false, true, false, false],
+            [false, false, true, false, true],
+            [false, true, true, false, true],
+            [false, true, true, true, true],
+        ] {
+            let newcomer = newcomer().unwrap();
+            newcomer.activity.begin();
+            newcomers.push(newcomer);
+            assert_eq!(evicted(), expected);
+        }
+        // All of them wait for answers.
+        assert!(newcomer().is_none());
+        all[0].activity.end();
+        assert!(newcomer().is_some());
+        drop((all, newcomers));
+        assert_nothing_is_remembered(&connections);
+    }
+
+    #[test]
+    fn the_networks_of_one_site_do_not_get_more_than_four_shares() {
+        let connections = connections(100, 2);
+        let admit = |address: &str| connections.admit(address.parse().unwrap());
+        let held: Vec<_> = (0..12)
+            .filter_map(|network| admit(&format!("2001:db8:1:{network:x}::1")))
+            .collect();
+        assert_eq!(held.len(), 8);
+        assert!(admit("2001:db8:2::1").is_some());
+        assert!(admit("192.0.2.1").is_some());
+        drop(held);
+        assert!(admit("2001:db8:1:ff::1").is_some());
+        assert_nothing_is_remembered(&connections);
     }
 }

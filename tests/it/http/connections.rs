@@ -85,6 +85,30 @@ async fn a_trusted_proxy_has_as_many_connections_as_it_needs_but_not_more_than_t
     becomes_served("127.0.0.2", server.public).await;
 }
 
+/// Whoever opens connections and says nothing, or nothing more, makes room for others.
+#[tokio::test]
+async fn a_newcomer_takes_the_place_of_a_connection_that_is_not_used() {
+    let setup = Setup::new().set("limits.connections", "6");
+    let server = setup.start().await;
+    let idle = served_from("127.0.0.3", 3, server.public).await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(connect_from("127.0.0.4", server.public).await);
+    }
+    // Each waits for room to be made for it; which is the last silent one does not matter.
+    let newcomers = served_from("127.0.0.2", 3, server.public).await;
+    for mut silent in silent {
+        assert_eq!(read_to_end(&mut silent).await, "");
+    }
+    let late = served_from("127.0.0.5", 3, server.public).await;
+    for mut idle in idle {
+        // What is left of the answer, and the end.
+        let rest = read_to_end(&mut idle).await;
+        assert_eq!(rest.matches("HTTP/1.1 ").count(), 0, "{rest}");
+    }
+    drop((newcomers, late));
+}
+
 #[tokio::test]
 async fn a_request_head_over_the_limit_is_refused_and_ends_the_connection() {
     let setup = Setup::new().set("limits.request_header_bytes", "2000");
