@@ -1,24 +1,39 @@
 //! Whom a request comes from, past the proxies in front.
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
 
 /// The proxies whose word on addresses counts.
 #[derive(Clone, Debug, Default)]
-pub struct TrustedProxies(Vec<IpNet>);
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    /// One of them has been seen to write what is no address.
+    is_warned: Arc<AtomicBool>,
+}
 
 impl TrustedProxies {
     /// The proxies of these networks.
     pub fn new(networks: Vec<IpNet>) -> Self {
-        Self(networks)
+        Self {
+            networks,
+            is_warned: Arc::default(),
+        }
     }
 
     /// Whether this is the address of one.
     pub(super) fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address))
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
     }
 
     /// The address of the client whose request came over a connection of `peer`.
@@ -26,8 +41,8 @@ impl TrustedProxies {
     /// # Security
     /// Whoever sends a request writes what it likes into `X-Forwarded-For`, and each proxy adds at
     /// the end whom it heard from. So it is read from its end, for as long as the trusted have
-    /// written it; and not at all when the request comes from somebody else. What is no address ends
-    /// the reading, too.
+    /// written it; and not at all when the request comes from somebody else. What is no address, with
+    /// or without a port, ends the reading, too.
     pub(super) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let lines: Vec<_> = headers.get_all("x-forwarded-for").collect();
         let entries = lines
@@ -40,13 +55,33 @@ impl TrustedProxies {
                 break;
             }
             let entry = str::from_utf8(entry).map(|entry| entry.trim_matches([' ', '\t']));
-            let Some(before) = entry.ok().and_then(|entry| entry.parse::<IpAddr>().ok()) else {
+            let Some(before) = entry.ok().and_then(read) else {
+                self.warn(address);
                 break;
             };
             address = before.to_canonical();
         }
         address
     }
+
+    /// Once: others behind the proxy could fill the log otherwise. Never with what is written there,
+    /// which may be anything.
+    fn warn(&self, proxy: IpAddr) {
+        if !self.is_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %proxy,
+                "a trusted proxy has written something else than an address at the end of \
+                 X-Forwarded-For: limits cannot tell its clients apart; have it write the \
+                 address of its client"
+            );
+        }
+    }
+}
+
+/// The address of an entry; some load balancers write the port of the client, too.
+fn read(entry: &str) -> Option<IpAddr> {
+    let with_port = || entry.parse().map(|address: SocketAddr| address.ip());
+    entry.parse().or_else(|_| with_port()).ok()
 }
 
 #[cfg(test)]
@@ -102,13 +137,24 @@ mod tests {
             ("10.0.0.1", &[b"203.0.113.5,"], "10.0.0.1"),
             (
                 "10.0.0.1",
-                &[b"203.0.113.5, 10.0.0.2:80, 10.0.0.3"],
+                &[b"203.0.113.5, unknown:80, 10.0.0.3"],
                 "10.0.0.3",
             ),
             ("10.0.0.1", &[b"203.0.113.05"], "10.0.0.1"),
             ("10.0.0.1", &[b"0xcb007105"], "10.0.0.1"),
             ("10.0.0.1", &[b"203.0.113.5 198.51.100.1"], "10.0.0.1"),
             ("10.0.0.1", &[b"203.0.113.\xff"], "10.0.0.1"),
+            // With a port.
+            ("10.0.0.1", &[b"203.0.113.5:49152"], "203.0.113.5"),
+            (
+                "10.0.0.1",
+                &[b"1.1.1.1, 203.0.113.5:1, 10.0.0.2:80"],
+                "203.0.113.5",
+            ),
+            ("10.0.0.1", &[b"[2001:db8:bb::1]:443"], "2001:db8:bb::1"),
+            ("10.0.0.1", &[b"[::ffff:203.0.113.5]:443"], "203.0.113.5"),
+            ("10.0.0.1", &[b"203.0.113.5:65536"], "10.0.0.1"),
+            ("10.0.0.1", &[b"203.0.113.5:"], "10.0.0.1"),
             // IPv6, and IPv4 within it.
             ("2001:db8:aa::1", &[b"2001:db8:bb::1"], "2001:db8:bb::1"),
             ("2001:db8:bb::1", &[b"2001:db8:cc::1"], "2001:db8:bb::1"),

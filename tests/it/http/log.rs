@@ -39,6 +39,28 @@ async fn every_answer_carries_an_id_of_its_own() {
     assert!(seen.insert(granted.header("x-request-id").unwrap().to_owned()));
 }
 
+/// Limits would be at a loss behind such a proxy, and nobody would know why.
+#[tokio::test]
+async fn a_proxy_that_writes_no_address_is_warned_of_once_and_without_its_words() {
+    let installation = Installation::development().with("public.trusted_proxies", "127.0.0.1/32");
+    let mut node = installation.start().await;
+    let url = format!("http://{}/health/live", node.public);
+    let client = client().build().unwrap();
+    for word in ["203.0.113.5:80", "hunter2", "hunter2"] {
+        let request = client.get(&url).header("x-forwarded-for", word);
+        assert_eq!(answer(request).await.status, 200);
+    }
+    node.process.terminate();
+    node.process.ended().await;
+    let log = node.process.stderr();
+    let warnings = log.matches("a trusted proxy has written").count();
+    assert_eq!(warnings, 1, "{log}");
+    assert!(
+        log.contains("203.0.113.5") && !log.contains("hunter2"),
+        "{log}"
+    );
+}
+
 /// Even with every log line there is.
 #[tokio::test]
 async fn no_secret_gets_into_the_log() {
