@@ -24,10 +24,10 @@ use actix_http::{HttpService, KeepAlive};
 use actix_server::{Server, ServerHandle};
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::{
-    App, Handler, HttpResponse, Responder,
+    App, Handler, HttpResponse, Resource, Responder,
     dev::AppConfig,
     http::{Method, header},
-    middleware::from_fn,
+    middleware::{DefaultHeaders, from_fn},
     web::{self, Data, ServiceConfig},
 };
 use bytes::Bytes;
@@ -232,20 +232,20 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         public::introspect,
     );
     post(config, &below(metadata::REVOCATION_PATH), public::revoke);
-    health_routes(config);
+    get(config, LIVE, public::live);
+    get(config, READY, public::ready);
 }
 
 /// What operators and probes see.
 fn admin_routes(config: &mut ServiceConfig, _: &Services) {
-    health_routes(config);
-    get(config, "/metrics", metrics::metrics);
+    get_without_pages(config, LIVE, public::live);
+    get_without_pages(config, READY, public::ready);
+    get_without_pages(config, "/metrics", metrics::metrics);
     admin::routes(config);
 }
 
-fn health_routes(config: &mut ServiceConfig) {
-    get(config, "/health/live", public::live);
-    get(config, "/health/ready", public::ready);
-}
+const LIVE: &str = "/health/live";
+const READY: &str = "/health/ready";
 
 /// A resource that is read, by pages of any origin, too.
 fn get<F, Args>(config: &mut ServiceConfig, path: &str, handler: F)
@@ -254,11 +254,33 @@ where
     F::Output: Responder + 'static,
     Args: actix_web::FromRequest + 'static,
 {
-    let resource = web::resource(path)
+    let resource = readable(path, handler)
+        .route(web::method(Method::OPTIONS).to(cors::preflight_of_anyone))
+        .default_service(web::to(async || not_allowed("GET, HEAD, OPTIONS")));
+    let anyone = (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+    config.service(resource.wrap(DefaultHeaders::new().add(anyone)));
+}
+
+/// A resource that is read, and by no page of another origin.
+fn get_without_pages<F, Args>(config: &mut ServiceConfig, path: &str, handler: F)
+where
+    F: Handler<Args> + Clone,
+    F::Output: Responder + 'static,
+    Args: actix_web::FromRequest + 'static,
+{
+    let resource = readable(path, handler);
+    config.service(resource.default_service(web::to(async || not_allowed("GET, HEAD"))));
+}
+
+fn readable<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args> + Clone,
+    F::Output: Responder + 'static,
+    Args: actix_web::FromRequest + 'static,
+{
+    web::resource(path)
         .route(web::get().to(handler.clone()))
         .route(web::head().to(handler))
-        .route(web::method(Method::OPTIONS).to(cors::preflight_of_anyone));
-    config.service(resource.default_service(web::to(async || not_allowed("GET, HEAD, OPTIONS"))));
 }
 
 /// A resource that takes forms, from pages of registered origins, too.

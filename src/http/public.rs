@@ -125,8 +125,7 @@ pub(super) async fn jwks(request: HttpRequest, services: Data<Services>) -> Http
     };
     response
         .insert_header((header::CACHE_CONTROL, cache))
-        .insert_header((header::ETAG, &*jwks.etag))
-        .insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"));
+        .insert_header((header::ETAG, &*jwks.etag));
     if is_known {
         return response.finish();
     }
@@ -151,7 +150,6 @@ fn is_known(request: &HttpRequest, etag: &str) -> bool {
 pub(super) async fn metadata(services: Data<Services>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "public, max-age=300"))
-        .insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"))
         .content_type("application/json")
         .body(services.metadata.clone())
 }
@@ -188,6 +186,5 @@ fn health(
 ) -> HttpResponse {
     response
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .insert_header((header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"))
         .json(document)
 }

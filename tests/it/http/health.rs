@@ -18,7 +18,11 @@ async fn probes_are_answered_on_both_listeners() {
     let server = TestServer::start().await;
     let client = client().build().unwrap();
     let ready = json!({"status": "ok", "database": "up", "keys": "ok"});
-    for listener in [server.public, server.admin] {
+    // Pages of other origins have no business on the admin listener.
+    for (listener, origin, allow) in [
+        (server.public, Some("*"), "GET, HEAD, OPTIONS"),
+        (server.admin, None, "GET, HEAD"),
+    ] {
         for (path, expected) in [
             ("/health/live", &json!({"status": "ok"})),
             ("/health/ready", &ready),
@@ -28,12 +32,13 @@ async fn probes_are_answered_on_both_listeners() {
             assert_eq!(got.status, 200, "{url}");
             assert_eq!(got.header("content-type"), Some("application/json"));
             assert_eq!(got.header("cache-control"), Some("no-store"));
+            assert_eq!(got.header("access-control-allow-origin"), origin);
             assert_eq!(got.json(), *expected);
             let head = answer(client.head(&url)).await;
             assert_eq!((head.status, head.body.as_str()), (200, ""));
             let posted = answer(client.post(&url)).await;
             assert_eq!(posted.status, 405);
-            assert_eq!(posted.header("allow"), Some("GET, HEAD, OPTIONS"));
+            assert_eq!(posted.header("allow"), Some(allow));
         }
     }
 }
