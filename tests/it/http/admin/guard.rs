@@ -186,7 +186,7 @@ async fn a_scope_that_was_taken_from_the_client_is_gone_from_its_tokens() {
 async fn a_token_is_good_until_it_expires() {
     let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
     let server = Setup::new().clock(clock.clone()).start().await;
-    let desk = while_time_passes(&clock, Desk::of(&server, "keys:read")).await;
+    let desk = Desk::in_time_of(&clock, &server, "keys:read").await;
     assert_eq!(desk.get("/admin/v1/keys").await.status, 200);
     clock.advance(Duration::from_mins(10));
     is_problem(&desk.get("/admin/v1/keys").await, 401, "invalid-token");

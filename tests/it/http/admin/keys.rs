@@ -20,7 +20,7 @@ async fn states(desk: &Desk<'_>) -> Vec<String> {
 async fn a_rotation_that_verifiers_cannot_follow_yet_is_told_when_it_may_happen() {
     let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
     let server = Setup::new().clock(clock.clone()).start().await;
-    let desk = while_time_passes(&clock, Desk::of(&server, "keys:read keys:rotate")).await;
+    let desk = Desk::in_time_of(&clock, &server, "keys:read keys:rotate").await;
     assert_eq!(states(&desk).await, ["active", "next"]);
     let rotate = json!({ "mode": "scheduled", "reason": "Trying it" });
     let early = desk.post("/admin/v1/keys/rotate", &rotate).await;
@@ -30,7 +30,7 @@ async fn a_rotation_that_verifiers_cannot_follow_yet_is_told_when_it_may_happen(
     assert!(wait > 300, "{wait}");
     clock.advance(Duration::from_secs(wait));
     // The token has expired meanwhile.
-    let desk = while_time_passes(&clock, Desk::of(&server, "keys:read keys:rotate")).await;
+    let desk = Desk::in_time_of(&clock, &server, "keys:read keys:rotate").await;
     let rotated = desk.post("/admin/v1/keys/rotate", &rotate).await;
     assert_eq!(rotated.status, 200, "{rotated:?}");
     assert_eq!(rotated.json()["verifiers_may_lag_until"], Value::Null);

@@ -93,6 +93,21 @@ impl<'a> Desk<'a> {
         Self::with(server, token(server, scope).await).await
     }
 
+    /// The same where time stands still: it passes faster there than the node can look at its
+    /// database, so that it may not know the operator at once.
+    async fn in_time_of(clock: &ManualClock, server: &'a TestServer, scope: &str) -> Self {
+        let registered = server.register(&operator(scope)).await;
+        loop {
+            let request = server.token_request();
+            let request = request.basic_auth(&registered.id, Some(&registered.secret));
+            let form = [GRANT[0], ("resource", ADMIN)];
+            let answered = while_time_passes(clock, answer(request.form(&form))).await;
+            if answered.status == 200 {
+                return Self::with(server, answered.access_token()).await;
+            }
+        }
+    }
+
     async fn with(server: &'a TestServer, token: String) -> Self {
         let document = document(server).await;
         Self {
