@@ -14,6 +14,8 @@ use countersign::{
 };
 use serde_json::Value;
 
+use crate::support::oracle;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -107,7 +109,7 @@ fn every_link_of_a_document_leads_somewhere() {
 /// `docs/compose.yaml` as a YAML parser reads it, merged keys included.
 fn compose() -> Value {
     let script = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
-    let read = Command::new("python3")
+    let read = Command::new(oracle::folder().join("venv/bin/python"))
         .args(["-c", script])
         .arg(root().join("docs/compose.yaml"))
         .output()

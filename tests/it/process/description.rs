@@ -1,13 +1,11 @@
 //! The admin interface answers as its description says, whatever it is asked.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
 use super::show;
 use crate::support::{
     database::{Database, Engine},
+    oracle,
     process::{Credentials, Installation},
 };
 
@@ -39,8 +37,7 @@ async fn every_answer_to_a_made_up_request_is_one_that_the_description_knows() {
     ];
     let created = installation.json(&create).await;
     let operator = Credentials::of(&created);
-    let interop = std::env::var("COUNTERSIGN_TEST_INTEROP").expect("scripts/test sets it");
-    let interop = Path::new(&interop);
+    let interop = oracle::folder();
     let folder = tempfile::tempdir().unwrap();
     // Bounded by the time it is given, on a thread that nothing else of this test needs.
     let output = Command::new(interop.join("venv/bin/schemathesis"))
@@ -54,7 +51,7 @@ async fn every_answer_to_a_made_up_request_is_one_that_the_description_knows() {
         ])
         .arg(node.admin_url("/admin/v1/openapi.json"))
         .env("SCHEMATHESIS_HOOKS", "operator_token")
-        .env("PYTHONPATH", interop)
+        .env("PYTHONPATH", &interop)
         .env("TOKEN_ENDPOINT", node.url("/oauth2/token"))
         .env("RESOURCE", created["resources"][0].as_str().unwrap())
         .env("CLIENT_ID", &operator.id)

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    path::Path,
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -14,6 +14,13 @@ mod ring_provider;
 
 /// Names the folder that `scripts/test` prepares.
 const FOLDER: &str = "COUNTERSIGN_TEST_INTEROP";
+
+/// The folder with the programs of `tests/interop` and all that they need.
+pub(crate) fn folder() -> PathBuf {
+    std::env::var(FOLDER)
+        .unwrap_or_else(|_| panic!("{FOLDER} is not set: run scripts/test, which prepares it."))
+        .into()
+}
 
 /// What jsonwebtoken reads in a token: header and claims.
 pub(crate) fn jsonwebtoken(token: &str, jwks: &str, issuer: &str, audience: &str) -> Value {
@@ -39,9 +46,7 @@ pub(crate) fn independent_tools(
     issuer: &str,
     audience: &str,
 ) -> [Value; 3] {
-    let folder = std::env::var(FOLDER)
-        .unwrap_or_else(|_| panic!("{FOLDER} is not set: run scripts/test, which prepares it."));
-    let folder = Path::new(&folder);
+    let folder = folder();
     let place = tempfile::tempdir().unwrap();
     let jwks_file = place.path().join("jwks.json");
     std::fs::write(&jwks_file, jwks).unwrap();
