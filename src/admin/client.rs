@@ -24,8 +24,11 @@ use crate::{
     },
     entropy::Entropy,
     keys::lifecycle::LONGEST_TOKEN_LIFE,
-    store::Store,
+    store::{Store, StoreError},
 };
+
+/// Members of a client's document that nobody can write.
+const SHOWN_ONLY: [&str; 4] = ["client_id", "created_at", "secrets", "updated_at"];
 
 /// How often a change of secrets is tried again when somebody else was faster.
 const ATTEMPTS: u32 = 8;
@@ -175,6 +178,13 @@ impl ClientAdmin {
     ) -> Result<(Client, Option<ClientSecret>), AdminError> {
         let now = self.clock.now();
         let client_id = match id {
+            // The audit trail calls the service itself so.
+            Some(id) if id.as_str() == Cause::system().actor => {
+                return Err(AdminError::Invalid(vec![FieldError::new(
+                    "/client_id",
+                    "is the name of the service itself; choose another",
+                )]));
+            }
             Some(id) => id,
             None => ClientId::parse(&self.entropy.uuid_v7(now)?.to_string())
                 .map_err(|_| AdminError::Conflict("no client id could be drawn".to_owned()))?,
@@ -263,22 +273,28 @@ impl ClientAdmin {
 
     /// Removes a client and revokes its tokens.
     pub async fn delete(&self, id: &ClientId, cause: &Cause) -> Result<(), AdminError> {
-        let before = self.show(id).await?;
-        self.authority.permits(&self.issuer, [&before])?;
-        let expected = before.revision;
-        let client_id = id.clone();
-        self.store
-            .apply(
-                &Change::DeleteClient {
-                    client_id,
-                    expected,
-                    tokens_die_at: self.clock.now().plus(self.token_retention),
-                },
-                cause,
-                self.clock.now(),
-            )
-            .await?;
-        Ok(())
+        let mut attempt = 1;
+        loop {
+            let expected = self.within_authority(id).await?.revision;
+            let now = self.clock.now();
+            let change = Change::DeleteClient {
+                client_id: id.clone(),
+                expected,
+                tokens_die_at: now.plus(self.token_retention),
+            };
+            match self.store.apply(&change, cause, now).await {
+                // Somebody else was faster: to change it, or to remove it.
+                Err(StoreError::Conflict) if attempt < ATTEMPTS => attempt += 1,
+                applied => return Ok(applied.map(drop)?),
+            }
+        }
+    }
+
+    /// A client that whoever asks may act on.
+    pub async fn within_authority(&self, id: &ClientId) -> Result<Client, AdminError> {
+        let client = self.show(id).await?;
+        self.authority.permits(&self.issuer, [&client])?;
+        Ok(client)
     }
 
     /// Gives a client a second secret, so that the first can be taken out of use afterwards.
@@ -650,6 +666,15 @@ fn drop_keys_of_before(document: &mut Value, patch: &Value, before: &Client) {
 /// A client's metadata after a merge patch, as far as that can be read, and what cannot.
 fn patched(client: &Client, patch: &Value) -> (ClientMetadata, Vec<FieldError>) {
     let mut document = serde_json::to_value(metadata_of(client)).unwrap_or_default();
+    // Whoever sends back what was shown, with something changed, changes only that.
+    let shown = client.document();
+    let mut patch = patch.clone();
+    if let Value::Object(members) = &mut patch {
+        members.retain(|name, value| {
+            !SHOWN_ONLY.contains(&name.as_str()) || shown.get(name) != Some(value)
+        });
+    }
+    let patch = &patch;
     merge(&mut document, patch);
     drop_keys_of_before(&mut document, patch, client);
     let Value::Object(members) = document else {

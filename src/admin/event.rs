@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     AdminError, FieldError,
     page::{Page, PageRequest},
@@ -91,6 +93,8 @@ pub struct EventAdmin {
     pub clock: AgreedClock,
     /// How often to look for new events.
     pub poll: Duration,
+    /// Ends the waiting for events when the service stops.
+    pub stopping: CancellationToken,
 }
 
 impl EventAdmin {
@@ -122,7 +126,10 @@ impl EventAdmin {
             if !events.is_empty() || self.clock.monotonic() >= end {
                 return Ok(events);
             }
-            self.clock.sleep(self.poll).await;
+            tokio::select! {
+                () = self.clock.sleep(self.poll) => {}
+                () = self.stopping.cancelled() => return Ok(events),
+            }
         }
     }
 }

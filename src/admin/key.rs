@@ -189,7 +189,7 @@ impl KeyAdmin {
                 Command::RotateEmergency { discard_next },
             ),
         };
-        let mut compromised = None;
+        let (mut compromised, mut seen) = (None, None);
         self.command(event, cause, |schedule, now| {
             if rotation == Rotation::Scheduled {
                 return Ok(command);
@@ -199,8 +199,20 @@ impl KeyAdmin {
             let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
             let active = lifecycle::active(&times, now).and_then(|index| schedule.keys.get(index));
             let active = active.map(|key| key.kid.clone());
-            let is_same = *compromised.get_or_insert_with(|| active.clone()) == active;
-            Ok(if is_same { command } else { Command::Ensure })
+            let unrevoked = unrevoked(schedule);
+            let seen = seen.get_or_insert_with(|| unrevoked.clone());
+            if *compromised.get_or_insert_with(|| active.clone()) == active {
+                return Ok(command);
+            }
+            // The faster one may have left what is to be discarded here, and let it sign.
+            let is_left = unrevoked.iter().any(|kid| seen.contains(kid));
+            if rotation == (Rotation::Emergency { discard_next: true }) && is_left {
+                return Err(AdminError::Conflict(
+                    "another emergency was faster and kept the next keys; look at the keys and ask again"
+                        .to_owned(),
+                ));
+            }
+            Ok(Command::Ensure)
         })
         .await
     }
@@ -502,6 +514,14 @@ fn primary_of(schedule: &KeySchedule) -> Result<MasterKeyId, AdminError> {
             "the database has no master key yet; start the service once".to_owned(),
         )
     })
+}
+
+fn unrevoked(schedule: &KeySchedule) -> Vec<Kid> {
+    let unrevoked = schedule
+        .keys
+        .iter()
+        .filter(|key| key.times.revoked_at.is_none());
+    unrevoked.map(|key| key.kid.clone()).collect()
 }
 
 fn sealed_under(schedule: &KeySchedule, id: MasterKeyId) -> usize {

@@ -20,7 +20,7 @@ use crate::{
         scope::Scope,
     },
     entropy::Entropy,
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// Every scope of the admin interface.
@@ -156,10 +156,11 @@ impl ResourceAdmin {
                 "the admin interface is built in".to_owned(),
             ));
         }
-        self.store
-            .apply(&Change::DeleteResource(id), cause, self.clock.now())
-            .await?;
-        Ok(())
+        let change = Change::DeleteResource(id);
+        match self.store.apply(&change, cause, self.clock.now()).await {
+            Err(StoreError::Conflict) => Err(AdminError::NotFound("resource")),
+            deleted => Ok(deleted.map(drop)?),
+        }
     }
 }
 

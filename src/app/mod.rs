@@ -220,6 +220,7 @@ impl Context {
             store: Arc::clone(&self.store),
             clock: self.clock.clone(),
             poll: self.config.policy.poll,
+            stopping: CancellationToken::new(),
         }
     }
 
@@ -330,6 +331,7 @@ impl App {
         let end_tasks = CancellationToken::new();
         let snapshots = Arc::clone(&self.services.snapshots);
         let clock = self.context.clock.clone();
+        let stopping = self.services.admin.events.stopping.clone();
         let node = tasks::Node::new(&self.context)?;
         node.report().await?;
         tasks.spawn(self.sync.run(end_tasks.clone()));
@@ -361,6 +363,7 @@ impl App {
             result = &mut running => result.map_err(StartError::Serve),
             () = stop.cancelled() => {
                 tracing::info!("stopping");
+                stopping.cancel();
                 let (result, ()) = tokio::join!(running, http::stop(handles));
                 result.map_err(StartError::Serve)
             }

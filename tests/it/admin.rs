@@ -57,6 +57,8 @@ macro_rules! on_both_engines {
 
 on_both_engines! {
     an_emergency_that_loses_against_the_same_one_revokes_no_second_key,
+    an_emergency_that_discards_next_is_not_lost_against_one_that_keeps_it,
+    a_removal_that_loses_against_a_change_is_made_nonetheless,
     a_rotation_that_loses_against_another_is_too_early,
     an_emergency_that_discards_next_revokes_every_key_there_was,
     a_master_key_is_not_promoted_past_a_node_that_may_still_sign,
@@ -338,6 +340,52 @@ async fn an_emergency_that_loses_against_the_same_one_revokes_no_second_key(offi
         assert_eq!(change.keys, applied);
         assert_eq!(rival.list().await.unwrap(), applied);
     }
+}
+
+async fn an_emergency_that_discards_next_is_not_lost_against_one_that_keeps_it(office: &Office) {
+    let rival = office.rivals_keys();
+    office.first({
+        let rival = rival.clone();
+        async move {
+            rival.rotate(EMERGENCY, &cause()).await.unwrap();
+        }
+    });
+    let rotation = Rotation::Emergency { discard_next: true };
+    let refused = office.keys().rotate(rotation, &cause()).await;
+    assert!(office.was_contested());
+    assert!(
+        matches!(refused, Err(AdminError::Conflict(_))),
+        "{refused:?}"
+    );
+    // Nothing of it was done; asked again, it is.
+    let before = rival.list().await.unwrap();
+    let mut found = states(&before);
+    found.sort_unstable();
+    assert_eq!(found, ["active", "next", "revoked"]);
+    let change = office.keys().rotate(rotation, &cause()).await.unwrap();
+    for key in &change.keys {
+        let was_there = before.iter().any(|other| other["kid"] == key["kid"]);
+        assert_eq!(key["state"] == "revoked", was_there, "{key}");
+    }
+}
+
+async fn a_removal_that_loses_against_a_change_is_made_nonetheless(office: &Office) {
+    let client = office.client(&[]).await;
+    let id = client.client_id.clone();
+    office.first({
+        let (rival, id) = (office.rivals_clients(), id.clone());
+        async move {
+            let patch = json!({ "client_name": "Renamed" });
+            rival.update(&id, &patch, None, &cause()).await.unwrap();
+        }
+    });
+    office.clients().delete(&id, &cause()).await.unwrap();
+    assert!(office.was_contested());
+    let again = office.clients().delete(&id, &cause()).await;
+    assert!(
+        matches!(again, Err(AdminError::NotFound("client"))),
+        "{again:?}"
+    );
 }
 
 async fn a_rotation_that_loses_against_another_is_too_early(office: &Office) {

@@ -269,7 +269,7 @@ pub(super) static OPERATIONS: [Operation; 15] = [
             example: r#"{"client_id":"orders"}"#,
         }),
         success: Success::Document("RevocationRequest"),
-        refusals: &[Invalid, NotFound],
+        refusals: &[Invalid, Forbidden, NotFound],
         handler: |call| Box::pin(revocations::revoke(call)),
     },
     Operation {

@@ -1,5 +1,7 @@
 //! Stopping: what has begun is finished, nothing new begins.
 
+use countersign::admin::client::ClientMetadata;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -7,9 +9,12 @@ use tokio::{
 
 use crate::support::{
     client,
-    server::{FORM, TestServer, read_to_end},
+    server::{FORM, TestServer, answer, read_to_end},
     soon,
 };
+
+/// The admin interface as a resource.
+const ADMIN: &str = "https://issuer.example/admin";
 
 #[tokio::test]
 async fn a_request_under_way_is_answered_and_new_connections_are_refused() {
@@ -46,4 +51,48 @@ async fn a_request_under_way_is_answered_and_new_connections_are_refused() {
     let answer = read_to_end(&mut connection).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.contains("\"access_token\""), "{answer}");
+}
+
+/// Otherwise whoever follows events would hold up every restart.
+#[tokio::test]
+async fn whoever_waits_for_events_is_answered_at_once() {
+    let server = TestServer::start().await;
+    let operator = server
+        .register(&ClientMetadata {
+            client_name: "An operator".to_owned(),
+            scope: "events:read".to_owned(),
+            resources: vec![ADMIN.to_owned()],
+            default_resource: Some(ADMIN.to_owned()),
+            ..ClientMetadata::default()
+        })
+        .await;
+    let token = server.token_for(&operator).await.access_token();
+    let events = |query: &str| {
+        let url = format!("http://{}/admin/v1/events?{query}", server.admin);
+        let request = client().build().unwrap().get(url);
+        answer(request.bearer_auth(&token))
+    };
+    let last = events("limit=200").await.json();
+    let last = last["items"].as_array().unwrap().last().unwrap()["id"].clone();
+    let query = format!("wait=30&after={}", last.as_str().unwrap());
+    let waiting = tokio::spawn(events(&query));
+    // Under way as soon as the server counts it among its connections.
+    soon(async {
+        let open = "countersign_connections{listener=\"admin\"} 2";
+        let metrics = format!("http://{}/metrics", server.admin);
+        while !answer(client().build().unwrap().get(&metrics))
+            .await
+            .body
+            .contains(open)
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    server.begin_to_stop();
+    let answered = soon(waiting).await.unwrap();
+    assert_eq!(
+        (answered.status, &answered.json()["items"]),
+        (200, &json!([]))
+    );
 }

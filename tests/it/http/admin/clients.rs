@@ -288,3 +288,28 @@ async fn a_limit_or_cursor_that_cannot_be_is_told() {
         assert_eq!(desk.send(get("limit=200&other=1")).await.status, 200);
     }
 }
+
+/// The natural use of revisions.
+#[tokio::test]
+async fn what_was_shown_can_be_sent_back_with_something_changed() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let place = "/admin/v1/clients/app";
+    let mut shown = desk.get(place).await.json();
+    shown["client_name"] = "Renamed".into();
+    let changed = desk.patch(place, &shown).await;
+    assert_eq!(changed.status, 200, "{changed:?}");
+    assert_eq!(changed.json()["client_name"], "Renamed");
+    // By now it is an old one.
+    assert_eq!(desk.patch(place, &shown).await.status, 409);
+}
+
+/// The audit trail calls the service itself by this name.
+#[tokio::test]
+async fn no_client_is_named_like_the_service_itself() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let client = json!({ "client_id": "system", "client_name": "x" });
+    let refused = desk.post("/admin/v1/clients", &client).await;
+    assert_eq!(pointers(&refused), ["/client_id"]);
+}

@@ -82,3 +82,25 @@ async fn a_revocation_says_what_is_wrong_with_its_document() {
         .await;
     is_problem(&unknown, 404, "not-found");
 }
+
+/// Done again and again it would keep that operator out.
+#[tokio::test]
+async fn the_tokens_of_an_operator_with_more_authority_are_out_of_reach() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, "revocations:write").await;
+    let above = server
+        .register(&operator("revocations:write keys:read"))
+        .await;
+    let document = json!({ "client_id": above.id });
+    is_problem(
+        &desk.post("/admin/v1/revocations", &document).await,
+        403,
+        "forbidden",
+    );
+    let equal = server.register(&operator("revocations:write")).await;
+    let document = json!({ "client_id": equal.id });
+    assert_eq!(
+        desk.post("/admin/v1/revocations", &document).await.status,
+        200
+    );
+}
