@@ -18,7 +18,7 @@ use actix_web::{
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 
-use super::Services;
+use super::{Services, connection::Activity};
 
 /// Why a body was not read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,14 +86,22 @@ pub(super) async fn of_type(
     if announced.is_some_and(|length| length > services.body_limit) {
         return Err(BodyError::TooLarge);
     }
+    let activity = request.conn_data::<Activity>();
+    if let Some(activity) = activity {
+        activity.await_body();
+    }
     let reading = read(payload, services.body_limit);
-    match services.request_timeout {
+    let body = match services.request_timeout {
         None => reading.await,
         Some(timeout) => tokio::select! {
             body = reading => body,
             () = services.clock.sleep(timeout) => Err(BodyError::TooSlow),
         },
+    };
+    if let Some(activity) = activity {
+        activity.end_body();
     }
+    body
 }
 
 async fn read(mut payload: Payload, limit: usize) -> Result<BytesMut, BodyError> {

@@ -90,22 +90,12 @@ impl Open {
     }
 
     /// Ends the oldest connection that has sent nothing yet, or else the oldest that waits for a
-    /// next request; none of a proxy, whose requests would be lost. Whether there was one.
+    /// next request, or else the oldest whose request has not wholly arrived; none of a proxy, whose
+    /// requests would be lost. Whether there was one.
     fn make_room(&mut self) -> bool {
         let strangers = self.all.iter().filter(|(_, open)| open.prefix.is_some());
-        let mut idle = None;
-        let mut unused = None;
-        for (number, open) in strangers {
-            match open.activity.phase() {
-                Phase::Unused => {
-                    unused = Some(*number);
-                    break;
-                }
-                Phase::Answered => idle = idle.or(Some(*number)),
-                Phase::Asking => {}
-            }
-        }
-        let Some(number) = unused.or(idle) else {
+        let phases = strangers.map(|(number, open)| (open.activity.phase(), *number));
+        let Some((_, number)) = phases.filter(|(phase, _)| *phase < Phase::Asking).min() else {
             return false;
         };
         if let Some(open) = self.all.get(&number) {
@@ -275,15 +265,18 @@ struct Requests {
     waker: Option<Waker>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// In the order in which they make room for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     /// No whole request head has arrived yet.
     #[default]
     Unused,
-    /// A request waits for its answer.
-    Asking,
     /// All requests have their answers.
     Answered,
+    /// The body of a request is still to arrive.
+    Sending,
+    /// A request waits for its answer. Nobody makes room then: the client has done its part.
+    Asking,
 }
 
 impl Activity {
@@ -296,6 +289,16 @@ impl Activity {
         let mut requests = self.requests();
         requests.has_begun = true;
         requests.phase = Phase::Asking;
+    }
+
+    /// The service waits for the body of the request.
+    pub(super) fn await_body(&self) {
+        self.requests().phase = Phase::Sending;
+    }
+
+    /// The body has arrived, or nobody waits for it any more.
+    pub(super) fn end_body(&self) {
+        self.requests().phase = Phase::Asking;
     }
 
     /// The request has its answer.
@@ -565,32 +568,35 @@ mod tests {
 
     #[test]
     fn a_newcomer_takes_the_place_of_the_oldest_that_is_not_used() {
-        let connections = connections(5, 5);
+        let connections = connections(7, 7);
         let admit = || connections.admit("192.0.2.1".parse().unwrap());
         let is_evicted = |admission: &Admission| admission.activity.requests().is_evicted;
-        let all: Vec<_> = (0..5).map(|_| admit().unwrap()).collect();
+        let all: Vec<_> = (0..7).map(|_| admit().unwrap()).collect();
         let newcomer = || connections.admit("192.0.2.2".parse().unwrap());
         let evicted = || all.iter().map(is_evicted).collect::<Vec<_>>();
-        all[0].activity.begin();
         for answered in [1, 3] {
             all[answered].activity.begin();
             all[answered].activity.end();
         }
+        for sending in [0, 5, 6] {
+            all[sending].activity.begin();
+            all[sending].activity.await_body();
+        }
+        all[5].activity.end_body();
         let mut newcomers = Vec::new();
-        for expected in [
-            [false, false, true, false, false],
-            [false, false, true, false, true],
-            [false, true, true, false, true],
-            [false, true, true, true, true],
-        ] {
+        for expected in [2, 4, 1, 3, 0, 6] {
+            let before = evicted();
+            assert!(!before[expected]);
             let newcomer = newcomer().unwrap();
             newcomer.activity.begin();
             newcomers.push(newcomer);
-            assert_eq!(evicted(), expected);
+            let mut after = before;
+            after[expected] = true;
+            assert_eq!(evicted(), after);
         }
         // All of them wait for answers.
         assert!(newcomer().is_none());
-        all[0].activity.end();
+        all[5].activity.end();
         assert!(newcomer().is_some());
         drop((all, newcomers));
         assert_nothing_is_remembered(&connections);

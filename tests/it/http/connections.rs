@@ -109,6 +109,38 @@ async fn a_newcomer_takes_the_place_of_a_connection_that_is_not_used() {
     drop((newcomers, late));
 }
 
+/// Nor does it help to begin a request and hold back the rest of it.
+#[tokio::test]
+async fn a_newcomer_takes_the_place_of_a_request_that_does_not_arrive() {
+    for length in ["Content-Length: 100", "Transfer-Encoding: chunked"] {
+        let setup = Setup::new()
+            .set("limits.connections", "4")
+            .set("limits.request_timeout_seconds", "0");
+        let server = setup.start().await;
+        // The answer to the head, that the body may come, shows that the service waits for it.
+        let head = format!(
+            "POST /oauth2/token HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\n{length}\r\n\r\n"
+        );
+        let mut withheld = Vec::new();
+        for _ in 0..4 {
+            let mut connection = connect_from("127.0.0.3", server.public).await;
+            connection.write_all(head.as_bytes()).await.unwrap();
+            let mut go_on = [0; 25];
+            soon(connection.read_exact(&mut go_on)).await.unwrap();
+            assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+            connection.write_all(b"1").await.unwrap();
+            withheld.push(connection);
+        }
+        // Each that has its answer makes room for the next.
+        let newcomers = served_from("127.0.0.2", 4, server.public).await;
+        // What is there of the request is not taken for the whole.
+        let rest = read_to_end(&mut withheld[0]).await;
+        assert!(!rest.contains("HTTP/1.1 2"), "{rest}");
+        drop(newcomers);
+    }
+}
+
 #[tokio::test]
 async fn a_request_head_over_the_limit_is_refused_and_ends_the_connection() {
     let setup = Setup::new().set("limits.request_header_bytes", "2000");
