@@ -22,8 +22,9 @@ pub struct Limits {
     pub failures: Throttle<(AddressPrefix, Option<ClientId>)>,
     /// Failures of one address about any client.
     pub failures_of_address: Throttle<AddressPrefix>,
-    /// Requests of one client that has proved to be it: nobody else can use them up.
-    pub requests: Throttle<ClientId>,
+    /// Requests of one client that has proved to be it: nobody else can use them up. Of a public
+    /// client, which anybody can name, those of one address.
+    pub requests: Throttle<(Option<AddressPrefix>, ClientId)>,
     /// The time.
     pub clock: AgreedClock,
 }
@@ -74,8 +75,9 @@ impl Limits {
             self.failures_of_address.give_back(&prefix, begun, now);
         }
         let client = proved?;
+        let place = client.is_public().then_some(prefix);
         self.requests
-            .take(&client.client_id, now)
+            .take(&(place, client.client_id.clone()), now)
             .map_err(too_many_requests)?;
         Ok(client)
     }

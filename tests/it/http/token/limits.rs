@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use countersign::admin::client::ClientMetadata;
 use futures_util::future::join_all;
 use reqwest::RequestBuilder;
 
@@ -169,6 +170,33 @@ async fn requests_of_a_client_are_limited_and_nobody_else_can_use_them_up() {
     }
     let request = from("127.0.0.1", &server, &other.id, &other.secret);
     assert_eq!(status(request).await, GOOD);
+}
+
+/// A public client proves nothing: whoever names it uses up the requests of one address alone.
+#[tokio::test]
+async fn requests_of_a_public_client_are_limited_for_each_address() {
+    const UNAUTHORIZED: u16 = 400;
+    let setup = Setup::new().set("limits.requests_per_minute_per_client", "2");
+    let server = setup.start().await;
+    let public = ClientMetadata {
+        token_endpoint_auth_method: Some("none".to_owned()),
+        ..metadata()
+    };
+    let Registered { id, .. } = server.register(&public).await;
+    for (address, expected) in [
+        ("127.0.0.1", UNAUTHORIZED),
+        ("127.0.0.1", UNAUTHORIZED),
+        ("127.0.0.1", LIMITED),
+        ("127.0.0.2", UNAUTHORIZED),
+        ("127.0.0.2", UNAUTHORIZED),
+        ("127.0.0.2", LIMITED),
+    ] {
+        let address: IpAddr = address.parse().unwrap();
+        let client = client().local_address(address).build().unwrap();
+        let url = format!("http://{}/oauth2/token", server.public);
+        let request = client.post(url).form(&[GRANT[0], ("client_id", &id)]);
+        assert_eq!(status(request).await, expected, "{address}");
+    }
 }
 
 /// Which statuses a wrong secret gets, sent by way of `from` under these words about its origin.
