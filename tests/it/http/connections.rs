@@ -222,7 +222,8 @@ async fn a_later_request_head_that_dribbles_in_ends_the_connection() {
     let server = Setup::new().clock(clock.clone()).start().await;
     let mut connection = server.connect().await;
     assert!(is_served(&mut connection).await);
-    connection.write_all(b"GET /health/live HT").await.unwrap();
+    let begun = b"GET /health/live HTTP/1.1\r\nHost: x\r\nx: ";
+    connection.write_all(begun).await.unwrap();
     assert_serves(&server).await;
     let rest = in_time(&clock, async {
         let (mut from, mut to) = connection.split();
@@ -240,7 +241,8 @@ async fn a_later_request_head_that_dribbles_in_ends_the_connection() {
     })
     .await;
     let rest = String::from_utf8(rest).unwrap();
-    assert_eq!(rest.matches("HTTP/1.1 ").count(), 0, "{rest}");
+    // Either the time is over first, or the head is too large.
+    assert_eq!(rest.matches("HTTP/1.1 200").count(), 0, "{rest}");
     assert_serves(&server).await;
 }
 
