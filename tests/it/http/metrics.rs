@@ -256,16 +256,18 @@ async fn requests_that_wait_for_a_look_at_the_database_are_seen() {
         let request = server.token_request().basic_auth("app", Some("wrong"));
         answer(request.form(&GRANT))
     };
-    // The start itself may cause a look, which answers a request that has come before it. The next
-    // one waits for time to pass.
-    let answered = tokio::spawn(wrong());
-    while !answered.is_finished() {
-        clock.advance(Duration::from_millis(1));
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(answered.await.unwrap().status, 401);
-    let waiting = tokio::spawn(wrong());
-    becomes(&server, depth, 1.0).await;
+    // A look that something else has caused may answer the first. As time stands still, the next one
+    // waits.
+    let series = format!("countersign_{depth}");
+    let mut waiting = tokio::spawn(wrong());
+    until("a request to wait", async || {
+        if waiting.is_finished() {
+            waiting = tokio::spawn(wrong());
+        }
+        let (_, metrics) = scrape(&server).await;
+        (*metrics.series.get(&series)? > 0.0).then_some(())
+    })
+    .await;
     clock.advance(Duration::from_secs(2));
     assert_eq!(waiting.await.unwrap().status, 401);
     becomes(&server, depth, 0.0).await;
