@@ -238,9 +238,8 @@ impl ClientAdmin {
         expected: Option<Revision>,
         cause: &Cause,
     ) -> Result<Client, AdminError> {
-        let before = self.show(id).await?;
         // Judged at the revision that the change is made to.
-        self.authority.permits(&self.issuer, [&before])?;
+        let before = self.within_authority(id).await?;
         if expected.is_some_and(|expected| expected != before.revision) {
             return Err(AdminError::Conflict(format!(
                 "the client is at revision {} by now; look at it again",
@@ -367,8 +366,7 @@ impl ClientAdmin {
     ) -> Result<Client, AdminError> {
         let mut attempt = 1;
         loop {
-            let before = self.show(id).await?;
-            self.authority.permits(&self.issuer, [&before])?;
+            let before = self.within_authority(id).await?;
             let mut client = before.clone();
             change(&mut client)?;
             match self

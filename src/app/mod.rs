@@ -467,6 +467,11 @@ fn limit<T: Default + PartialEq>(setting: T) -> Option<T> {
     (setting != T::default()).then_some(setting)
 }
 
+/// The same of a limit in seconds.
+fn span_limit(seconds: u32) -> Option<Duration> {
+    limit(seconds).map(|seconds| Duration::from_secs(u64::from(seconds)))
+}
+
 fn admin_services(context: &Context, tokens: LiveTokens) -> AdminServices {
     AdminServices {
         operators: OperatorGate { tokens },
@@ -512,7 +517,6 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
     };
     let issuer_path =
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
-    let request_timeout = Duration::from_secs(u64::from(config.limits.request_timeout_seconds));
     Services {
         admin: admin_services(context, tokens.clone()),
         introspection: Introspection {
@@ -539,19 +543,12 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         connections: ConnectionLimits {
             total: limit(limits.connections),
             per_address: limit(limits.connections_per_address),
-            keep_alive: limit(limits.keep_alive_seconds)
-                .map(|seconds| Duration::from_secs(u64::from(seconds))),
+            keep_alive: span_limit(limits.keep_alive_seconds),
         },
         head_limit: limit(limits.request_header_bytes).unwrap_or(usize::MAX),
         trusted_proxies: TrustedProxies::new(config.trusted_proxies.clone()),
-        body_limit: match config.limits.request_body_bytes {
-            0 => usize::MAX,
-            limit => limit,
-        },
-        request_timeout: (!request_timeout.is_zero()).then_some(request_timeout),
-        shutdown_timeout: match config.limits.shutdown_timeout_seconds {
-            0 => Duration::MAX,
-            seconds => Duration::from_secs(u64::from(seconds)),
-        },
+        body_limit: limit(limits.request_body_bytes).unwrap_or(usize::MAX),
+        request_timeout: span_limit(limits.request_timeout_seconds),
+        shutdown_timeout: span_limit(limits.shutdown_timeout_seconds).unwrap_or(Duration::MAX),
     }
 }

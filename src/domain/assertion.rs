@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use ring::digest;
-
-use super::id::ClientId;
+use super::{digest::sha256, id::ClientId};
 
 /// Names an assertion among all: the SHA-256 of its client and its `jti`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,10 +12,7 @@ impl AssertionId {
     /// The id of the assertion that `client` calls `jti`.
     pub fn new(client: &ClientId, jti: &str) -> Self {
         // A client id holds no space, so that no other pair gives the same text.
-        let text = format!("{client} {jti}");
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
-        Self(hash)
+        Self(sha256(&format!("{client} {jti}")))
     }
 
     /// The bytes to store.

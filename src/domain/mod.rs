@@ -10,6 +10,7 @@
 pub mod assertion;
 pub mod change;
 pub mod client;
+mod digest;
 pub mod event;
 pub mod id;
 pub mod key;

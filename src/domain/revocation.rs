@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use ring::digest;
-
-use super::name::named;
+use super::{digest::sha256, name::named};
 use crate::clock::Timestamp;
 
 /// How many tokens of one client are revoked one by one. One more, and every token that the client
@@ -30,9 +28,7 @@ pub struct RevokedValue([u8; 32]);
 impl RevokedValue {
     /// Hashes a `jti`, a `kid` or a client id.
     pub fn of(text: &str) -> Self {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
-        Self(hash)
+        Self(sha256(text))
     }
 
     /// Takes on a stored hash; `None` unless it has 32 bytes.

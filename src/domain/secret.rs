@@ -3,11 +3,10 @@
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use ring::digest;
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::{Choice, ConstantTimeEq as _};
 
-use super::id::SecretId;
+use super::{digest::sha256, id::SecretId};
 use crate::{
     clock::Timestamp,
     entropy::{Entropy, EntropyError},
@@ -60,9 +59,7 @@ pub struct SecretHash([u8; 32]);
 impl SecretHash {
     /// Hashes what a client presented or was given.
     pub fn of(secret: &str) -> Self {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref());
-        Self(hash)
+        Self(sha256(secret))
     }
 
     /// Takes on a stored hash; `None` unless it has 32 bytes.
