@@ -41,6 +41,11 @@ uuid_id!(
     EventId
 );
 uuid_id!(
+    /// Identifies a refresh-token family: one sign-in of one user at one client. The `sid` of its
+    /// access tokens.
+    FamilyId
+);
+uuid_id!(
     /// Identifies a master key; part of its file's name.
     MasterKeyId
 );
@@ -55,6 +60,14 @@ uuid_id!(
 uuid_id!(
     /// Identifies one of a client's secrets; not secret itself.
     SecretId
+);
+uuid_id!(
+    /// Identifies a sign-in session of a browser.
+    SessionId
+);
+uuid_id!(
+    /// Identifies a user. The `sub` of tokens; never given to anybody else.
+    UserId
 );
 
 impl ResourceId {
