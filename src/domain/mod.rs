@@ -10,8 +10,10 @@
 pub mod assertion;
 pub mod change;
 pub mod client;
+pub mod code;
 mod digest;
 pub mod event;
+pub mod family;
 pub mod id;
 pub mod key;
 pub mod name;

@@ -1,0 +1,148 @@
+//! Authorization codes (RFC 6749 §4.1.2): used once, within a minute.
+
+use std::time::Duration;
+
+use super::{
+    change::Cause,
+    family::{Family, Grant, Refusal, Standing, Terms},
+    id::{ClientId, FamilyId},
+    secret::SecretHash,
+};
+use crate::clock::Timestamp;
+
+/// How long a code may be exchanged: "A maximum authorization code lifetime of 10 minutes is
+/// RECOMMENDED" (RFC 6749 §4.1.2); programs need seconds.
+pub const CODE_LIFE: Duration = Duration::from_mins(1);
+
+/// A code, as stored under the hash of its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorizationCode {
+    /// What it stands for.
+    pub grant: Grant,
+    /// Where the answer was sent that carried it; none where no redirect was used.
+    pub redirect_uri: Option<String>,
+    /// The S256 challenge (RFC 7636 §4.2) that its verifier must match.
+    pub code_challenge: Option<String>,
+    /// What the ID Token is to repeat.
+    pub nonce: Option<String>,
+    /// When it can no longer be exchanged.
+    pub expires_at: Timestamp,
+    /// The family that it was exchanged for.
+    pub family_id: Option<FamilyId>,
+}
+
+/// A code that an authenticated client presents.
+#[derive(Clone, Debug)]
+pub struct Redemption {
+    /// The hash of the code.
+    pub hash: SecretHash,
+    /// The client.
+    pub client_id: ClientId,
+    /// The S256 transformation of the verifier that it presents.
+    pub code_challenge: Option<String>,
+    /// The redirect URI that it presents.
+    pub redirect_uri: Option<String>,
+    /// Thumbprint of the key that the client has proved to hold.
+    pub dpop_jkt: Option<String>,
+    /// The id of the family to open.
+    pub family_id: FamilyId,
+    /// How long that may live.
+    pub lifetime: Duration,
+    /// On what terms.
+    pub terms: Terms,
+    /// Where the request came from.
+    pub cause: Cause,
+}
+
+/// Why a code is not exchanged. Only [`Self::Reused`] changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeRefusal {
+    /// There is no such code, or there is no more.
+    Unknown,
+    /// It is another client's.
+    OtherClient,
+    /// It has expired.
+    Expired,
+    /// No verifier was presented.
+    VerifierMissing,
+    /// A verifier was presented, but no challenge was.
+    VerifierUnexpected,
+    /// The verifier does not match.
+    Verifier,
+    /// The redirect URI does not match.
+    RedirectUri,
+    /// It is bound to another key.
+    OtherKey,
+    /// It has been exchanged before: what it was exchanged for ends.
+    Reused,
+    /// Client or user may not have what it stands for any more.
+    Grant(Refusal),
+    /// Its row, or that of its user, cannot be read; nothing was done.
+    Illegible,
+}
+
+/// What the exchange of a code has led to.
+#[derive(Clone, Debug)]
+pub enum Redeemed {
+    /// A family.
+    Opened {
+        /// The family.
+        family: Box<Family>,
+        /// Its client and user.
+        standing: Box<Standing>,
+        /// What the ID Token is to repeat.
+        nonce: Option<String>,
+    },
+    /// Nothing.
+    Refused(CodeRefusal),
+}
+
+impl AuthorizationCode {
+    /// Why the code may not be exchanged, if so. Whether it has been used is asked last: whoever
+    /// could not have exchanged it cannot end what its client got for it.
+    pub fn refusal(&self, redemption: &Redemption, now: Timestamp) -> Option<CodeRefusal> {
+        if redemption.client_id != self.grant.client_id {
+            return Some(CodeRefusal::OtherClient);
+        }
+        if self.expires_at <= now {
+            return Some(CodeRefusal::Expired);
+        }
+        match (&self.code_challenge, &redemption.code_challenge) {
+            (Some(_), None) => return Some(CodeRefusal::VerifierMissing),
+            (None, Some(_)) => return Some(CodeRefusal::VerifierUnexpected),
+            (expected, presented) if expected != presented => return Some(CodeRefusal::Verifier),
+            _ => {}
+        }
+        if redemption.redirect_uri.is_some() && redemption.redirect_uri != self.redirect_uri {
+            return Some(CodeRefusal::RedirectUri);
+        }
+        if self.grant.dpop_jkt.is_some() && redemption.dpop_jkt != self.grant.dpop_jkt {
+            return Some(CodeRefusal::OtherKey);
+        }
+        self.family_id.map(|_| CodeRefusal::Reused)
+    }
+}
+
+/// A sign-in without a browser that is not finished, as stored under the hash of its `auth_session`
+/// (draft-ietf-oauth-first-party-apps).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChallengeSession {
+    /// The client that it belongs to; nobody else can go on with it.
+    pub client_id: ClientId,
+    /// The client's epoch when it began.
+    pub client_epoch: i64,
+    /// Who is signing in, as entered: there need not be such a user.
+    pub username: String,
+    /// The S256 challenge for the code.
+    pub code_challenge: String,
+    /// What is asked for.
+    pub scope: super::scope::Scope,
+    /// Where.
+    pub resources: Vec<super::resource::ResourceUri>,
+    /// Thumbprint of the key that the client has proved to hold.
+    pub dpop_jkt: Option<String>,
+    /// How many steps of it have failed.
+    pub failures: u32,
+    /// When it is over.
+    pub expires_at: Timestamp,
+}
