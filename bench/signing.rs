@@ -24,6 +24,7 @@ use countersign::{
     clock::{AgreedClock, Clock as _, SystemClock, Timestamp},
     domain::{
         client::{AuthMethod, Client, GrantType},
+        family::RefreshPolicy,
         id::ClientId,
         key::{KeySchedule, KeyTimes, KeyUse},
         resource::ResourceUri,
@@ -131,6 +132,10 @@ fn client(now: Timestamp) -> Client {
         jwks_uri: None,
         tokens_not_before: None,
         access_token_ttl_seconds: None,
+        first_party: false,
+        refresh_policy: RefreshPolicy::Standard,
+        refresh_sharing_acknowledged: false,
+        session_epoch: 0,
         disabled: false,
         demo: false,
         secrets: Vec::new(),

@@ -17,6 +17,7 @@ use crate::{
     domain::{
         change::{Cause, Change, EventType},
         client::{AuthMethod, Client, GrantType, MOST_SECRETS, Revision},
+        family::RefreshPolicy,
         id::{ClientId, SecretId},
         resource::ResourceUri,
         scope::Scope,
@@ -60,6 +61,13 @@ pub struct ClientMetadata {
     /// Life of its access tokens.
     #[schema(minimum = 1, maximum = 3600)]
     pub access_token_ttl_seconds: Option<u32>,
+    /// Whether it may take its users' credentials itself, without a browser.
+    pub first_party: bool,
+    /// How its refresh tokens rotate; `standard` when absent.
+    #[schema(pattern = "^(none|shared|standard|strict)$")]
+    pub refresh_policy: Option<String>,
+    /// Says that processes may share its refresh tokens, although that hides thieves.
+    pub refresh_sharing_acknowledged: bool,
     /// Whether it is refused.
     pub disabled: bool,
 }
@@ -446,6 +454,7 @@ impl ClientAdmin {
             .and_then(|uri| review.default_resource(uri, &resources));
         review.allowed_origins(&written.allowed_origins);
         review.access_token_ttl(written.access_token_ttl_seconds);
+        let refresh_policy = review.refresh_policy(written, auth_method);
         let errors = document::all_wrong(unread, review.errors);
         if !errors.is_empty() {
             return Err(AdminError::Invalid(errors));
@@ -460,6 +469,11 @@ impl ClientAdmin {
             default_resource,
             allowed_origins: written.allowed_origins.clone(),
             access_token_ttl_seconds: written.access_token_ttl_seconds,
+            first_party: written.first_party,
+            refresh_policy,
+            refresh_sharing_acknowledged: written.refresh_sharing_acknowledged,
+            // The store keeps the one there is, or draws one.
+            session_epoch: 0,
             disabled: written.disabled,
             jwks: written.jwks.clone(),
             jwks_uri: written.jwks_uri.clone(),
@@ -611,6 +625,34 @@ impl Review {
         }
     }
 
+    fn refresh_policy(
+        &mut self,
+        written: &ClientMetadata,
+        auth_method: AuthMethod,
+    ) -> RefreshPolicy {
+        let Some(name) = written.refresh_policy.as_deref() else {
+            return RefreshPolicy::Standard;
+        };
+        let policy = name.parse();
+        let problem = match policy {
+            Ok(RefreshPolicy::None) if auth_method == AuthMethod::None => {
+                // RFC 9700 §2.2.2.
+                Some(
+                    "none is for clients that authenticate: the tokens of a public client must rotate",
+                )
+            }
+            Ok(RefreshPolicy::Shared) if !written.refresh_sharing_acknowledged => Some(
+                "shared hides most thieves of refresh tokens; set refresh_sharing_acknowledged to accept that",
+            ),
+            Ok(_) => None,
+            Err(_) => Some("must be none, shared, standard or strict"),
+        };
+        if let Some(problem) = problem {
+            self.wrong("/refresh_policy", problem);
+        }
+        policy.unwrap_or(RefreshPolicy::Standard)
+    }
+
     fn access_token_ttl(&mut self, ttl: Option<u32>) {
         let longest = LONGEST_TOKEN_LIFE.as_secs();
         if ttl.is_some_and(|ttl| !(1..=longest).contains(&u64::from(ttl))) {
@@ -642,6 +684,9 @@ fn metadata_of(client: &Client) -> ClientMetadata {
         default_resource: client.default_resource.as_ref().map(ToString::to_string),
         allowed_origins: client.allowed_origins.clone(),
         access_token_ttl_seconds: client.access_token_ttl_seconds,
+        first_party: client.first_party,
+        refresh_policy: Some(client.refresh_policy.to_string()),
+        refresh_sharing_acknowledged: client.refresh_sharing_acknowledged,
         disabled: client.disabled,
     }
 }

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::{
     client::{Client, Revision},
-    id::{ClientId, ResourceId},
+    family::EndReason,
+    id::{ClientId, FamilyId, ResourceId},
     key::KeySchedule,
     name::named,
     resource::Resource,
@@ -66,11 +67,20 @@ pub enum Change {
         /// When the last token that the client holds now is dead.
         tokens_die_at: Timestamp,
     },
-    /// Revokes every access token that a client holds.
+    /// Revokes every access token that a client holds, and ends every sign-in at it.
     RevokeClientTokens {
         /// Whose.
         client_id: ClientId,
         /// When the last of them is dead.
+        tokens_die_at: Timestamp,
+    },
+    /// Ends a family. One that has ended already is a conflict.
+    EndFamily {
+        /// Which one.
+        family: FamilyId,
+        /// Why.
+        reason: EndReason,
+        /// When the last token issued so far is dead.
         tokens_die_at: Timestamp,
     },
     /// Begins a new epoch after a backup was restored: every node reads everything again.
@@ -99,6 +109,10 @@ named!(
         ClientUpdated = "client.updated",
         /// A backup was restored.
         DatabaseRestored = "database.restored",
+        /// A family was ended: by its client, its user or an operator.
+        FamilyRevoked = "family.revoked",
+        /// A spent refresh token, or a used authorization code, was presented: its family was ended.
+        FamilyReuseDetected = "family.reuse_detected",
         /// The first keys were made, or a next one.
         KeyCreated = "key.created",
         /// A key was declared compromised.

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    family::RefreshPolicy,
     id::{ClientId, SecretId},
     name::named,
     resource::ResourceUri,
@@ -63,6 +64,15 @@ pub struct Client {
     pub allowed_origins: Vec<String>,
     /// Life of its access tokens in seconds; the service's own setting when absent.
     pub access_token_ttl_seconds: Option<u32>,
+    /// Whether it may take its users' credentials itself (draft-ietf-oauth-first-party-apps).
+    pub first_party: bool,
+    /// How its refresh tokens rotate.
+    pub refresh_policy: RefreshPolicy,
+    /// Somebody has said that processes may share its refresh tokens, although that hides thieves.
+    pub refresh_sharing_acknowledged: bool,
+    /// What codes and families of the client carry while they live. The store draws it: anew to end
+    /// them all at once, and for a client that takes the id of one that was removed.
+    pub session_epoch: i64,
     /// A disabled client is refused whatever it presents.
     pub disabled: bool,
     /// Made by the development start; production refuses a database that holds one.
@@ -114,6 +124,9 @@ impl Client {
             "default_resource": self.default_resource.as_ref().map(ResourceUri::as_str),
             "allowed_origins": self.allowed_origins,
             "access_token_ttl_seconds": self.access_token_ttl_seconds,
+            "first_party": self.first_party,
+            "refresh_policy": self.refresh_policy.as_str(),
+            "refresh_sharing_acknowledged": self.refresh_sharing_acknowledged,
             "jwks": self.jwks,
             "jwks_uri": self.jwks_uri,
             "disabled": self.disabled,

@@ -18,6 +18,8 @@ named!(
         Jti = "jti",
         /// Every token that a key has signed.
         Kid = "kid",
+        /// Every access token of a family.
+        Sid = "sid",
     }
 );
 
@@ -26,7 +28,7 @@ named!(
 pub struct RevokedValue([u8; 32]);
 
 impl RevokedValue {
-    /// Hashes a `jti`, a `kid` or a client id.
+    /// Hashes a `jti`, a `kid`, a `sid` or a client id.
     pub fn of(text: &str) -> Self {
         Self(sha256(text))
     }

@@ -72,11 +72,13 @@ impl RevocationSet {
         let issued_at = Timestamp::from_seconds(i64::try_from(claims.iat).unwrap_or(i64::MAX));
         let entries = self.read();
         [
-            (RevocationKind::Jti, &*claims.jti),
-            (RevocationKind::ClientId, &*claims.client_id),
-            (RevocationKind::Kid, kid),
+            (RevocationKind::Jti, Some(&*claims.jti)),
+            (RevocationKind::ClientId, Some(&*claims.client_id)),
+            (RevocationKind::Kid, Some(kid)),
+            (RevocationKind::Sid, claims.sid.as_deref()),
         ]
         .into_iter()
+        .filter_map(|(kind, text)| Some((kind, text?)))
         .filter_map(|(kind, text)| entries.get(&(kind, RevokedValue::of(text))))
         .any(|entry| entry.covers(issued_at))
     }

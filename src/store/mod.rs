@@ -29,12 +29,15 @@ use crate::{
         assertion::AssertionId,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
+        code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        id::{ClientId, NodeId},
+        family::{Family, Outcome, Presentation, Standing, Terms},
+        id::{ClientId, FamilyId, NodeId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
+        secret::SecretHash,
     },
 };
 
@@ -173,6 +176,52 @@ pub trait Store: Send + Sync + 'static {
 
     /// Events of the audit trail, in the order in which they were committed.
     async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError>;
+
+    /// A family, with what its client and user are now.
+    async fn family(&self, id: FamilyId) -> Result<Option<(Family, Standing)>, StoreError>;
+
+    /// Judges presented refresh tokens and does what the verdicts say, all in one transaction: a
+    /// slice of one is one rotation. The outcomes are in the order of the batch.
+    ///
+    /// What a verdict ends is ended when this returns, whatever becomes of the request.
+    async fn rotate(
+        &self,
+        batch: &[Presentation],
+        terms: &Terms,
+        now: Timestamp,
+    ) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Stores an authorization code under its hash: whether that was done. Not done when client or
+    /// user has been disabled or removed since the grant, or their sessions were ended.
+    async fn put_code(
+        &self,
+        hash: &SecretHash,
+        code: &AuthorizationCode,
+    ) -> Result<bool, StoreError>;
+
+    /// Exchanges a code for a family, once; on whatever node. A code that could have been exchanged,
+    /// had it not been before, ends the family that it was exchanged for.
+    async fn redeem_code(
+        &self,
+        redemption: &Redemption,
+        now: Timestamp,
+    ) -> Result<Redeemed, StoreError>;
+
+    /// Stores an unfinished sign-in under the hash of its `auth_session`.
+    async fn put_challenge(
+        &self,
+        hash: &SecretHash,
+        session: &ChallengeSession,
+    ) -> Result<(), StoreError>;
+
+    /// Takes an unfinished sign-in of this client out of the store; none if there is none, or it is
+    /// over. Nobody can take it twice.
+    async fn take_challenge(
+        &self,
+        hash: &SecretHash,
+        client: &ClientId,
+        now: Timestamp,
+    ) -> Result<Option<ChallengeSession>, StoreError>;
 
     /// Remembers a client assertion until `expires_at`: whether this was its first use, on whatever
     /// node (RFC 7523 §3, number 7).

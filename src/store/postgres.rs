@@ -11,14 +11,15 @@ use async_trait::async_trait;
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool, Postgres,
     migrate::{Migrate as _, Migrator},
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow},
 };
 use tokio::{sync::Notify, task::AbortHandle};
+use uuid::Uuid;
 
 use super::{
     Access, OpenError, Schema, Store,
     open::must_migrate,
-    sql::{Dialect, Pools, SqlStore},
+    sql::{Dialect, FamilyUpdate, Pools, SqlStore, select_families},
 };
 use crate::{clock::Timestamp, entropy::Entropy};
 
@@ -43,6 +44,56 @@ impl Dialect for Postgres {
     const BEGIN_READ: &'static str = "begin isolation level repeatable read read only";
     const DATABASE_TIME: &'static str =
         "select (extract(epoch from clock_timestamp()) * 1000)::bigint";
+
+    const SHARE_CLIENT: &'static str = "select session_epoch as client_session_epoch, disabled as client_disabled, refresh_policy, \
+         tokens_not_before as client_not_before from client where client_id = $1 for share";
+    const SHARE_USER: &'static str = "select session_epoch as user_session_epoch, disabled as user_disabled, \
+         tokens_not_before as user_not_before, username, roles, claims from end_user where id = $1 \
+         for share";
+
+    async fn lock_families(
+        connection: &mut PgConnection,
+        ids: &[Uuid],
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
+        sqlx::query(select_families!(
+            "where f.id = any($1) order by f.id for update of f"
+        ))
+        .bind(ids)
+        .fetch_all(connection)
+        .await
+    }
+
+    async fn update_families(
+        connection: &mut PgConnection,
+        updates: Vec<FamilyUpdate>,
+    ) -> Result<(), sqlx::Error> {
+        let column =
+            |value: fn(&FamilyUpdate) -> i64| updates.iter().map(value).collect::<Vec<_>>();
+        sqlx::query(
+            "update family f set counter = i.counter, mac_version = i.mac_version, \
+             rotated_at = i.rotated_at, idle_expires_at = i.idle_expires_at, \
+             revoked_at = i.revoked_at, revoke_reason = i.revoke_reason, \
+             last_address = i.last_address, last_agent = i.last_agent, notes = i.notes \
+             from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
+             $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[]) \
+             as i(id, counter, mac_version, rotated_at, idle_expires_at, revoked_at, revoke_reason, \
+             last_address, last_agent, notes) \
+             where f.id = i.id",
+        )
+        .bind(updates.iter().map(|update| update.id).collect::<Vec<_>>())
+        .bind(column(|update| update.counter))
+        .bind(column(|update| update.mac_version))
+        .bind(column(|update| update.rotated_at))
+        .bind(column(|update| update.idle_expires_at))
+        .bind(updates.iter().map(|update| update.revoked_at).collect::<Vec<_>>())
+        .bind(updates.iter().map(|update| update.revoke_reason).collect::<Vec<_>>())
+        .bind(updates.iter().map(|update| update.last_address.as_deref()).collect::<Vec<_>>())
+        .bind(updates.iter().map(|update| update.last_agent.as_deref()).collect::<Vec<_>>())
+        .bind(updates.iter().map(|update| update.notes.as_str()).collect::<Vec<_>>())
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
 
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
         // serialization_failure and deadlock_detected

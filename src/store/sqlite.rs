@@ -15,14 +15,17 @@ use async_trait::async_trait;
 use sqlx::{
     Sqlite, SqliteConnection, SqlitePool,
     migrate::Migrator,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{
+        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
 };
 use tokio::{sync::Notify, task::AbortHandle};
+use uuid::Uuid;
 
 use super::{
     OpenError, Schema, Store,
     open::{Access, must_migrate},
-    sql::{Dialect, Pools, SqlStore},
+    sql::{Dialect, FamilyUpdate, Pools, SqlStore, select_families},
 };
 use crate::{clock::Timestamp, entropy::Entropy};
 
@@ -41,6 +44,53 @@ impl Dialect for Sqlite {
     const BEGIN_WRITE: &'static str = "begin immediate";
     const BEGIN_READ: &'static str = "begin deferred";
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
+
+    // Whoever has begun to write is alone.
+    const SHARE_CLIENT: &'static str = "select session_epoch as client_session_epoch, disabled as client_disabled, refresh_policy, \
+         tokens_not_before as client_not_before from client where client_id = $1";
+    const SHARE_USER: &'static str = "select session_epoch as user_session_epoch, disabled as user_disabled, \
+         tokens_not_before as user_not_before, username, roles, claims from end_user where id = $1";
+
+    async fn lock_families(
+        connection: &mut SqliteConnection,
+        ids: &[Uuid],
+    ) -> Result<Vec<SqliteRow>, sqlx::Error> {
+        let mut rows = Vec::with_capacity(ids.len());
+        for id in ids {
+            let row = sqlx::query(select_families!("where f.id = $1"))
+                .bind(id)
+                .fetch_optional(&mut *connection)
+                .await?;
+            rows.extend(row);
+        }
+        Ok(rows)
+    }
+
+    async fn update_families(
+        connection: &mut SqliteConnection,
+        updates: Vec<FamilyUpdate>,
+    ) -> Result<(), sqlx::Error> {
+        for update in updates {
+            sqlx::query(
+                "update family set counter = $2, mac_version = $3, rotated_at = $4, \
+                 idle_expires_at = $5, revoked_at = $6, revoke_reason = $7, last_address = $8, \
+                 last_agent = $9, notes = $10 where id = $1",
+            )
+            .bind(update.id)
+            .bind(update.counter)
+            .bind(update.mac_version)
+            .bind(update.rotated_at)
+            .bind(update.idle_expires_at)
+            .bind(update.revoked_at)
+            .bind(update.revoke_reason)
+            .bind(update.last_address)
+            .bind(update.last_agent)
+            .bind(update.notes)
+            .execute(&mut *connection)
+            .await?;
+        }
+        Ok(())
+    }
 
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
         // SQLITE_BUSY and its extended codes

@@ -12,12 +12,15 @@ use crate::{
         assertion::AssertionId,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
+        code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        id::{ClientId, NodeId},
+        family::{Family, Outcome, Presentation, Standing, Terms},
+        id::{ClientId, FamilyId, NodeId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
+        secret::SecretHash,
     },
     metrics::Metrics,
 };
@@ -113,6 +116,57 @@ impl Store for Watched {
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError> {
         self.watch("events", self.inner.events(query)).await
+    }
+
+    async fn family(&self, id: FamilyId) -> Result<Option<(Family, Standing)>, StoreError> {
+        self.watch("family", self.inner.family(id)).await
+    }
+
+    async fn rotate(
+        &self,
+        batch: &[Presentation],
+        terms: &Terms,
+        now: Timestamp,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let call = self.inner.rotate(batch, terms, now);
+        self.watch("rotate", call).await
+    }
+
+    async fn put_code(
+        &self,
+        hash: &SecretHash,
+        code: &AuthorizationCode,
+    ) -> Result<bool, StoreError> {
+        self.watch("put_code", self.inner.put_code(hash, code))
+            .await
+    }
+
+    async fn redeem_code(
+        &self,
+        redemption: &Redemption,
+        now: Timestamp,
+    ) -> Result<Redeemed, StoreError> {
+        let call = self.inner.redeem_code(redemption, now);
+        self.watch("redeem_code", call).await
+    }
+
+    async fn put_challenge(
+        &self,
+        hash: &SecretHash,
+        session: &ChallengeSession,
+    ) -> Result<(), StoreError> {
+        let call = self.inner.put_challenge(hash, session);
+        self.watch("put_challenge", call).await
+    }
+
+    async fn take_challenge(
+        &self,
+        hash: &SecretHash,
+        client: &ClientId,
+        now: Timestamp,
+    ) -> Result<Option<ChallengeSession>, StoreError> {
+        let call = self.inner.take_challenge(hash, client, now);
+        self.watch("take_challenge", call).await
     }
 
     async fn first_use(

@@ -20,12 +20,15 @@ use countersign::{
         assertion::AssertionId,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
+        code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        id::{ClientId, MasterKeyId, NodeId},
+        family::{Family, Outcome, Presentation, Standing, Terms},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
+        secret::SecretHash,
     },
     entropy::Entropy,
     keys::{lifecycle::Policy, master::MasterKeySource},
@@ -147,6 +150,52 @@ impl Store for Contested {
 
     async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError> {
         self.store.events(query).await
+    }
+
+    async fn family(&self, id: FamilyId) -> Result<Option<(Family, Standing)>, StoreError> {
+        self.store.family(id).await
+    }
+
+    async fn rotate(
+        &self,
+        batch: &[Presentation],
+        terms: &Terms,
+        now: Timestamp,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        self.store.rotate(batch, terms, now).await
+    }
+
+    async fn put_code(
+        &self,
+        hash: &SecretHash,
+        code: &AuthorizationCode,
+    ) -> Result<bool, StoreError> {
+        self.store.put_code(hash, code).await
+    }
+
+    async fn redeem_code(
+        &self,
+        redemption: &Redemption,
+        now: Timestamp,
+    ) -> Result<Redeemed, StoreError> {
+        self.store.redeem_code(redemption, now).await
+    }
+
+    async fn put_challenge(
+        &self,
+        hash: &SecretHash,
+        session: &ChallengeSession,
+    ) -> Result<(), StoreError> {
+        self.store.put_challenge(hash, session).await
+    }
+
+    async fn take_challenge(
+        &self,
+        hash: &SecretHash,
+        client: &ClientId,
+        now: Timestamp,
+    ) -> Result<Option<ChallengeSession>, StoreError> {
+        self.store.take_challenge(hash, client, now).await
     }
 
     async fn first_use(

@@ -40,6 +40,12 @@ pub(super) struct Client {
     /// Where its public keys are.
     #[schema(required)]
     jwks_uri: Option<String>,
+    /// Whether it may take its users' credentials itself, without a browser.
+    first_party: bool,
+    /// How its refresh tokens rotate: none, shared, standard or strict.
+    refresh_policy: String,
+    /// Whether somebody has said that processes may share its refresh tokens.
+    refresh_sharing_acknowledged: bool,
     /// Whether it is refused.
     disabled: bool,
     /// Grows by one with each change.

@@ -3,10 +3,12 @@
 //! Portable means: `$1` placeholders, `on conflict`, `returning`, `uuid` ids, 64-bit integers for
 //! everything that counts or tells time, `text`. Lists and documents are JSON text.
 //!
-//! One file per family of tables: `registry`, `keys`, `revocations`, `audit`. The bounds of the
+//! One file per family of tables: `registry`, `keys`, `families`, `revocations`,
+//! `audit`. The bounds of the
 //! generic store stand in each, as Rust cannot name them once.
 
 mod audit;
+mod families;
 mod keys;
 mod registry;
 mod revocations;
@@ -24,6 +26,7 @@ use sqlx::{Database, Executor, IntoArguments, Pool, Row as _, Transaction, migra
 use tokio::{sync::Notify, task::AbortHandle};
 use uuid::Uuid;
 
+pub(super) use self::families::{FamilyUpdate, select_families};
 use self::revocations::{Entry, Spans};
 use super::{Bounds, Snapshot, Store, StoreError, Swept};
 use crate::{
@@ -32,12 +35,15 @@ use crate::{
         assertion::AssertionId,
         change::{Applied, Cause, Change, ChangeRow, Changes, EventType, Position, Topic},
         client::{Client, Revision},
+        code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        id::{ClientId, MasterKeyId, NodeId},
+        family::{Family, Outcome, Presentation, Standing, Terms},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
+        secret::SecretHash,
     },
     entropy::{Entropy, EntropyError},
 };
@@ -70,6 +76,24 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     const BEGIN_READ: &'static str;
     /// Selects the database's clock in milliseconds since 1970.
     const DATABASE_TIME: &'static str;
+    /// Selects what a client is now and keeps it so until the transaction ends.
+    const SHARE_CLIENT: &'static str;
+    /// The same of a user.
+    const SHARE_USER: &'static str;
+
+    /// Selects families with client and user, in the order of `ids`, which are sorted, and keeps
+    /// the families for this transaction.
+    async fn lock_families(
+        connection: &mut Self::Connection,
+        ids: &[Uuid],
+    ) -> Result<Vec<Self::Row>, sqlx::Error>;
+
+    /// Writes what has changed of families that are locked.
+    async fn update_families(
+        connection: &mut Self::Connection,
+        updates: Vec<FamilyUpdate>,
+    ) -> Result<(), sqlx::Error>;
+
     /// Whether a failure means that another transaction was in the way.
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool;
 
@@ -242,6 +266,24 @@ where
         self.pools.load().readers.clone()
     }
 
+    /// Tries again what has lost to another transaction; whoever asked never hears of that.
+    async fn uncontended<T, F>(attempt: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut attempts = 1;
+        loop {
+            match attempt().await {
+                Err(StoreError::Unavailable(sqlx::Error::Database(error)))
+                    if DB::is_contention(&*error) && attempts < ATTEMPTS =>
+                {
+                    attempts += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
     fn stop_listening(&self) {
         let mut listening = self
             .listening
@@ -267,7 +309,8 @@ where
                 tokens_die_at,
             } => {
                 let spans = Spans::new(now, *tokens_die_at);
-                Self::put_client(&mut tx, client, *expected, *event, spans).await?
+                self.put_client(&mut tx, client, *expected, *event, spans)
+                    .await?
             }
             Change::DeleteClient {
                 client_id,
@@ -287,15 +330,21 @@ where
             } => {
                 let spans = Spans::new(now, *tokens_die_at);
                 let owner = client_id.as_ref();
-                Self::revoke_token(&mut tx, jti, owner, *token_dies_at, spans).await?
+                self.revoke_token(&mut tx, jti, owner, *token_dies_at, spans)
+                    .await?
             }
             Change::RevokeClientTokens {
                 client_id,
                 tokens_die_at,
             } => {
                 let spans = Spans::new(now, *tokens_die_at);
-                Self::revoke_client_tokens(&mut tx, client_id, spans).await?
+                self.revoke_client_tokens(&mut tx, client_id, spans).await?
             }
+            Change::EndFamily {
+                family,
+                reason,
+                tokens_die_at,
+            } => Self::end_family(&mut tx, *family, *reason, *tokens_die_at, now).await?,
             Change::Restore {
                 keep_tokens,
                 tokens_die_at,
@@ -361,6 +410,11 @@ where
             .fetch_all(&self.writers())
             .await?;
         Ok(u64::try_from(deleted.len()).unwrap_or(u64::MAX))
+    }
+
+    /// A number that ends all sessions which carry another one.
+    fn epoch(&self) -> Result<i64, StoreError> {
+        Ok(i64::from_le_bytes(self.entropy.bytes()?) & i64::MAX)
     }
 
     /// Gives a new database its epoch.
@@ -452,17 +506,7 @@ where
         cause: &Cause,
         now: Timestamp,
     ) -> Result<Applied, StoreError> {
-        let mut attempt = 1;
-        loop {
-            match self.try_apply(change, cause, now).await {
-                Err(StoreError::Unavailable(sqlx::Error::Database(error)))
-                    if DB::is_contention(&*error) && attempt < ATTEMPTS =>
-                {
-                    attempt += 1;
-                }
-                result => return result,
-            }
-        }
+        Self::uncontended(|| self.try_apply(change, cause, now)).await
     }
 
     async fn changes_since(
@@ -589,6 +633,53 @@ where
     async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, StoreError> {
         let mut connection = self.readers().acquire().await?;
         Self::read_events(&mut connection, query).await
+    }
+
+    async fn family(&self, id: FamilyId) -> Result<Option<(Family, Standing)>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_family(&mut connection, id).await
+    }
+
+    async fn rotate(
+        &self,
+        batch: &[Presentation],
+        terms: &Terms,
+        now: Timestamp,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        Self::uncontended(|| self.try_rotate(batch, terms, now)).await
+    }
+
+    async fn put_code(
+        &self,
+        hash: &SecretHash,
+        code: &AuthorizationCode,
+    ) -> Result<bool, StoreError> {
+        Self::uncontended(|| self.try_put_code(hash, code)).await
+    }
+
+    async fn redeem_code(
+        &self,
+        redemption: &Redemption,
+        now: Timestamp,
+    ) -> Result<Redeemed, StoreError> {
+        Self::uncontended(|| self.try_redeem(redemption, now)).await
+    }
+
+    async fn put_challenge(
+        &self,
+        hash: &SecretHash,
+        session: &ChallengeSession,
+    ) -> Result<(), StoreError> {
+        self.insert_challenge(hash, session).await
+    }
+
+    async fn take_challenge(
+        &self,
+        hash: &SecretHash,
+        client: &ClientId,
+        now: Timestamp,
+    ) -> Result<Option<ChallengeSession>, StoreError> {
+        self.delete_challenge(hash, client, now).await
     }
 
     async fn first_use(

@@ -28,7 +28,8 @@ macro_rules! client_columns {
     () => {
         "client_id, client_name, auth_method, grant_types, scope, resources, default_resource, \
          allowed_origins, access_token_ttl_seconds, disabled, demo, revision, created_at, updated_at, \
-         jwks, jwks_uri, tokens_not_before"
+         jwks, jwks_uri, tokens_not_before, first_party, refresh_policy, refresh_sharing_acknowledged, \
+         session_epoch"
     };
 }
 
@@ -48,6 +49,7 @@ where
     usize: sqlx::ColumnIndex<DB::Row>,
 {
     pub(super) async fn put_client(
+        &self,
         tx: &mut Transaction<'_, DB>,
         client: &Client,
         expected: Option<Revision>,
@@ -67,6 +69,10 @@ where
                 .map_or(spans.now, |before| before.created_at),
             updated_at: spans.now,
             tokens_not_before,
+            session_epoch: match &before {
+                Some(before) => before.session_epoch,
+                None => self.epoch()?,
+            },
             ..client.clone()
         };
         // The conditions make a writer between our read and this write a conflict. An upsert would
@@ -77,7 +83,7 @@ where
                     "insert into client (",
                     client_columns!(),
                     ") \
-                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21) \
                      on conflict (client_id) do nothing \
                      returning client_id"
                 )
@@ -87,7 +93,8 @@ where
                  resources = $6, default_resource = $7, allowed_origins = $8, \
                  access_token_ttl_seconds = $9, disabled = $10, demo = $11, revision = $12, \
                  created_at = $13, updated_at = $14, jwks = $15, jwks_uri = $16, \
-                 tokens_not_before = $17 \
+                 tokens_not_before = $17, first_party = $18, refresh_policy = $19, \
+                 refresh_sharing_acknowledged = $20, session_epoch = $21 \
                  where client_id = $1 and revision = $12 - 1 \
                  returning client_id"
             }
@@ -115,6 +122,10 @@ where
             .bind(after.jwks.as_ref().map(Value::to_string))
             .bind(after.jwks_uri.clone())
             .bind(after.tokens_not_before.map(Timestamp::millis))
+            .bind(i64::from(after.first_party))
+            .bind(after.refresh_policy.as_str().to_owned())
+            .bind(i64::from(after.refresh_sharing_acknowledged))
+            .bind(after.session_epoch)
             .fetch_optional(&mut **tx)
             .await?;
         if written.is_none() {
@@ -381,6 +392,16 @@ where
             allowed_origins: unlist(&text("allowed_origins")?, |origin| Some(origin.to_owned()))
                 .ok_or_else(|| bad("allowed_origins"))?,
             access_token_ttl_seconds: ttl,
+            first_party: Self::column::<i64>(row, TABLE, "first_party")? != 0,
+            refresh_policy: text("refresh_policy")?
+                .parse()
+                .map_err(|_| bad("refresh_policy"))?,
+            refresh_sharing_acknowledged: Self::column::<i64>(
+                row,
+                TABLE,
+                "refresh_sharing_acknowledged",
+            )? != 0,
+            session_epoch: Self::column(row, TABLE, "session_epoch")?,
             disabled: Self::column::<i64>(row, TABLE, "disabled")? != 0,
             demo: Self::column::<i64>(row, TABLE, "demo")? != 0,
             jwks: Self::column::<Option<String>>(row, TABLE, "jwks")?

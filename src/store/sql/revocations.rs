@@ -9,7 +9,7 @@ use crate::{
     clock::Timestamp,
     domain::{
         change::{EventType, Topic},
-        id::{ClientId, Kid},
+        id::{ClientId, FamilyId, Kid},
         revocation::{MOST_TOKENS, Revocation, RevocationKind, RevokedValue, next_second},
     },
     store::StoreError,
@@ -57,6 +57,19 @@ impl Published {
             owner: None,
         };
         Self::revocation(kid.as_str(), entry)
+    }
+
+    /// Revokes the access tokens of a family.
+    pub(super) fn family(id: FamilyId, tokens_die_at: Timestamp) -> Self {
+        let sid = id.to_string();
+        let entry = Entry {
+            kind: RevocationKind::Sid,
+            value: RevokedValue::of(&sid),
+            not_before: None,
+            expires_at: Some(tokens_die_at),
+            owner: None,
+        };
+        Self::revocation(&sid, entry)
     }
 
     /// Revokes the tokens of a client: those issued before `not_before`, or all.
@@ -137,6 +150,7 @@ where
     }
 
     pub(super) async fn revoke_token(
+        &self,
         tx: &mut Transaction<'_, DB>,
         jti: &str,
         owner: Option<&ClientId>,
@@ -155,7 +169,7 @@ where
             .await?;
             let count: i64 = row.try_get(0)?;
             if count >= MOST_TOKENS {
-                return Self::revoke_client_tokens(tx, owner, spans).await;
+                return self.revoke_client_tokens(tx, owner, spans).await;
             }
         }
         let entry = Entry {
@@ -177,18 +191,21 @@ where
         })
     }
 
+    /// Revokes every token that a client holds and ends every sign-in at it, by one update.
     pub(super) async fn revoke_client_tokens(
+        &self,
         tx: &mut Transaction<'_, DB>,
         id: &ClientId,
         spans: Spans,
     ) -> Result<Done, StoreError> {
         let not_before = next_second(spans.now);
         let row = sqlx::query::<DB>(
-            "update client set tokens_not_before = $2, revision = revision + 1 where client_id = $1 \
-             returning disabled, revision",
+            "update client set tokens_not_before = $2, session_epoch = $3, revision = revision + 1 \
+             where client_id = $1 returning disabled, revision",
         )
         .bind(id.as_str().to_owned())
         .bind(not_before.millis())
+        .bind(self.epoch()?)
         .fetch_optional(&mut **tx)
         .await?
         .ok_or(StoreError::Conflict)?;
@@ -222,10 +239,11 @@ where
         if !keep_tokens {
             let not_before = next_second(spans.now);
             let rows = sqlx::query::<DB>(
-                "update client set tokens_not_before = $1, revision = revision + 1 \
+                "update client set tokens_not_before = $1, session_epoch = $2, revision = revision + 1 \
                  returning client_id, disabled",
             )
             .bind(not_before.millis())
+            .bind(self.epoch()?)
             .fetch_all(&mut **tx)
             .await?;
             for row in rows {
