@@ -32,6 +32,8 @@ create table end_user (
 );
 
 create unique index end_user_username on end_user (username_key);
+-- Production asks at its start whether there is one, among millions of others.
+create index end_user_demo on end_user (id) where demo = 1;
 
 -- Unfinished sign-ins without a browser.
 create table challenge_session (

@@ -237,6 +237,8 @@ impl Sync {
                 Some(Topic::Client) => clients.extend(ClientId::parse(&row.target)),
                 Some(Topic::Keys) => keys = true,
                 Some(Topic::Revocation) => revocations = true,
+                // Asked of the database whenever they matter.
+                Some(Topic::User) => {}
                 // Resources are few and seldom change. What a later version has changed may concern
                 // anything.
                 Some(Topic::Resource) | None => everything = true,

@@ -9,10 +9,11 @@ use uuid::Uuid;
 use super::{
     client::{Client, Revision},
     family::EndReason,
-    id::{ClientId, FamilyId, ResourceId},
+    id::{ClientId, FamilyId, ResourceId, UserId},
     key::KeySchedule,
     name::named,
     resource::Resource,
+    user::User,
 };
 use crate::clock::Timestamp;
 
@@ -83,6 +84,37 @@ pub enum Change {
         /// When the last token issued so far is dead.
         tokens_die_at: Timestamp,
     },
+    /// Creates a user (`expected` is none) or replaces one that is at revision `expected`.
+    PutUser {
+        /// The user as it is to be; the store sets its revision, its epoch, and from when on its
+        /// tokens count.
+        user: Box<User>,
+        /// The revision that was seen.
+        expected: Option<Revision>,
+        /// What the audit trail calls it.
+        event: EventType,
+        /// Whether every session of the user ends. It does in any case when the user becomes
+        /// disabled, or enabled again.
+        ends_sessions: bool,
+        /// When the last token issued to the user by now is dead.
+        tokens_die_at: Timestamp,
+    },
+    /// Removes a user that is at revision `expected`.
+    DeleteUser {
+        /// Whom to remove.
+        id: UserId,
+        /// The revision that was seen.
+        expected: Revision,
+        /// When the last token issued to the user by now is dead.
+        tokens_die_at: Timestamp,
+    },
+    /// Ends every session of a user and revokes its access tokens.
+    EndUserSessions {
+        /// Whose.
+        id: UserId,
+        /// When the last token issued to the user by now is dead.
+        tokens_die_at: Timestamp,
+    },
     /// Begins a new epoch after a backup was restored: every node reads everything again.
     Restore {
         /// Leaves alone the tokens of which nobody knows any more whether they were revoked.
@@ -129,6 +161,20 @@ named!(
         ResourceDeleted = "resource.deleted",
         /// An access token was revoked.
         TokenRevoked = "token.revoked",
+        /// A user was created.
+        UserCreated = "user.created",
+        /// A user was removed.
+        UserDeleted = "user.deleted",
+        /// A user was disabled.
+        UserDisabled = "user.disabled",
+        /// A user was enabled again.
+        UserEnabled = "user.enabled",
+        /// The password of a user was changed or removed.
+        UserPasswordChanged = "user.password_changed",
+        /// Every session of a user was ended.
+        UserSessionsEnded = "user.sessions_ended",
+        /// Anything else about a user was changed.
+        UserUpdated = "user.updated",
     }
 );
 
@@ -229,6 +275,8 @@ named!(
         Resource = "resource",
         /// An entry on the revocation feed.
         Revocation = "revocation",
+        /// A user; the target is its id. No node keeps users in memory.
+        User = "user",
     }
 );
 

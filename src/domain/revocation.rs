@@ -20,6 +20,8 @@ named!(
         Kid = "kid",
         /// Every access token of a family.
         Sid = "sid",
+        /// Every token of a user, or those from before some moment.
+        Sub = "sub",
     }
 );
 
@@ -28,7 +30,7 @@ named!(
 pub struct RevokedValue([u8; 32]);
 
 impl RevokedValue {
-    /// Hashes a `jti`, a `kid`, a `sid` or a client id.
+    /// Hashes a `jti`, a `kid`, a `sid`, a client id or a user's id.
     pub fn of(text: &str) -> Self {
         Self(sha256(text))
     }

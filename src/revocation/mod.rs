@@ -76,6 +76,7 @@ impl RevocationSet {
             (RevocationKind::ClientId, Some(&*claims.client_id)),
             (RevocationKind::Kid, Some(kid)),
             (RevocationKind::Sid, claims.sid.as_deref()),
+            (RevocationKind::Sub, Some(&*claims.sub)),
         ]
         .into_iter()
         .filter_map(|(kind, text)| Some((kind, text?)))

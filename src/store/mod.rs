@@ -32,12 +32,13 @@ use crate::{
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
         family::{Family, Outcome, Presentation, Standing, Terms},
-        id::{ClientId, FamilyId, NodeId},
+        id::{ClientId, FamilyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
         secret::SecretHash,
+        user::{User, UsernameKey},
     },
 };
 
@@ -131,7 +132,7 @@ pub trait Store: Send + Sync + 'static {
     /// Makes a change, with its event, its entries on the feed and its place in the order.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the expected revision has passed, or the id is taken.
+    /// [`StoreError::Conflict`] when the expected revision has passed, or the id or name is taken.
     async fn apply(
         &self,
         change: &Change,
@@ -167,6 +168,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every resource, by identifier.
     async fn resources(&self) -> Result<Vec<Resource>, StoreError>;
+
+    /// One user, if there is one of this id.
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError>;
+
+    /// The user of this name.
+    async fn user_by_name(&self, key: &UsernameKey) -> Result<Option<User>, StoreError>;
+
+    /// Users by id, those after `after`, at most `limit`: there may be millions.
+    async fn users(&self, after: Option<UserId>, limit: u32) -> Result<Vec<User>, StoreError>;
+
+    /// Whether there is a user that the development start has made.
+    async fn has_demo_user(&self) -> Result<bool, StoreError>;
 
     /// The key schedule of one use.
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError>;

@@ -15,12 +15,13 @@ use crate::{
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
         family::{Family, Outcome, Presentation, Standing, Terms},
-        id::{ClientId, FamilyId, NodeId},
+        id::{ClientId, FamilyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
         secret::SecretHash,
+        user::{User, UsernameKey},
     },
     metrics::Metrics,
 };
@@ -102,6 +103,24 @@ impl Store for Watched {
 
     async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
         self.watch("resources", self.inner.resources()).await
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
+        self.watch("user", self.inner.user(id)).await
+    }
+
+    async fn user_by_name(&self, key: &UsernameKey) -> Result<Option<User>, StoreError> {
+        let call = self.inner.user_by_name(key);
+        self.watch("user_by_name", call).await
+    }
+
+    async fn users(&self, after: Option<UserId>, limit: u32) -> Result<Vec<User>, StoreError> {
+        self.watch("users", self.inner.users(after, limit)).await
+    }
+
+    async fn has_demo_user(&self) -> Result<bool, StoreError> {
+        let call = self.inner.has_demo_user();
+        self.watch("has_demo_user", call).await
     }
 
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {

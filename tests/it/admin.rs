@@ -23,12 +23,13 @@ use countersign::{
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
         family::{Family, Outcome, Presentation, Standing, Terms},
-        id::{ClientId, FamilyId, MasterKeyId, NodeId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
         secret::SecretHash,
+        user::{User, UsernameKey},
     },
     entropy::Entropy,
     keys::{lifecycle::Policy, master::MasterKeySource},
@@ -138,6 +139,22 @@ impl Store for Contested {
 
     async fn resources(&self) -> Result<Vec<Resource>, StoreError> {
         self.store.resources().await
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
+        self.store.user(id).await
+    }
+
+    async fn user_by_name(&self, key: &UsernameKey) -> Result<Option<User>, StoreError> {
+        self.store.user_by_name(key).await
+    }
+
+    async fn users(&self, after: Option<UserId>, limit: u32) -> Result<Vec<User>, StoreError> {
+        self.store.users(after, limit).await
+    }
+
+    async fn has_demo_user(&self) -> Result<bool, StoreError> {
+        self.store.has_demo_user().await
     }
 
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {

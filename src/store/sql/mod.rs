@@ -3,15 +3,15 @@
 //! Portable means: `$1` placeholders, `on conflict`, `returning`, `uuid` ids, 64-bit integers for
 //! everything that counts or tells time, `text`. Lists and documents are JSON text.
 //!
-//! One file per family of tables: `registry`, `keys`, `families`, `revocations`,
-//! `audit`. The bounds of the
-//! generic store stand in each, as Rust cannot name them once.
+//! One file per family of tables: `registry`, `users`, `keys`, `families`, `revocations`, `audit`. The
+//! bounds of the generic store stand in each, as Rust cannot name them once.
 
 mod audit;
 mod families;
 mod keys;
 mod registry;
 mod revocations;
+mod users;
 
 use std::{
     fs::File,
@@ -38,12 +38,13 @@ use crate::{
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
         family::{Family, Outcome, Presentation, Standing, Terms},
-        id::{ClientId, FamilyId, MasterKeyId, NodeId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
         secret::SecretHash,
+        user::{User, UsernameKey},
     },
     entropy::{Entropy, EntropyError},
 };
@@ -345,6 +346,26 @@ where
                 reason,
                 tokens_die_at,
             } => Self::end_family(&mut tx, *family, *reason, *tokens_die_at, now).await?,
+            Change::PutUser {
+                user,
+                expected,
+                event,
+                ends_sessions,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.put_user(&mut tx, user, *expected, *event, *ends_sessions, spans)
+                    .await?
+            }
+            Change::DeleteUser {
+                id,
+                expected,
+                tokens_die_at,
+            } => Self::delete_user(&mut tx, *id, *expected, *tokens_die_at).await?,
+            Change::EndUserSessions { id, tokens_die_at } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.end_user_sessions(&mut tx, *id, spans).await?
+            }
             Change::Restore {
                 keep_tokens,
                 tokens_die_at,
@@ -616,6 +637,26 @@ where
         let mut connection = self.readers().acquire().await?;
         let resources = Self::read_resources(&mut connection).await?;
         resources.into_iter().collect()
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_user(&mut connection, id).await
+    }
+
+    async fn user_by_name(&self, key: &UsernameKey) -> Result<Option<User>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_user_by_name(&mut connection, key).await
+    }
+
+    async fn users(&self, after: Option<UserId>, limit: u32) -> Result<Vec<User>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_users(&mut connection, after, limit).await
+    }
+
+    async fn has_demo_user(&self) -> Result<bool, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_has_demo_user(&mut connection).await
     }
 
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {

@@ -9,7 +9,7 @@ use crate::{
     clock::Timestamp,
     domain::{
         change::{EventType, Topic},
-        id::{ClientId, FamilyId, Kid},
+        id::{ClientId, FamilyId, Kid, UserId},
         revocation::{MOST_TOKENS, Revocation, RevocationKind, RevokedValue, next_second},
     },
     store::StoreError,
@@ -86,6 +86,24 @@ impl Published {
             owner: None,
         };
         Self::revocation(id.as_str(), entry)
+    }
+
+    /// Revokes the tokens of a user: those issued before `not_before`, or all. An entry without a
+    /// bound ends, too: a disabled user gets no token, on whatever node.
+    pub(super) fn user(
+        id: UserId,
+        not_before: Option<Timestamp>,
+        tokens_die_at: Timestamp,
+    ) -> Self {
+        let id = id.to_string();
+        let entry = Entry {
+            kind: RevocationKind::Sub,
+            value: RevokedValue::of(&id),
+            not_before,
+            expires_at: Some(tokens_die_at),
+            owner: None,
+        };
+        Self::revocation(&id, entry)
     }
 }
 

@@ -13,14 +13,16 @@ use countersign::{
         client::Client,
         event::EventQuery,
         id::{ClientId, EventId},
+        user::User,
     },
     store::StoreError,
 };
 use serde_json::Value;
 
 use super::sample::{
-    NOW, TOKENS_DIE_AT, apply, client, create, created, delete, full_client, key, plain_secret,
-    put, resource, schedule, secret, traces, update,
+    NOW, TOKENS_DIE_AT, apply, client, create, create_user, created, delete, delete_user,
+    end_sessions, full_client, key, plain_secret, put, resource, schedule, secret, traces, update,
+    update_user, user,
 };
 use crate::support::database::Database;
 
@@ -31,6 +33,7 @@ fn one_of_each() -> Vec<(Change, EventType, String)> {
         ..full_client("a")
     };
     let resource_id = resource(1).id.to_string();
+    let user_id = user(1).id.to_string();
     let rotated = Change::PutKeys {
         schedule: schedule(1, vec![key("k", 0), key("l", 1)]),
         event: EventType::KeyRotated,
@@ -73,6 +76,28 @@ fn one_of_each() -> Vec<(Change, EventType, String)> {
             },
             EventType::ClientTokensRevoked,
             "b",
+        ),
+        (create_user(user(1)), EventType::UserCreated, &user_id),
+        (
+            end_sessions(user(1).id),
+            EventType::UserSessionsEnded,
+            &user_id,
+        ),
+        (
+            update_user(User {
+                revision: 2,
+                ..user(1)
+            }),
+            EventType::UserUpdated,
+            &user_id,
+        ),
+        (
+            delete_user(&User {
+                revision: 3,
+                ..user(1)
+            }),
+            EventType::UserDeleted,
+            &user_id,
         ),
     ]
     .map(|(change, event, target)| (change, event, target.to_owned()))

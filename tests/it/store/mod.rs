@@ -14,6 +14,7 @@ mod resources;
 mod revocations;
 mod sample;
 mod twins;
+mod users;
 
 use crate::support::database::{Database, Engine};
 
@@ -86,6 +87,21 @@ on_both_engines! {
         a_restored_database_has_a_new_epoch_and_no_old_token,
         an_assertion_is_used_once_by_whomever,
         what_is_over_is_swept_in_batches_and_nothing_else,
+    }
+    users {
+        a_user_is_read_back_as_it_was_put,
+        users_are_listed_by_id_in_parts,
+        a_name_belongs_to_one_user_however_it_is_written,
+        of_32_concurrent_users_of_one_name_one_is_created,
+        a_stale_revision_of_a_user_conflicts_and_changes_nothing,
+        each_change_of_a_user_adds_one_to_the_revision,
+        of_a_concurrent_update_and_deletion_of_a_user_one_wins,
+        ending_the_sessions_of_a_user_draws_an_epoch_and_writes_one_entry,
+        a_disabled_user_has_every_token_revoked_until_it_is_enabled,
+        a_removed_user_leaves_an_entry_until_its_tokens_are_dead,
+        events_about_users_hold_no_hash,
+        a_user_row_that_cannot_be_read_is_named,
+        a_demo_user_is_found_by_whatever_name,
     }
     nodes {
         a_node_is_listed_by_its_last_sign_of_life,

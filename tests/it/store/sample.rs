@@ -6,11 +6,12 @@ use countersign::{
         change::{Applied, Cause, Change, EventType},
         client::{AuthMethod, Client, GrantType},
         family::RefreshPolicy,
-        id::{ClientId, Kid, MasterKeyId, ResourceId, SecretId},
+        id::{ClientId, Kid, MasterKeyId, ResourceId, SecretId, UserId},
         key::{KeyAlgorithm, KeyRecord, KeySchedule, KeyTimes, KeyUse, SealedKey},
         resource::{Resource, ResourceUri},
         scope::Scope,
         secret::{SecretHash, StoredSecret},
+        user::{PasswordHash, User, Username},
     },
     store::{Store, StoreError},
 };
@@ -88,6 +89,78 @@ pub(super) fn secret(number: u128) -> StoredSecret {
 /// What the client itself keeps.
 pub(super) fn plain_secret(number: u128) -> String {
     format!("cs_cs_{number:043}")
+}
+
+/// A user with no more than it must have; those of higher numbers come later.
+pub(super) fn user(number: u128) -> User {
+    User {
+        id: UserId::from_uuid(Uuid::from_u128(number)),
+        username: Username::parse(&format!("user-{number}")).unwrap(),
+        password_hash: None,
+        roles: Vec::new(),
+        claims: serde_json::Map::new(),
+        disabled: false,
+        demo: false,
+        session_epoch: 0,
+        tokens_not_before: None,
+        revision: 0,
+        created_at: NOW,
+        updated_at: NOW,
+        password_changed_at: None,
+    }
+}
+
+/// The change that creates a user.
+pub(super) fn create_user(user: User) -> Change {
+    Change::PutUser {
+        user: Box::new(user),
+        expected: None,
+        event: EventType::UserCreated,
+        ends_sessions: false,
+        tokens_die_at: TOKENS_DIE_AT,
+    }
+}
+
+/// The change that replaces a user of the same revision.
+pub(super) fn update_user(user: User) -> Change {
+    Change::PutUser {
+        expected: Some(user.revision),
+        user: Box::new(user),
+        event: EventType::UserUpdated,
+        ends_sessions: false,
+        tokens_die_at: TOKENS_DIE_AT,
+    }
+}
+
+/// The change that removes a user of the same revision.
+pub(super) fn delete_user(user: &User) -> Change {
+    Change::DeleteUser {
+        id: user.id,
+        expected: user.revision,
+        tokens_die_at: TOKENS_DIE_AT,
+    }
+}
+
+/// The change that ends the sessions of a user.
+pub(super) fn end_sessions(id: UserId) -> Change {
+    Change::EndUserSessions {
+        id,
+        tokens_die_at: TOKENS_DIE_AT,
+    }
+}
+
+/// Creates a user and reads it back.
+pub(super) async fn created_user(store: &dyn Store, user: User) -> User {
+    let id = user.id;
+    apply(store, create_user(user)).await.unwrap();
+    store.user(id).await.unwrap().unwrap()
+}
+
+/// The hash of a password of this number.
+pub(super) fn password_hash(number: u128) -> PasswordHash {
+    PasswordHash::from_phc(format!(
+        "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0{number}$aGFzaGhhc2hoYXNo{number}"
+    ))
 }
 
 /// A resource of this number.
