@@ -16,6 +16,7 @@ use crate::{
     app::Context,
     domain::{
         client::{AuthMethod, Client, Revision},
+        family::RefreshPolicy,
         id::{ClientId, SecretId},
         resource::ResourceUri,
         scope::Scope,
@@ -164,6 +165,19 @@ struct Details {
     /// Life of its access tokens
     #[arg(long, value_name = "SECONDS")]
     ttl: Option<u32>,
+    /// May take its users' credentials itself, without a browser: an app of your own
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    first_party: Option<bool>,
+    /// How its refresh tokens rotate
+    #[arg(long, value_name = "POLICY", value_parser = refresh_policies())]
+    refresh_policy: Option<String>,
+    /// Accept that the policy `shared` hides most thieves of refresh tokens
+    #[arg(long)]
+    acknowledge_refresh_sharing: bool,
+}
+
+fn refresh_policies() -> PossibleValuesParser {
+    PossibleValuesParser::new(RefreshPolicy::ALL.iter().map(|policy| policy.as_str()))
 }
 
 fn auth_methods() -> PossibleValuesParser {
@@ -359,6 +373,15 @@ impl Details {
         if let Some(ttl) = self.ttl {
             put("access_token_ttl_seconds", ttl.into());
         }
+        if let Some(first_party) = self.first_party {
+            put("first_party", first_party.into());
+        }
+        if let Some(policy) = self.refresh_policy {
+            put("refresh_policy", policy.into());
+        }
+        if self.acknowledge_refresh_sharing {
+            put("refresh_sharing_acknowledged", true.into());
+        }
         Ok(document)
     }
 }
@@ -427,6 +450,8 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
         ("default resource", words(default)),
         ("allowed origins", words(origins)),
         ("token life", life),
+        ("first party", yes_or_no(client.first_party).to_owned()),
+        ("refresh policy", client.refresh_policy.to_string()),
         ("revision", client.revision.to_string()),
         ("created", output::utc_seconds(client.created_at)),
         ("changed", output::utc_seconds(client.updated_at)),
@@ -443,6 +468,10 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
         fields.push(("secret", format!("{} of {created}", secret.id)));
     }
     Ok(output::fields(&fields)?)
+}
+
+fn yes_or_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
 }
 
 fn state(client: &Client) -> &'static str {

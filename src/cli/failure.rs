@@ -105,6 +105,7 @@ fn in_flags(error: &FieldError) -> String {
         "jwks_uri" => "--jwks-uri",
         "introspection_clients" => "--introspection-client",
         "jti" => "--jti",
+        "refresh_policy" => "--refresh-policy",
         "resource" | "resources" => "--resource",
         "scope" | "scopes" => "--scope",
         other => other,

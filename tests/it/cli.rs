@@ -157,6 +157,7 @@ macro_rules! on_both_engines {
 on_both_engines! {
     one_command_registers_an_operator,
     a_client_is_created_shown_changed_and_deleted,
+    how_refresh_tokens_rotate_is_said_of_a_client,
     a_client_that_signs_has_keys_and_no_secret,
     what_is_no_public_key_for_es256_is_not_registered,
     a_client_has_two_secrets_and_no_third,
@@ -271,6 +272,49 @@ async fn a_client_is_created_shown_changed_and_deleted(database: &Database) {
     assert_eq!(terminal.call(&["clients", "delete", "app"]).status, 0);
     let gone = terminal.call(&["clients", "show", "app"]);
     assert!(gone.failure().contains("there is no client of this id"));
+}
+
+async fn how_refresh_tokens_rotate_is_said_of_a_client(database: &Database) {
+    let terminal = Terminal::of(database);
+    let create = [
+        "clients",
+        "create",
+        "--name",
+        "App",
+        "--client-id",
+        "app",
+        "--public",
+    ];
+    let created = terminal.json(&[&create[..], &["--first-party"]].concat());
+    assert_eq!(created["first_party"], true);
+    assert_eq!(created["refresh_policy"], "standard");
+    let update =
+        |arguments: &[&str]| terminal.call(&[&["clients", "update", "app"], arguments].concat());
+    let refused = update(&["--refresh-policy", "shared"]);
+    assert!(
+        refused
+            .failure()
+            .contains("--refresh-policy: shared hides most thieves")
+    );
+    let refused = update(&["--refresh-policy", "none"]);
+    assert!(
+        refused
+            .failure()
+            .contains("--refresh-policy: none is for clients that authenticate")
+    );
+    let accepted = update(&[
+        "--refresh-policy",
+        "shared",
+        "--acknowledge-refresh-sharing",
+        "--first-party=false",
+    ]);
+    assert_eq!(accepted.status, 0);
+    // What was acknowledged once need not be again.
+    assert_eq!(update(&["--name", "Other"]).status, 0);
+    let shown = terminal.json(&["clients", "show", "app"]);
+    assert_eq!(shown["refresh_policy"], "shared");
+    assert_eq!(shown["refresh_sharing_acknowledged"], true);
+    assert_eq!(shown["first_party"], false);
 }
 
 /// RFC 7591 §2: `jwks` or `jwks_uri`; and neither for a client that authenticates otherwise.

@@ -7,7 +7,7 @@ use countersign_verifier::KeySet;
 use reqwest::StatusCode;
 use serde_json::Value;
 
-use super::{show, turn};
+use super::{Seeded, show, turn};
 use crate::support::{
     database::{Database, Engine},
     process::{
@@ -24,23 +24,6 @@ const FIRST_STARTS: u32 = 10;
 
 /// The latest moment of a kill, in milliseconds after the start or the first command.
 const LATEST: u64 = 400;
-
-/// Numbers that look random and are the same in each run (Knuth's constants).
-struct Seeded(u64);
-
-impl Seeded {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-
-    fn moment(&mut self) -> Duration {
-        Duration::from_millis(self.below(LATEST))
-    }
-}
 
 /// A change that an operator makes.
 #[derive(Debug)]
@@ -189,12 +172,16 @@ async fn work_until_killed(
     }
 }
 
+fn moment(seeded: &mut Seeded) -> Duration {
+    Duration::from_millis(seeded.below(LATEST))
+}
+
 async fn nothing_acknowledged_is_lost(engine: Engine) {
     let _turn = turn().await;
     let database = Database::create(engine).await;
     let installation = Installation::production(database.url()).await;
     installation.register_resource().await;
-    let mut seeded = Seeded(engine as u64 + 1);
+    let mut seeded = Seeded::new(engine as u64 + 1);
     let mut known = Known::default();
     let mut node = installation.start().await;
     for kill in 0..KILLS {
@@ -203,7 +190,7 @@ async fn nothing_acknowledged_is_lost(engine: Engine) {
             node.stop().await;
             node = installation.launch(free_address());
         }
-        let moment = seeded.moment();
+        let moment = moment(&mut seeded);
         let work = work_until_killed(&installation, node, moment, &mut known, &mut seeded).await;
         node = installation.start().await;
         known.check(&node, &installation, &work).await;
@@ -233,11 +220,11 @@ async fn after_kills_at_seeded_points_the_same_keys_and_clients_are_served_on_po
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_start_that_is_killed_leaves_nothing_in_the_way_of_the_next() {
     let _turn = turn().await;
-    let mut seeded = Seeded(7);
+    let mut seeded = Seeded::new(7);
     for _ in 0..FIRST_STARTS {
         let installation = Installation::development();
         let node = installation.launch(free_address());
-        pause(seeded.moment()).await;
+        pause(moment(&mut seeded)).await;
         node.kill();
         let node = installation.start().await;
         assert_eq!(node.jwks().await.kids().count(), 2);

@@ -31,3 +31,20 @@ async fn turn() -> MutexGuard<'static, ()> {
 fn show(report: &str) {
     print!("{report}");
 }
+
+/// Numbers that look random and are the same in each run (Knuth's constants).
+struct Seeded(u64);
+
+impl Seeded {
+    fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
