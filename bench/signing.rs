@@ -31,7 +31,7 @@ use countersign::{
         scope::Scope,
     },
     entropy::Entropy,
-    keys::{master::MasterKeySource, ring::KeyRing, sealing},
+    keys::{mac::MacRing, master::MasterKeySource, ring::KeyRing, sealing},
     metrics::Metrics,
     oauth::access_token::{AccessGrant, Minter},
     registry::{Registry, Snapshots},
@@ -77,11 +77,22 @@ impl Bench {
             keys: vec![sealing::generate(&masters, master, times, &entropy).unwrap()],
         };
         let ring = KeyRing::open(&schedule, &masters, &entropy, now).unwrap();
+        let none = KeySchedule {
+            key_use: KeyUse::RefreshMac,
+            keys: Vec::new(),
+            ..schedule
+        };
+        let mac_ring = MacRing::open(&none, &masters, now).unwrap();
         let minter = Minter {
             issuer: "https://issuer.example".to_owned(),
             default_ttl_seconds: 600,
             offline_limit: Duration::from_hours(24),
-            snapshots: Arc::new(Snapshots::new(Registry::default(), ring, Duration::ZERO)),
+            snapshots: Arc::new(Snapshots::new(
+                Registry::default(),
+                ring,
+                mac_ring,
+                Duration::ZERO,
+            )),
             clock: AgreedClock::new(Arc::new(clock)),
             entropy,
             metrics: Metrics::new(now, Duration::from_hours(24), Duration::from_hours(24)),

@@ -18,9 +18,9 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
 use crate::{
-    domain::node::Environment,
+    domain::{key::KeyUse, node::Environment},
     keys::{
-        lifecycle::Policy,
+        lifecycle::{LONGEST_FAMILY_LIFE, Policy},
         master::{self, MasterKeySource},
     },
     outbound,
@@ -159,8 +159,11 @@ struct Keys {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "settings carry their unit")]
 struct Tokens {
     access_token_ttl_seconds: u32,
+    refresh_token_lifetime_seconds: u32,
+    refresh_token_idle_seconds: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -243,6 +246,10 @@ pub struct Config {
     pub policy: Policy,
     /// Life of access tokens.
     pub access_token_ttl_seconds: u32,
+    /// How long a sign-in lasts at most, however often it is refreshed.
+    pub refresh_token_lifetime: Duration,
+    /// How long a sign-in lasts without being refreshed.
+    pub refresh_token_idle: Duration,
     /// How long the audit trail is kept; none is for ever.
     pub keep_events: Option<Duration>,
     /// How often to report life.
@@ -311,12 +318,7 @@ impl Config {
             86_400,
         )?;
         between("keys.clock_skew_seconds", keys.clock_skew_seconds, 0, 300)?;
-        between(
-            "tokens.access_token_ttl_seconds",
-            written.tokens.access_token_ttl_seconds,
-            1,
-            3600,
-        )?;
+        check_tokens(&written.tokens)?;
         between(
             "sync.poll_interval_ms",
             written.sync.poll_interval_ms,
@@ -351,17 +353,7 @@ impl Config {
             period: seconds(keys.rotation_period_seconds),
             offline_limit: seconds(written.sync.offline_issuance_limit_seconds),
         };
-        let shortest = policy.lead() * 2;
-        if policy.period < shortest {
-            return Err(invalid(
-                "keys.rotation_period_seconds",
-                &format!(
-                    "must be at least {} with these other settings: a key is published for {:.2} s before it signs",
-                    shortest.as_secs() + 1,
-                    policy.lead().as_secs_f64()
-                ),
-            ));
-        }
+        check_period(&policy)?;
         let master_keys = match sources.environment.get(master::VARIABLE) {
             Some(text) => MasterKeySource::Variable(text.clone().into()),
             None => MasterKeySource::Folder {
@@ -380,6 +372,8 @@ impl Config {
             master_keys,
             policy,
             access_token_ttl_seconds: written.tokens.access_token_ttl_seconds,
+            refresh_token_lifetime: seconds(written.tokens.refresh_token_lifetime_seconds),
+            refresh_token_idle: seconds(written.tokens.refresh_token_idle_seconds),
             keep_events: match written.events.retention_seconds {
                 0 => None,
                 span => Some(seconds(span)),
@@ -395,6 +389,54 @@ impl Config {
             telemetry: written.telemetry,
         })
     }
+}
+
+fn check_tokens(tokens: &Tokens) -> Result<(), ConfigError> {
+    between(
+        "tokens.access_token_ttl_seconds",
+        tokens.access_token_ttl_seconds,
+        1,
+        3600,
+    )?;
+    // A MAC key is kept for as long as the longest family lives.
+    let longest = u32::try_from(LONGEST_FAMILY_LIFE.as_secs()).unwrap_or(u32::MAX);
+    let lifetime = tokens.refresh_token_lifetime_seconds;
+    between(
+        "tokens.refresh_token_lifetime_seconds",
+        lifetime,
+        60,
+        longest,
+    )?;
+    let idle = tokens.refresh_token_idle_seconds;
+    between("tokens.refresh_token_idle_seconds", idle, 60, longest)?;
+    if idle > lifetime {
+        return Err(invalid(
+            "tokens.refresh_token_idle_seconds",
+            &format!(
+                "must be at most tokens.refresh_token_lifetime_seconds, which is {lifetime}, and is {idle}"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn check_period(policy: &Policy) -> Result<(), ConfigError> {
+    let leads = KeyUse::ALL
+        .iter()
+        .map(|key_use| policy.spans(*key_use).lead);
+    let lead = leads.max().unwrap_or_default();
+    let shortest = lead * 2;
+    if policy.period < shortest {
+        return Err(invalid(
+            "keys.rotation_period_seconds",
+            &format!(
+                "must be at least {} with these other settings: a key is published for {:.2} s before it signs",
+                shortest.as_secs() + 1,
+                lead.as_secs_f64()
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// What the parser says, without the line it shows: there may be a password in that.
@@ -712,7 +754,10 @@ mod tests {
         let config = load(&[]).unwrap();
         assert_eq!(config.environment, Environment::Development);
         assert_eq!(config.issuer(config.public_listen), "http://127.0.0.1:8080");
-        assert_eq!(config.policy.lead(), Duration::from_millis(615_250));
+        assert_eq!(
+            config.policy.spans(KeyUse::Signing).lead,
+            Duration::from_millis(615_250)
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Signing keys and the master keys that seal them.
+//! Signing keys, refresh-MAC keys, and the master keys that seal them.
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
@@ -19,7 +19,8 @@ use crate::{
     },
     entropy::Entropy,
     keys::{
-        lifecycle::{self, Command, Policy, Refusal},
+        lifecycle::{self, Command, KeyState, Policy, Refusal},
+        mac::MacRing,
         master::{MasterKeySource, MasterKeys},
         ring::KeyRing,
         sealing,
@@ -55,11 +56,18 @@ pub struct RotationRequest {
     reason: Option<String>,
     /// In an emergency: revokes the next keys, too, as when a host has leaked.
     discard_next: bool,
+    /// Keys of which use: `signing` unless told otherwise, or `refresh_mac`. An emergency of these
+    /// refuses every refresh token made with the revoked key: those users sign in again.
+    #[serde(rename = "use")]
+    #[schema(pattern = "^(signing|refresh_mac)$")]
+    key_use: Option<String>,
 }
 
 impl RotationRequest {
-    /// Reads the document of a rotation: how to rotate, and why.
-    pub fn read(members: Map<String, Value>) -> Result<(Rotation, Option<String>), AdminError> {
+    /// Reads the document of a rotation: keys of which use, how to rotate, and why.
+    pub fn read(
+        members: Map<String, Value>,
+    ) -> Result<(KeyUse, Rotation, Option<String>), AdminError> {
         let (request, unread): (Self, _) = document::read(members);
         let mut errors = Vec::new();
         let rotation = match request.mode.as_str() {
@@ -72,6 +80,8 @@ impl RotationRequest {
                 Rotation::Scheduled
             }
         };
+        let key_use = read_use(request.key_use.as_deref());
+        let key_use = key_use.map_err(|error| errors.push(error));
         if request.mode == "scheduled" && request.discard_next {
             errors.push(FieldError::new("/discard_next", "is for emergencies only"));
         }
@@ -79,12 +89,17 @@ impl RotationRequest {
             errors.push(FieldError::new("/reason", error));
         }
         let errors = document::all_wrong(unread, errors);
-        if errors.is_empty() {
-            Ok((rotation, request.reason))
-        } else {
-            Err(AdminError::Invalid(errors))
+        match key_use {
+            Ok(key_use) if errors.is_empty() => Ok((key_use, rotation, request.reason)),
+            _ => Err(AdminError::Invalid(errors)),
         }
     }
+}
+
+/// Reads which keys are meant; signing keys unless told otherwise.
+fn read_use(text: Option<&str>) -> Result<KeyUse, FieldError> {
+    text.map_or(Ok(KeyUse::Signing), str::parse)
+        .map_err(|_| FieldError::new("/use", "must be signing or refresh_mac"))
 }
 
 /// What is wrong with a reason, if anything.
@@ -96,7 +111,9 @@ fn reason_problem(reason: &str) -> Option<&'static str> {
 /// What a change of the keys has led to.
 #[derive(Debug)]
 pub struct KeyChange {
-    /// Every key as it is now.
+    /// What the keys are for.
+    pub key_use: KeyUse,
+    /// Every key of that use as it is now.
     pub keys: Vec<Value>,
     /// Until when verifiers may refuse tokens of a key they cannot know yet.
     pub verifiers_may_lag_until: Option<Timestamp>,
@@ -141,15 +158,21 @@ pub struct KeyAdmin {
 }
 
 impl KeyAdmin {
-    /// Every key as it is now.
-    pub async fn list(&self) -> Result<Vec<Value>, AdminError> {
-        Ok(self.ring().await?.documents(self.clock.now()))
+    /// Every key of a use as it is now.
+    pub async fn list(&self, key_use: KeyUse) -> Result<Vec<Value>, AdminError> {
+        let schedule = self.schedule(key_use).await?;
+        self.documents(&schedule, &self.masters.load()?)
     }
 
-    /// A part of the list of keys, by when they begin to sign.
-    pub async fn page(&self, request: &PageRequest) -> Result<Page<Value>, AdminError> {
+    /// A part of the list of keys of a use, by when they begin to sign.
+    pub async fn page(
+        &self,
+        key_use: Option<&str>,
+        request: &PageRequest,
+    ) -> Result<Page<Value>, AdminError> {
+        let key_use = read_use(key_use).map_err(|error| AdminError::Invalid(vec![error]))?;
         let text = |key: &Value, name: &str| key.get(name).map(ToString::to_string);
-        Ok(request.part_of(self.list().await?, |key| {
+        Ok(request.part_of(self.list(key_use).await?, |key| {
             let activates_at = text(key, "activates_at").unwrap_or_default();
             format!(
                 "{activates_at:0>20} {}",
@@ -158,30 +181,62 @@ impl KeyAdmin {
         }))
     }
 
-    /// Every key, opened.
+    /// Every signing key, opened.
     pub async fn ring(&self) -> Result<KeyRing, AdminError> {
-        let schedule = self.schedule().await?;
-        Ok(KeyRing::open(
-            &schedule,
-            &self.masters.load()?,
-            &self.entropy,
-            self.clock.now(),
-        )?)
+        let schedule = self.schedule(KeyUse::Signing).await?;
+        let (masters, now) = (self.masters.load()?, self.clock.now());
+        Ok(KeyRing::open(&schedule, &masters, &self.entropy, now)?)
     }
 
-    /// Sees to it that keys exist: the first ones, and in time the next one.
+    /// Every refresh-MAC key, opened.
+    pub async fn mac_ring(&self) -> Result<MacRing, AdminError> {
+        let schedule = self.schedule(KeyUse::RefreshMac).await?;
+        let (masters, now) = (self.masters.load()?, self.clock.now());
+        Ok(MacRing::open(&schedule, &masters, now)?)
+    }
+
+    /// Every key of a use that opens, with its state at `now` and its times.
+    pub async fn states(
+        &self,
+        key_use: KeyUse,
+        now: Timestamp,
+    ) -> Result<Vec<(Kid, KeyState, KeyTimes)>, AdminError> {
+        Ok(match key_use {
+            KeyUse::Signing => {
+                let ring = self.ring().await?;
+                let keys = ring.list(now);
+                keys.map(|(key, state, times)| (key.kid.clone(), state, times))
+                    .collect()
+            }
+            KeyUse::RefreshMac => {
+                let ring = self.mac_ring().await?;
+                let keys = ring.list(now);
+                keys.map(|(key, state, times)| (key.kid.clone(), state, times))
+                    .collect()
+            }
+        })
+    }
+
+    /// Sees to it that keys of every use exist: the first ones, and in time the next one.
     ///
     /// Every node may do so at any time; the revision of the schedule lets one of them through.
     pub async fn ensure(&self) -> Result<(), AdminError> {
-        self.command(EventType::KeyCreated, &Cause::system(), |_, _| {
-            Ok(Command::Ensure)
-        })
-        .await?;
+        for key_use in KeyUse::ALL {
+            self.command(*key_use, EventType::KeyCreated, &Cause::system(), |_, _| {
+                Ok(Command::Ensure)
+            })
+            .await?;
+        }
         Ok(())
     }
 
-    /// Lets the next key take over.
-    pub async fn rotate(&self, rotation: Rotation, cause: &Cause) -> Result<KeyChange, AdminError> {
+    /// Lets the next key of a use take over.
+    pub async fn rotate(
+        &self,
+        key_use: KeyUse,
+        rotation: Rotation,
+        cause: &Cause,
+    ) -> Result<KeyChange, AdminError> {
         let (event, command) = match rotation {
             Rotation::Scheduled => (EventType::KeyRotated, Command::RotateScheduled),
             Rotation::Emergency { discard_next } => (
@@ -190,14 +245,15 @@ impl KeyAdmin {
             ),
         };
         let (mut compromised, mut seen) = (None, None);
-        self.command(event, cause, |schedule, now| {
+        let life = lifecycle::life(key_use);
+        self.command(key_use, event, cause, |schedule, now| {
             if rotation == Rotation::Scheduled {
                 return Ok(command);
             }
             // Means the key that was active when it was asked for: where another node was faster
             // with the same emergency, the key that replaced it is not to go, too.
-            let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
-            let active = lifecycle::active(&times, now).and_then(|index| schedule.keys.get(index));
+            let active = lifecycle::active(&schedule.times(), life, now)
+                .and_then(|index| schedule.keys.get(index));
             let active = active.map(|key| key.kid.clone());
             let unrevoked = unrevoked(schedule);
             let seen = seen.get_or_insert_with(|| unrevoked.clone());
@@ -219,30 +275,35 @@ impl KeyAdmin {
 
     /// Declares a key compromised. For the active key that is an emergency rotation.
     pub async fn revoke(&self, kid: &Kid, cause: &Cause) -> Result<KeyChange, AdminError> {
-        self.command(EventType::KeyRevoked, cause, |schedule, _| {
-            let index = schedule.keys.iter().position(|key| key.kid == *kid);
-            index
-                .map(Command::Revoke)
-                .ok_or(AdminError::NotFound("key"))
-        })
-        .await
+        for key_use in KeyUse::ALL {
+            let position =
+                |schedule: &KeySchedule| schedule.keys.iter().position(|key| key.kid == *kid);
+            if position(&self.schedule(*key_use).await?).is_none() {
+                continue;
+            }
+            return self
+                .command(*key_use, EventType::KeyRevoked, cause, |schedule, _| {
+                    let index = position(schedule);
+                    index
+                        .map(Command::Revoke)
+                        .ok_or(AdminError::NotFound("key"))
+                })
+                .await;
+        }
+        Err(AdminError::NotFound("key"))
     }
 
     /// Every master key that is here or needed.
     pub async fn master_keys(&self) -> Result<Vec<MasterKeyStatus>, AdminError> {
-        let schedule = self.schedule().await?;
+        let sealed = self.sealed().await?;
         let here: BTreeSet<MasterKeyId> = self.masters.load()?.ids().collect();
-        let needed = schedule
-            .keys
-            .iter()
-            .map(|key| key.sealed.master_id)
-            .chain(schedule.primary_master);
-        let all: BTreeSet<MasterKeyId> = needed.chain(here.iter().copied()).collect();
+        let mut all = sealed.needed();
+        all.extend(&here);
         let status = |id| MasterKeyStatus {
             id,
-            is_primary: schedule.primary_master == Some(id),
+            is_primary: sealed.primary == Some(id),
             is_here: here.contains(&id),
-            seals: sealed_under(&schedule, id),
+            seals: sealed.under(id),
         };
         Ok(all.into_iter().map(status).collect())
     }
@@ -287,14 +348,19 @@ impl KeyAdmin {
                 self.policy.offline_limit.as_secs(),
             )));
         }
-        self.change(EventType::MasterKeyPromoted, cause, |schedule, _| {
-            if schedule.primary_master == Some(id) {
-                return Ok(None);
-            }
-            let mut promoted = schedule.clone();
-            promoted.primary_master = Some(id);
-            Ok(Some(promoted))
-        })
+        let promoted = |schedule: &KeySchedule| KeySchedule {
+            primary_master: Some(id),
+            ..schedule.clone()
+        };
+        self.change(
+            KeyUse::Signing,
+            EventType::MasterKeyPromoted,
+            cause,
+            |schedule, _| {
+                let is_primary = schedule.primary_master == Some(id);
+                Ok((!is_primary).then(|| promoted(schedule)))
+            },
+        )
         .await?;
         Ok(())
     }
@@ -302,40 +368,44 @@ impl KeyAdmin {
     /// Seals every key anew under the primary master key; tells how many were moved.
     pub async fn rewrap(&self, cause: &Cause) -> Result<usize, AdminError> {
         let masters = self.masters.load()?;
-        let mut moved = 0;
-        let counter = &mut moved;
-        self.change(EventType::KeysRewrapped, cause, |schedule, _| {
-            let primary = primary_of(schedule)?;
-            let mut rewrapped = schedule.clone();
-            *counter = 0;
-            for key in rewrapped.keys.iter_mut().filter(|key| key.sealed.master_id != primary) {
-                key.sealed = sealing::reseal(&masters, key, primary, &self.entropy)?;
-                *counter += 1;
-            }
-            if *counter > 0 {
-                return Ok(Some(rewrapped));
-            }
-            // Nothing to move although a newer master key waits: the order was mistaken.
-            match masters.ids().filter(|id| *id > primary).last() {
-                Some(newer) => Err(AdminError::Conflict(format!(
-                    "every key is sealed under the primary master key {primary} already; promote {newer} first"
-                ))),
-                None => Ok(None),
-            }
-        })
-        .await?;
-        Ok(moved)
+        let (mut moved, mut primary) = (0, None);
+        // Ended in between, or with a key made meanwhile, it is done again: what is sealed under
+        // another master key stays so, and that one cannot be removed.
+        for key_use in KeyUse::ALL {
+            let mut count = 0;
+            self.change(*key_use, EventType::KeysRewrapped, cause, |schedule, _| {
+                let wanted = *primary.insert(primary_of(schedule)?);
+                let mut rewrapped = schedule.clone();
+                let keys = rewrapped.keys.iter_mut();
+                count = 0;
+                for key in keys.filter(|key| key.sealed.master_id != wanted) {
+                    key.sealed = sealing::reseal(&masters, key, wanted, &self.entropy)?;
+                    count += 1;
+                }
+                Ok((count > 0).then_some(rewrapped))
+            })
+            .await?;
+            moved += count;
+        }
+        // Nothing to move although a newer master key waits: the order was mistaken.
+        let newer = masters.ids().filter(|id| Some(*id) > primary).last();
+        match (newer, primary) {
+            (Some(newer), Some(primary)) if moved == 0 => Err(AdminError::Conflict(format!(
+                "every key is sealed under the primary master key {primary} already; promote {newer} first"
+            ))),
+            _ => Ok(moved),
+        }
     }
 
     /// Deletes the file of a master key that is needed no more.
     pub async fn remove_master(&self, id: MasterKeyId) -> Result<PathBuf, AdminError> {
-        let schedule = self.schedule().await?;
-        if schedule.primary_master == Some(id) {
+        let sealed = self.sealed().await?;
+        if sealed.primary == Some(id) {
             return Err(AdminError::Conflict(format!(
                 "master key {id} is the primary one; promote another first"
             )));
         }
-        let seals = sealed_under(&schedule, id);
+        let seals = sealed.under(id);
         if seals > 0 {
             return Err(AdminError::Conflict(format!(
                 "{seals} keys are still sealed under master key {id}; run countersign keys rewrap first"
@@ -350,14 +420,9 @@ impl KeyAdmin {
     /// A master key is never drawn beside an existing database: its keys would stay closed, and
     /// the mistake (a lost folder, a wrong path) would go unseen.
     pub async fn bootstrap(&self, may_draw: bool) -> Result<(), AdminError> {
-        let schedule = self.schedule().await?;
+        let sealed = self.sealed().await?;
         let mut masters = self.masters.load()?;
-        let needed = schedule
-            .keys
-            .iter()
-            .map(|key| key.sealed.master_id)
-            .chain(schedule.primary_master);
-        for id in needed.collect::<BTreeSet<_>>() {
+        for id in sealed.needed() {
             if masters.find(id).is_none() {
                 return Err(AdminError::Conflict(format!(
                     "the database needs master key {id}, which is not in {}; restore master-{id}.key there",
@@ -365,7 +430,7 @@ impl KeyAdmin {
                 )));
             }
         }
-        if schedule.primary_master.is_none() {
+        if sealed.primary.is_none() {
             if masters.ids().next().is_none() {
                 if !may_draw {
                     return Err(AdminError::Conflict(format!(
@@ -378,6 +443,7 @@ impl KeyAdmin {
             }
             let primary = masters.ids().next();
             self.change(
+                KeyUse::Signing,
                 EventType::MasterKeyPromoted,
                 &Cause::system(),
                 |schedule, _| {
@@ -393,13 +459,37 @@ impl KeyAdmin {
         self.ensure().await
     }
 
-    async fn schedule(&self) -> Result<KeySchedule, AdminError> {
-        Ok(self.store.key_schedule(KeyUse::Signing).await?)
+    async fn schedule(&self, key_use: KeyUse) -> Result<KeySchedule, AdminError> {
+        Ok(self.store.key_schedule(key_use).await?)
+    }
+
+    async fn sealed(&self) -> Result<Sealed, AdminError> {
+        let (mut primary, mut under) = (None, Vec::new());
+        for key_use in KeyUse::ALL {
+            let schedule = self.schedule(*key_use).await?;
+            primary = schedule.primary_master;
+            under.extend(schedule.keys.iter().map(|key| key.sealed.master_id));
+        }
+        Ok(Sealed { primary, under })
+    }
+
+    /// The keys of a schedule as the admin interfaces show them.
+    fn documents(
+        &self,
+        schedule: &KeySchedule,
+        masters: &MasterKeys,
+    ) -> Result<Vec<Value>, AdminError> {
+        let now = self.clock.now();
+        Ok(match schedule.key_use {
+            KeyUse::Signing => KeyRing::open(schedule, masters, &self.entropy, now)?.documents(now),
+            KeyUse::RefreshMac => MacRing::open(schedule, masters, now)?.documents(now),
+        })
     }
 
     /// Plans and applies a command of the life cycle.
     async fn command(
         &self,
+        key_use: KeyUse,
         event: EventType,
         cause: &Cause,
         mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Command, AdminError> + Send,
@@ -408,19 +498,19 @@ impl KeyAdmin {
         let mut lag = None;
         let lag_of_plan = &mut lag;
         let schedule = self
-            .change(event, cause, |schedule, now| {
-                let times: Vec<KeyTimes> = schedule.keys.iter().map(|key| key.times).collect();
-                let plan = lifecycle::plan(&times, decide(schedule, now)?, &self.policy, now)?;
+            .change(key_use, event, cause, |schedule, now| {
+                let spans = self.policy.spans(key_use);
+                let plan = lifecycle::plan(&schedule.times(), decide(schedule, now)?, spans, now)?;
                 *lag_of_plan = plan.verifiers_may_lag_until;
                 self.carry_out(schedule, plan, &masters)
             })
             .await?;
         // Shows what was applied; reading it again could fail although it was done.
-        let now = self.clock.now();
-        let ring = KeyRing::open(&schedule, &masters, &self.entropy, now)?;
         Ok(KeyChange {
-            keys: ring.documents(now),
-            verifiers_may_lag_until: lag,
+            key_use,
+            keys: self.documents(&schedule, &masters)?,
+            // No verifier ever knows of other keys.
+            verifiers_may_lag_until: lag.filter(|_| key_use == KeyUse::Signing),
         })
     }
 
@@ -436,8 +526,15 @@ impl KeyAdmin {
             key.times = times;
         }
         for times in plan.created {
-            let key = sealing::generate(masters, primary_of(schedule)?, times, &self.entropy)?;
-            planned.keys.push(key);
+            let (master, entropy) = (primary_of(schedule)?, &self.entropy);
+            planned.keys.push(match schedule.key_use {
+                KeyUse::Signing => sealing::generate(masters, master, times, entropy)?,
+                KeyUse::RefreshMac => {
+                    let last = planned.keys.iter().filter_map(|key| key.version).max();
+                    let version = last.unwrap_or(0).saturating_add(1);
+                    sealing::generate_mac(masters, master, version, times, entropy)?
+                }
+            });
         }
         planned.keys.sort_by_key(|key| key.times.activates_at);
         Ok((planned != *schedule).then_some(planned))
@@ -447,6 +544,7 @@ impl KeyAdmin {
     /// Returns the schedule as it is then.
     async fn change(
         &self,
+        key_use: KeyUse,
         event: EventType,
         cause: &Cause,
         mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Option<KeySchedule>, AdminError>
@@ -455,7 +553,7 @@ impl KeyAdmin {
         let mut attempt = 1;
         loop {
             let now = self.clock.now();
-            let before = self.schedule().await?;
+            let before = self.schedule(key_use).await?;
             let Some(schedule) = decide(&before, now)? else {
                 return Ok(before);
             };
@@ -492,19 +590,53 @@ impl From<Refusal> for AdminError {
 impl KeyRing {
     /// Every key as the admin interfaces show it.
     pub fn documents(&self, now: Timestamp) -> Vec<Value> {
-        self.list(now)
-            .map(|(key, state, times)| {
-                json!({
-                    "kid": key.kid.as_str(),
-                    "state": state.as_str(),
-                    "published_at": times.published_at.seconds(),
-                    "activates_at": times.activates_at.seconds(),
-                    "withdrawn_at": times.withdrawn_at.map(Timestamp::seconds),
-                    "revoked_at": times.revoked_at.map(Timestamp::seconds),
-                    "jwk": key.public.to_jwk(),
-                })
-            })
-            .collect()
+        let keys = self.list(now).map(|(key, state, times)| {
+            let jwk = json!(key.public.to_jwk());
+            key_document(&key.kid, state, &times, &("jwk", jwk))
+        });
+        keys.collect()
+    }
+}
+
+impl MacRing {
+    /// Every key as the admin interfaces show it.
+    pub fn documents(&self, now: Timestamp) -> Vec<Value> {
+        let keys = self.list(now).map(|(key, state, times)| {
+            let version = json!(key.version);
+            key_document(&key.kid, state, &times, &("version", version))
+        });
+        keys.collect()
+    }
+}
+
+fn key_document(kid: &Kid, state: KeyState, times: &KeyTimes, own: &(&str, Value)) -> Value {
+    json!({
+        "kid": kid.as_str(),
+        "state": state.as_str(),
+        "published_at": times.published_at.seconds(),
+        "activates_at": times.activates_at.seconds(),
+        "withdrawn_at": times.withdrawn_at.map(Timestamp::seconds),
+        "revoked_at": times.revoked_at.map(Timestamp::seconds),
+        own.0: own.1,
+    })
+}
+
+/// What master keys are needed for.
+struct Sealed {
+    /// The one that seals new keys.
+    primary: Option<MasterKeyId>,
+    /// The one of each key.
+    under: Vec<MasterKeyId>,
+}
+
+impl Sealed {
+    fn needed(&self) -> BTreeSet<MasterKeyId> {
+        self.under.iter().copied().chain(self.primary).collect()
+    }
+
+    /// How many keys are sealed under this one.
+    fn under(&self, id: MasterKeyId) -> usize {
+        self.under.iter().filter(|under| **under == id).count()
     }
 }
 
@@ -522,12 +654,4 @@ fn unrevoked(schedule: &KeySchedule) -> Vec<Kid> {
         .iter()
         .filter(|key| key.times.revoked_at.is_none());
     unrevoked.map(|key| key.kid.clone()).collect()
-}
-
-fn sealed_under(schedule: &KeySchedule, id: MasterKeyId) -> usize {
-    schedule
-        .keys
-        .iter()
-        .filter(|key| key.sealed.master_id == id)
-        .count()
 }

@@ -17,6 +17,7 @@ use crate::{
     },
     entropy::Entropy,
     keys::{
+        mac::MacRing,
         master::{MasterKeyError, MasterKeySource},
         ring::KeyRing,
         sealing::SealingError,
@@ -85,6 +86,7 @@ struct Everything {
     position: Position,
     registry: Registry,
     ring: KeyRing,
+    mac_ring: MacRing,
     revocations: Vec<Revocation>,
 }
 
@@ -129,12 +131,13 @@ impl Sync {
             position,
             registry,
             ring,
+            mac_ring,
             revocations: entries,
         } = source.everything().await?;
         let revocations = Arc::new(RevocationSet::default());
         revocations.replace(entries);
         source.metrics.followed_to(position.seq);
-        let snapshots = Arc::new(Snapshots::new(registry, ring, read_at));
+        let snapshots = Arc::new(Snapshots::new(registry, ring, mac_ring, read_at));
         snapshots.freshness.begin();
         snapshots.freshness.finish(true);
         Ok(Self {
@@ -227,15 +230,20 @@ impl Sync {
     /// Takes changes in; returns the position they lead to.
     async fn take_in(&self, changes: &Changes) -> Result<Position, SyncError> {
         let source = &self.source;
-        let mut clients = BTreeSet::new();
-        let (mut keys, mut revocations) = (false, false);
+        let (mut clients, mut keys) = (BTreeSet::new(), BTreeSet::new());
+        let mut revocations = false;
         // Changes are deleted by age: where one is missing, nobody knows what it was about.
         let next = changes.rows.first().map_or(changes.head, |row| row.seq - 1);
         let mut everything = changes.epoch != self.position.epoch || next != self.position.seq;
         for row in &changes.rows {
             match row.topic {
                 Some(Topic::Client) => clients.extend(ClientId::parse(&row.target)),
-                Some(Topic::Keys) => keys = true,
+                Some(Topic::Keys) => match row.target.parse::<KeyUse>() {
+                    Ok(key_use) => {
+                        keys.insert(key_use);
+                    }
+                    Err(_) => everything = true,
+                },
                 Some(Topic::Revocation) => revocations = true,
                 // Asked of the database whenever they matter.
                 Some(Topic::User) => {}
@@ -248,6 +256,7 @@ impl Sync {
             let everything = source.everything().await?;
             self.snapshots.set_registry(everything.registry);
             self.snapshots.set_ring(everything.ring);
+            self.snapshots.set_mac_ring(everything.mac_ring);
             if changes.epoch == self.position.epoch {
                 self.revocations.replace(everything.revocations);
             } else {
@@ -262,8 +271,12 @@ impl Sync {
             }
             return Ok(everything.position);
         }
-        if keys {
-            self.snapshots.set_ring(source.ring().await?);
+        for key_use in keys {
+            let schedule = source.schedule(key_use).await?;
+            match key_use {
+                KeyUse::Signing => self.snapshots.set_ring(source.ring(&schedule)?),
+                KeyUse::RefreshMac => self.snapshots.set_mac_ring(source.mac_ring(&schedule)?),
+            }
         }
         if !clients.is_empty() {
             let mut registry = Registry::clone(&self.snapshots.registry());
@@ -299,21 +312,30 @@ impl Source {
         Ok(Everything {
             position: snapshot.position,
             registry,
-            ring: self.open(&snapshot.schedule)?,
+            ring: self.ring(&snapshot.schedule)?,
+            mac_ring: self.mac_ring(&snapshot.mac_schedule)?,
             revocations: snapshot.revocations,
         })
     }
 
-    async fn ring(&self) -> Result<KeyRing, SyncError> {
-        let reading = self.store.key_schedule(KeyUse::Signing);
-        self.open(&within(&self.clock, ANSWER, reading).await??)
+    async fn schedule(&self, key_use: KeyUse) -> Result<KeySchedule, SyncError> {
+        let reading = self.store.key_schedule(key_use);
+        Ok(within(&self.clock, ANSWER, reading).await??)
     }
 
-    fn open(&self, schedule: &KeySchedule) -> Result<KeyRing, SyncError> {
+    fn ring(&self, schedule: &KeySchedule) -> Result<KeyRing, SyncError> {
         Ok(KeyRing::open(
             schedule,
             &self.masters.load()?,
             &self.entropy,
+            self.clock.now(),
+        )?)
+    }
+
+    fn mac_ring(&self, schedule: &KeySchedule) -> Result<MacRing, SyncError> {
+        Ok(MacRing::open(
+            schedule,
+            &self.masters.load()?,
             self.clock.now(),
         )?)
     }

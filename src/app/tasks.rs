@@ -8,7 +8,7 @@ use super::{Context, StartError, within};
 use crate::{
     admin::{AdminError, key::KeyAdmin},
     clock::AgreedClock,
-    domain::{self, id::NodeId},
+    domain::{self, id::NodeId, key::KeyUse},
     keys::master::MasterKeySource,
     metrics::Metrics,
     registry::Snapshots,
@@ -40,13 +40,21 @@ pub(super) async fn key_schedule(
     snapshots: Arc<Snapshots>,
     stop: CancellationToken,
 ) {
-    let pause = (keys.policy.lead() / 4).min(LONGEST_PAUSE);
+    let leads = KeyUse::ALL
+        .iter()
+        .map(|key_use| keys.policy.spans(*key_use).lead);
+    let pause = leads
+        .map(|lead| lead / 4)
+        .fold(LONGEST_PAUSE, Duration::min);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = keys.clock.sleep(pause) => {}
         }
-        if !snapshots.ring().lacks_key(&keys.policy, keys.clock.now()) {
+        let now = keys.clock.now();
+        let is_complete = !snapshots.ring().lacks_key(&keys.policy, now)
+            && !snapshots.mac_ring().lacks_key(&keys.policy, now);
+        if is_complete {
             continue;
         }
         let made = tokio::select! {

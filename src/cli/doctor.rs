@@ -14,7 +14,7 @@ use crate::{
     admin::key::MasterKeyStatus,
     app::{self, Context, StartError},
     config::Config,
-    domain::node::Environment,
+    domain::{key::KeyUse, node::Environment},
     keys::lifecycle::KeyState,
     store::{Access, OpenError, Schema},
     telemetry,
@@ -95,7 +95,11 @@ async fn examine(config: Config, report: &mut Report) {
 async fn examine_database(context: &Context, report: &mut Report) {
     report.add("clock", clock(context));
     report.add("needed master keys", needed_master_keys(context).await);
-    report.add("key schedule", key_schedule(context).await);
+    report.add("key schedule", key_schedule(context, KeyUse::Signing).await);
+    report.add(
+        "refresh-MAC keys",
+        key_schedule(context, KeyUse::RefreshMac).await,
+    );
     if context.config.environment == Environment::Production {
         report.add("demo rows", demo_rows(context).await);
     }
@@ -176,15 +180,15 @@ async fn needed_master_keys(context: &Context) -> Finding {
     }
 }
 
-async fn key_schedule(context: &Context) -> Finding {
-    let ring = context.keys().ring().await?;
+async fn key_schedule(context: &Context, key_use: KeyUse) -> Finding {
     let now = context.clock.now();
+    let keys = context.keys().states(key_use, now).await?;
     let moment = |wanted: KeyState| {
-        ring.list(now)
+        keys.iter()
             .find(|(_, state, _)| *state == wanted)
-            .map(|(key, _, times)| (key.kid.clone(), times.activates_at))
+            .map(|(kid, _, times)| (kid, times.activates_at))
     };
-    if ring.list(now).next().is_none() {
+    if keys.is_empty() {
         return Ok("no keys yet; the first start makes them".to_owned());
     }
     match (moment(KeyState::Active), moment(KeyState::Next)) {

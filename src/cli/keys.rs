@@ -1,6 +1,9 @@
 //! `countersign keys …`
 
-use clap::{Args, Subcommand};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use serde_json::{Value, json};
 
 use super::{Failure, Reason, kid, master_key_id, output, timeline};
@@ -8,15 +11,18 @@ use crate::{
     admin::key::{KeyChange, MasterKeyStatus, Rotation},
     app::Context,
     clock::{Clock as _, SystemClock, Timestamp},
-    domain::id::{Kid, MasterKeyId},
+    domain::{
+        id::{Kid, MasterKeyId},
+        key::KeyUse,
+    },
     entropy::Entropy,
     keys::master::MasterKeySource,
 };
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List every signing key and draw when each of them signs
-    List,
+    /// List every key of a use and draw when each of them signs
+    List(List),
     /// Let the next key take over
     Rotate(Rotate),
     /// Declare a key compromised; of the active key this is an emergency rotation
@@ -34,7 +40,18 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct List {
+    /// What the keys are for: access tokens (signing) or refresh tokens
+    #[arg(long = "use", value_name = "USE", default_value = "signing", value_parser = key_uses())]
+    key_use: KeyUse,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Rotate {
+    /// What the keys are for: access tokens (signing) or refresh tokens. An emergency of those refuses
+    /// every refresh token made with the revoked key: their users sign in again
+    #[arg(long = "use", value_name = "USE", default_value = "signing", value_parser = key_uses())]
+    key_use: KeyUse,
     /// At once: the active key has leaked and is revoked
     #[arg(long)]
     emergency: bool,
@@ -76,10 +93,15 @@ pub(super) struct Rewrap {
     reason: Reason,
 }
 
+fn key_uses() -> impl TypedValueParser<Value = KeyUse> {
+    PossibleValuesParser::new(KeyUse::ALL.iter().map(|key_use| key_use.as_str()))
+        .try_map(|name| name.parse::<KeyUse>())
+}
+
 impl Command {
     pub(super) async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
         match self {
-            Self::List => list(context, json).await,
+            Self::List(List { key_use }) => list(key_use, context, json).await,
             Self::Rotate(rotate) => rotate.run(context, json).await,
             Self::Revoke(revoke) => {
                 let cause = revoke.reason.cause();
@@ -121,19 +143,15 @@ impl Command {
     }
 }
 
-async fn list(context: &Context, json: bool) -> Result<(), Failure> {
-    let ring = context.keys().ring().await?;
-    let now = context.clock.now();
+async fn list(key_use: KeyUse, context: &Context, json: bool) -> Result<(), Failure> {
     if json {
-        let items = ring.documents(now);
+        let items = context.keys().list(key_use).await?;
         return Ok(output::json(
             &json!({ "items": items, "next_cursor": null }),
         )?);
     }
-    let keys: Vec<_> = ring
-        .list(now)
-        .map(|(key, state, times)| (key.kid.clone(), state, times))
-        .collect();
+    let now = context.clock.now();
+    let keys = context.keys().states(key_use, now).await?;
     if keys.is_empty() {
         return Ok(output::line(
             "There are no keys yet; the first start of the service makes them.",
@@ -174,7 +192,7 @@ impl Rotate {
         };
         let change = context
             .keys()
-            .rotate(rotation, &self.reason.cause())
+            .rotate(self.key_use, rotation, &self.reason.cause())
             .await?;
         changed(&change, context, json).await
     }
@@ -191,7 +209,7 @@ async fn changed(change: &KeyChange, context: &Context, json: bool) -> Result<()
             output::utc_seconds(until)
         ))?;
     }
-    list(context, json).await
+    list(change.key_use, context, json).await
 }
 
 async fn masters(context: &Context, json: bool) -> Result<(), Failure> {

@@ -109,7 +109,8 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// The `kid` of a signing key: its RFC 7638 thumbprint, 43 characters of base64url.
+/// The `kid` of a key, 43 characters of base64url: of a signing key its RFC 7638 thumbprint, of a
+/// refresh-MAC key a hash (`keys::mac`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kid(String);
 

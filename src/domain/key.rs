@@ -1,4 +1,4 @@
-//! Records of signing keys as they are stored: sealed, with the times that decide their state.
+//! Records of keys as they are stored: sealed, with the times that decide their state.
 //!
 //! The states themselves are worked out in `keys::lifecycle`.
 
@@ -16,6 +16,8 @@ named!(
     KeyUse {
         /// Signs access tokens.
         Signing = "signing",
+        /// Authenticates refresh tokens. Known to the nodes only.
+        RefreshMac = "refresh_mac",
     }
 );
 
@@ -24,23 +26,27 @@ named!(
     KeyAlgorithm {
         /// ECDSA on P-256 with SHA-256.
         Es256 = "ES256",
+        /// HMAC with SHA-256.
+        Hs256 = "HS256",
     }
 );
 
 /// The moments that decide a key's state, now and at any other time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyTimes {
-    /// Since when the key is in the JWKS.
+    /// Since when the key is known to whoever needs it: of a signing key, since when it is in the
+    /// JWKS.
     pub published_at: Timestamp,
     /// From when on it signs, until a later key does.
     pub activates_at: Timestamp,
-    /// When it leaves the JWKS; unknown until it has a successor.
+    /// When what it has signed counts no more; unknown until it has a successor. A signing key
+    /// leaves the JWKS then.
     pub withdrawn_at: Option<Timestamp>,
     /// When it was declared compromised.
     pub revoked_at: Option<Timestamp>,
 }
 
-/// A private key encrypted under a master key.
+/// A private or secret key encrypted under a master key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedKey {
     /// The master key that opens it.
@@ -52,29 +58,35 @@ pub struct SealedKey {
 /// A stored key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRecord {
-    /// Thumbprint of the public key.
+    /// Names the key; follows from it.
     pub kid: Kid,
     /// Purpose.
     pub key_use: KeyUse,
     /// Algorithm.
     pub algorithm: KeyAlgorithm,
+    /// What refresh tokens call a refresh-MAC key; signing keys have none.
+    pub version: Option<u32>,
     /// When it does what.
     pub times: KeyTimes,
-    /// The private key.
+    /// The key itself.
     pub sealed: SealedKey,
 }
 
 impl KeyRecord {
-    /// What the audit trail keeps of the key: nothing of the private one.
+    /// What the audit trail keeps of the key: nothing of its secret part.
     pub fn document(&self) -> Value {
-        json!({
+        let mut document = json!({
             "kid": self.kid.as_str(),
             "published_at": self.times.published_at.seconds(),
             "activates_at": self.times.activates_at.seconds(),
             "withdrawn_at": self.times.withdrawn_at.map(Timestamp::seconds),
             "revoked_at": self.times.revoked_at.map(Timestamp::seconds),
             "master_key": self.sealed.master_id.to_string(),
-        })
+        });
+        if let (Some(version), Some(members)) = (self.version, document.as_object_mut()) {
+            members.insert("version".to_owned(), version.into());
+        }
+        document
     }
 }
 
@@ -86,8 +98,16 @@ pub struct KeySchedule {
     pub key_use: KeyUse,
     /// Zero before the first key exists.
     pub revision: Revision,
-    /// The master key under which new keys are sealed; none before the first start.
+    /// The master key under which new keys of every use are sealed; none before the first start.
+    /// The schedule of signing keys alone can change it.
     pub primary_master: Option<MasterKeyId>,
     /// The keys, by `activates_at`.
     pub keys: Vec<KeyRecord>,
+}
+
+impl KeySchedule {
+    /// The times of the keys, in their order.
+    pub fn times(&self) -> Vec<KeyTimes> {
+        self.keys.iter().map(|key| key.times).collect()
+    }
 }

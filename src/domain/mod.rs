@@ -1,6 +1,6 @@
 //! The nouns of the service and the rules they obey by themselves.
 //!
-//! Owns ids, secrets, clients, resources, scopes, key records, changes and their causes. Knows no
+//! Owns ids, secrets, clients, resources, scopes, key records, refresh tokens, changes and their causes. Knows no
 //! async, no database and no HTTP: whatever is here can be tested with plain values. Imports only
 //! `clock` and `entropy`.
 //!
@@ -18,6 +18,7 @@ pub mod id;
 pub mod key;
 pub mod name;
 pub mod node;
+pub mod refresh_token;
 pub mod resource;
 pub mod revocation;
 pub mod scope;

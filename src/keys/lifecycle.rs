@@ -5,22 +5,32 @@
 //! nothing but the stored times and the agreed clock decides, every node switches at the same
 //! moment, also while the database is down.
 //!
-//! Three spans follow from the settings ([`Policy`]):
+//! Three spans follow from the settings ([`Policy`]) and from what a key is for ([`Spans`]):
 //! - the **lead**: how long a key must have been published before it signs on schedule, so that
-//!   every verifier that caches the JWKS as long as it may has seen it;
+//!   every verifier that caches the JWKS as long as it may has seen it, or of a refresh-MAC key,
+//!   every node;
 //! - the **notice**: how long before a switch the nodes must be told of it;
 //! - the **retention**: how long after a switch the old key stays published, so that the last
 //!   token it signed is dead by then, even one from a node that lost the database at the switch.
+//!
+//! Of a refresh-MAC key, *published* means known to the nodes, and *signs* that it makes the tags
+//! of refresh tokens.
 
 use std::time::Duration;
 
 use crate::{
     clock::Timestamp,
-    domain::{key::KeyTimes, name::named},
+    domain::{
+        key::{KeyTimes, KeyUse},
+        name::named,
+    },
 };
 
-/// The longest life of any token, whatever is configured.
+/// The longest life of any access token, whatever is configured.
 pub const LONGEST_TOKEN_LIFE: Duration = Duration::from_hours(1);
+
+/// The longest life of any refresh-token family, whatever is configured.
+pub const LONGEST_FAMILY_LIFE: Duration = Duration::from_hours(400 * 24);
 
 /// The leeway that verifiers may grant after `exp`.
 pub const VERIFIER_LEEWAY: Duration = Duration::from_mins(1);
@@ -44,24 +54,56 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// How long a key must have been published before it may sign on schedule.
-    pub fn lead(&self) -> Duration {
-        self.poll + self.jwks_max_age * 2 + self.jwks_max_age.min(VERIFIER_FLOOR) + self.clock_skew
-    }
-
-    /// How long before a switch it must be decided.
-    pub fn notice(&self) -> Duration {
-        self.poll * 2
-    }
-
-    /// How long after its `exp` a token may still be accepted somewhere.
+    /// How long after its `exp` an access token may still be accepted somewhere.
     pub fn grace(&self) -> Duration {
         VERIFIER_LEEWAY + self.clock_skew
     }
 
-    /// How long a key stays published after its successor has taken over.
+    /// How long after a change an access token may be accepted that was issued by a node that does
+    /// not know of it.
     pub fn retention(&self) -> Duration {
-        self.offline_limit + LONGEST_TOKEN_LIFE + self.grace()
+        self.spans(KeyUse::Signing).retention
+    }
+
+    /// The spans in the life of keys of one use.
+    pub fn spans(&self, key_use: KeyUse) -> Spans {
+        let notice = self.poll * 2;
+        let life = life(key_use);
+        let caches = self.jwks_max_age * 2 + self.jwks_max_age.min(VERIFIER_FLOOR);
+        Spans {
+            lead: match key_use {
+                KeyUse::Signing => self.poll + caches + self.clock_skew,
+                KeyUse::RefreshMac => notice + self.clock_skew,
+            },
+            notice,
+            period: self.period,
+            life,
+            retention: self.offline_limit + life + self.clock_skew,
+        }
+    }
+}
+
+/// The spans in the life of keys of one use; see the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spans {
+    /// How long a key must have been published before it may sign on schedule.
+    pub lead: Duration,
+    /// How long before a switch it must be decided.
+    pub notice: Duration,
+    /// How long a key signs.
+    pub period: Duration,
+    /// How long what it has signed may count: [`life`].
+    pub life: Duration,
+    /// How long a key stays published after its successor has taken over.
+    pub retention: Duration,
+}
+
+/// How long what a key of this use has signed may count, at most.
+pub const fn life(key_use: KeyUse) -> Duration {
+    match key_use {
+        KeyUse::Signing => LONGEST_TOKEN_LIFE.saturating_add(VERIFIER_LEEWAY),
+        // A token dies with its family, however late it is minted.
+        KeyUse::RefreshMac => LONGEST_FAMILY_LIFE,
     }
 }
 
@@ -81,7 +123,7 @@ named!(
     }
 );
 
-/// Whether a key is in the JWKS at `now`.
+/// Whether a key is in the JWKS at `now`, or of a refresh-MAC key, whether its tags count.
 pub fn is_published(key: &KeyTimes, now: Timestamp) -> bool {
     key.revoked_at.is_none()
         && key
@@ -91,12 +133,12 @@ pub fn is_published(key: &KeyTimes, now: Timestamp) -> bool {
 
 /// The index of the key that signs at `now`: of those that have activated, the latest.
 ///
-/// Passes over a key so close to its withdrawal that a token could outlive its publication. That
-/// leaves nothing only while this node's clock is behind the one by which a key was revoked; the
+/// Passes over a key so close to its withdrawal that a token, which has a `life`, could outlive its
+/// publication. That leaves nothing only while this node's clock is behind the one by which a key was revoked; the
 /// next key then steps in those moments early.
-pub fn active(keys: &[KeyTimes], now: Timestamp) -> Option<usize> {
+pub fn active(keys: &[KeyTimes], life: Duration, now: Timestamp) -> Option<usize> {
     let may_sign = |key: &KeyTimes| {
-        let last_token_dies = now.plus(LONGEST_TOKEN_LIFE + VERIFIER_LEEWAY);
+        let last_token_dies = now.plus(life);
         key.revoked_at.is_none()
             && key
                 .withdrawn_at
@@ -112,8 +154,8 @@ pub fn active(keys: &[KeyTimes], now: Timestamp) -> Option<usize> {
 }
 
 /// What each of `keys` is doing at `now`, in their order.
-pub fn states(keys: &[KeyTimes], now: Timestamp) -> Vec<KeyState> {
-    let active = active(keys, now);
+pub fn states(keys: &[KeyTimes], life: Duration, now: Timestamp) -> Vec<KeyState> {
+    let active = active(keys, life, now);
     keys.iter()
         .enumerate()
         .map(|(index, key)| {
@@ -174,12 +216,12 @@ pub struct Plan {
 pub fn plan(
     keys: &[KeyTimes],
     command: Command,
-    policy: &Policy,
+    spans: Spans,
     now: Timestamp,
 ) -> Result<Plan, Refusal> {
     let mut draft = Draft {
         times: keys.to_vec(),
-        policy,
+        spans,
         now,
     };
     let mut verifiers_may_lag_until = None;
@@ -189,7 +231,7 @@ pub fn plan(
         Command::RotateEmergency { discard_next } => {
             verifiers_may_lag_until = draft.replace_active(discard_next);
         }
-        Command::Revoke(index) => match states(keys, now).get(index) {
+        Command::Revoke(index) => match states(keys, spans.life, now).get(index) {
             Some(KeyState::Active) => verifiers_may_lag_until = draft.replace_active(false),
             Some(KeyState::Next) => draft.replace_next(index),
             Some(KeyState::Retiring | KeyState::Retired) => draft.revoke(index),
@@ -208,24 +250,24 @@ pub fn plan(
 }
 
 /// Existing keys followed by new ones, on the way to a [`Plan`].
-struct Draft<'a> {
+struct Draft {
     times: Vec<KeyTimes>,
-    policy: &'a Policy,
+    spans: Spans,
     now: Timestamp,
 }
 
-impl Draft<'_> {
+impl Draft {
     fn rotate(&mut self) -> Result<(), Refusal> {
-        let switch = self.now.plus(self.policy.notice());
+        let switch = self.now.plus(self.spans.notice);
         let Some(index) = self.first_next_after(switch) else {
             // Whatever is next is about to activate; the key after that will have its own lead.
             return Err(Refusal::TooEarly {
-                earliest_activation_at: self.now.plus(self.policy.lead()),
+                earliest_activation_at: self.now.plus(self.spans.lead),
             });
         };
         let switch = self.free_moment(switch);
         if let Some(next) = self.times.get_mut(index) {
-            let earliest = next.published_at.plus(self.policy.lead());
+            let earliest = next.published_at.plus(self.spans.lead);
             if switch < earliest {
                 return Err(Refusal::TooEarly {
                     earliest_activation_at: earliest,
@@ -238,7 +280,7 @@ impl Draft<'_> {
 
     /// Revokes the active key and lets the next one, or a new one, sign from now on.
     fn replace_active(&mut self, discard_next: bool) -> Option<Timestamp> {
-        let states = states(&self.times, self.now);
+        let states = states(&self.times, self.spans.life, self.now);
         let mut successor = None;
         for (index, state) in states.into_iter().enumerate() {
             match state {
@@ -256,7 +298,7 @@ impl Draft<'_> {
         let index = successor.unwrap_or_else(|| self.create(moment));
         let next = self.times.get_mut(index)?;
         next.activates_at = moment;
-        let known_by = next.published_at.plus(self.policy.lead());
+        let known_by = next.published_at.plus(self.spans.lead);
         (known_by > self.now).then_some(known_by)
     }
 
@@ -265,14 +307,14 @@ impl Draft<'_> {
         let planned = self.activates_at(index);
         self.revoke(index);
         let moment = planned
-            .max(Some(self.now.plus(self.policy.lead())))
+            .max(Some(self.now.plus(self.spans.lead)))
             .unwrap_or(self.now);
         let moment = self.free_moment(moment);
         self.create(moment);
     }
 
     fn ensure_active(&mut self) {
-        if active(&self.times, self.now).is_none() {
+        if active(&self.times, self.spans.life, self.now).is_none() {
             let moment = self.free_moment(self.now);
             self.create(moment);
         }
@@ -281,10 +323,10 @@ impl Draft<'_> {
     /// Sees to it that some next key will still be next when the lead has passed, so that even an
     /// emergency right after a switch finds one that verifiers know.
     fn ensure_next(&mut self) {
-        let lead_ends = self.now.plus(self.policy.lead());
+        let lead_ends = self.now.plus(self.spans.lead);
         if self.first_next_after(lead_ends).is_none() {
             let last = self.unrevoked().map(|(_, key)| key.activates_at).max();
-            let due = last.unwrap_or(self.now).plus(self.policy.period);
+            let due = last.unwrap_or(self.now).plus(self.spans.period);
             let moment = self.free_moment(due.max(lead_ends.plus(Duration::from_millis(1))));
             self.create(moment);
         }
@@ -293,7 +335,8 @@ impl Draft<'_> {
     /// Gives each key that has not been succeeded yet the withdrawal that follows from its
     /// successor. One that has been succeeded keeps its own: its last token is long signed.
     fn set_withdrawals(&mut self) {
-        let Some(active) = active(&self.times, self.now).and_then(|index| self.activates_at(index))
+        let Some(active) = active(&self.times, self.spans.life, self.now)
+            .and_then(|index| self.activates_at(index))
         else {
             return;
         };
@@ -310,7 +353,7 @@ impl Draft<'_> {
             .chain([None]);
         for ((_, index), successor) in order.iter().zip(successors) {
             if let Some(key) = self.times.get_mut(*index) {
-                key.withdrawn_at = successor.map(|moment| moment.plus(self.policy.retention()));
+                key.withdrawn_at = successor.map(|moment| moment.plus(self.spans.retention));
             }
         }
     }
@@ -371,13 +414,17 @@ mod tests {
         offline_limit: Duration::from_mins(15),
     };
 
+    fn spans() -> Spans {
+        POLICY.spans(KeyUse::Signing)
+    }
+
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_seconds(1_800_000_000 + seconds)
     }
 
     /// The keys after `command` at `now`.
     fn after(keys: &[KeyTimes], command: Command, now: Timestamp) -> Vec<KeyTimes> {
-        let plan = plan(keys, command, &POLICY, now).unwrap();
+        let plan = plan(keys, command, spans(), now).unwrap();
         plan.times.into_iter().chain(plan.created).collect()
     }
 
@@ -388,11 +435,14 @@ mod tests {
     #[test]
     fn the_first_start_makes_an_active_and_a_next_key() {
         let keys = fresh();
-        assert_eq!(states(&keys, at(0)), [KeyState::Active, KeyState::Next]);
+        assert_eq!(
+            states(&keys, spans().life, at(0)),
+            [KeyState::Active, KeyState::Next]
+        );
         assert_eq!(keys[1].activates_at, at(0).plus(POLICY.period));
         assert_eq!(
             keys[0].withdrawn_at,
-            Some(keys[1].activates_at.plus(POLICY.retention()))
+            Some(keys[1].activates_at.plus(spans().retention))
         );
         assert_eq!(keys[1].withdrawn_at, None);
         assert_eq!(after(&keys, Command::Ensure, at(1)), keys);
@@ -401,7 +451,7 @@ mod tests {
     #[test]
     fn the_lead_covers_every_cache_a_verifier_may_keep() {
         assert_eq!(
-            POLICY.lead(),
+            spans().lead,
             Duration::from_millis(250 + 300_000 * 2 + 10_000 + 5000)
         );
         let short = Policy {
@@ -409,14 +459,17 @@ mod tests {
             clock_skew: Duration::from_secs(1),
             ..POLICY
         };
-        assert_eq!(short.lead(), Duration::from_millis(7250));
+        assert_eq!(
+            short.spans(KeyUse::Signing).lead,
+            Duration::from_millis(7250)
+        );
     }
 
     #[test]
     fn a_scheduled_rotation_before_the_lead_has_passed_is_refused() {
         let keys = fresh();
-        let refusal = plan(&keys, Command::RotateScheduled, &POLICY, at(600));
-        let earliest_activation_at = at(0).plus(POLICY.lead());
+        let refusal = plan(&keys, Command::RotateScheduled, spans(), at(600));
+        let earliest_activation_at = at(0).plus(spans().lead);
         assert_eq!(
             refusal,
             Err(Refusal::TooEarly {
@@ -428,26 +481,26 @@ mod tests {
     #[test]
     fn a_scheduled_rotation_gives_notice_and_publishes_a_next_key() {
         let keys = after(&fresh(), Command::RotateScheduled, at(1000));
-        let switch = at(1000).plus(POLICY.notice());
+        let switch = at(1000).plus(spans().notice);
         assert_eq!(keys[1].activates_at, switch);
         assert_eq!(
-            states(&keys, at(1000)),
+            states(&keys, spans().life, at(1000)),
             [KeyState::Active, KeyState::Next, KeyState::Next]
         );
         assert_eq!(
-            states(&keys, switch),
+            states(&keys, spans().life, switch),
             [KeyState::Retiring, KeyState::Active, KeyState::Next]
         );
         assert_eq!(keys[2].activates_at, switch.plus(POLICY.period));
-        let retired = switch.plus(POLICY.retention());
-        assert_eq!(states(&keys, retired)[0], KeyState::Retired);
+        let retired = switch.plus(spans().retention);
+        assert_eq!(states(&keys, spans().life, retired)[0], KeyState::Retired);
     }
 
     #[test]
     fn a_second_rotation_right_after_the_first_is_refused() {
         let keys = after(&fresh(), Command::RotateScheduled, at(1000));
-        let refusal = plan(&keys, Command::RotateScheduled, &POLICY, at(1000));
-        let earliest_activation_at = at(1000).plus(POLICY.lead());
+        let refusal = plan(&keys, Command::RotateScheduled, spans(), at(1000));
+        let earliest_activation_at = at(1000).plus(spans().lead);
         assert_eq!(
             refusal,
             Err(Refusal::TooEarly {
@@ -459,7 +512,7 @@ mod tests {
     #[test]
     fn a_next_key_is_made_before_the_last_one_activates() {
         let keys = fresh();
-        let lead_begins = keys[1].activates_at.minus(POLICY.lead());
+        let lead_begins = keys[1].activates_at.minus(spans().lead);
         assert_eq!(
             after(
                 &keys,
@@ -485,14 +538,14 @@ mod tests {
             Command::RotateEmergency {
                 discard_next: false,
             },
-            &POLICY,
+            spans(),
             at(1000),
         )
         .unwrap();
         assert_eq!(plan.verifiers_may_lag_until, None);
         let keys: Vec<_> = plan.times.into_iter().chain(plan.created).collect();
         assert_eq!(
-            states(&keys, at(1000)),
+            states(&keys, spans().life, at(1000)),
             [KeyState::Revoked, KeyState::Active, KeyState::Next]
         );
         assert!(!is_published(&keys[0], at(1000)));
@@ -504,10 +557,10 @@ mod tests {
             discard_next: false,
         };
         let keys = after(&fresh(), emergency, at(1000));
-        let plan = plan(&keys, emergency, &POLICY, at(1001)).unwrap();
+        let plan = plan(&keys, emergency, spans(), at(1001)).unwrap();
         assert_eq!(
             plan.verifiers_may_lag_until,
-            Some(at(1000).plus(POLICY.lead()))
+            Some(at(1000).plus(spans().lead))
         );
     }
 
@@ -519,7 +572,7 @@ mod tests {
         let keys = after(&fresh(), Command::RotateScheduled, at(1000));
         let keys = after(&keys, emergency, at(1001));
         let keys = after(&keys, emergency, at(1001));
-        let states = states(&keys, at(1001));
+        let states = states(&keys, spans().life, at(1001));
         assert_eq!(
             states.iter().position(|state| *state == KeyState::Active),
             Some(3)
@@ -531,7 +584,7 @@ mod tests {
         let plan = plan(
             &fresh(),
             Command::RotateEmergency { discard_next: true },
-            &POLICY,
+            spans(),
             at(1000),
         )
         .unwrap();
@@ -542,10 +595,10 @@ mod tests {
         );
         assert_eq!(
             plan.verifiers_may_lag_until,
-            Some(at(1000).plus(POLICY.lead()))
+            Some(at(1000).plus(spans().lead))
         );
         assert_eq!(
-            states(&plan.created, at(1000)),
+            states(&plan.created, spans().life, at(1000)),
             [KeyState::Active, KeyState::Next]
         );
     }
@@ -554,13 +607,13 @@ mod tests {
     fn revoking_next_replaces_it_and_restarts_its_lead() {
         let keys = after(&fresh(), Command::Revoke(1), at(1000));
         assert_eq!(
-            states(&keys, at(1000)),
+            states(&keys, spans().life, at(1000)),
             [KeyState::Active, KeyState::Revoked, KeyState::Next]
         );
-        assert!(keys[2].activates_at >= at(1000).plus(POLICY.lead()));
+        assert!(keys[2].activates_at >= at(1000).plus(spans().lead));
         assert_eq!(
             keys[0].withdrawn_at,
-            Some(keys[2].activates_at.plus(POLICY.retention()))
+            Some(keys[2].activates_at.plus(spans().retention))
         );
     }
 
@@ -580,7 +633,11 @@ mod tests {
             at(1000),
         );
         assert_eq!(
-            active(&keys, at(1000).minus(Duration::from_millis(30))),
+            active(
+                &keys,
+                spans().life,
+                at(1000).minus(Duration::from_millis(30))
+            ),
             Some(1)
         );
     }

@@ -12,14 +12,14 @@ use std::{
 
 use countersign_verifier::base64url;
 use ring::{
-    aead::{AES_256_GCM, LessSafeKey, UnboundKey},
+    aead::{AES_256_GCM, LessSafeKey},
     hkdf::{HKDF_SHA256, Salt},
 };
 use zeroize::Zeroizing;
 
 use crate::{
     clock::Timestamp,
-    domain::id::MasterKeyId,
+    domain::{id::MasterKeyId, key::KeyUse},
     entropy::{Entropy, EntropyError},
 };
 
@@ -64,25 +64,29 @@ pub enum MasterKeyError {
 /// One master key, ready to seal and open.
 pub struct MasterKey {
     sealing: LessSafeKey,
+    wrapping: LessSafeKey,
 }
 
 impl MasterKey {
     /// Derives what is needed from the 32 bytes of the key.
     fn derive(secret: &[u8; 32]) -> Option<Self> {
-        let salt = Salt::new(HKDF_SHA256, b"countersign master key");
-        let sealing = salt
-            .extract(secret)
-            .expand(&[b"sealing v1"], &AES_256_GCM)
-            .ok()
-            .map(UnboundKey::from)?;
+        let secret = Salt::new(HKDF_SHA256, b"countersign master key").extract(secret);
+        let output = |info: &[u8]| {
+            let key = secret.expand(&[info], &AES_256_GCM).ok()?.into();
+            Some(LessSafeKey::new(key))
+        };
         Some(Self {
-            sealing: LessSafeKey::new(sealing),
+            sealing: output(b"sealing v1")?,
+            wrapping: output(b"wrapping of MAC keys v1")?,
         })
     }
 
-    /// The key that seals private keys.
-    pub fn sealing(&self) -> &LessSafeKey {
-        &self.sealing
+    /// The key that seals keys of this use.
+    pub fn sealing(&self, key_use: KeyUse) -> &LessSafeKey {
+        match key_use {
+            KeyUse::Signing => &self.sealing,
+            KeyUse::RefreshMac => &self.wrapping,
+        }
     }
 }
 

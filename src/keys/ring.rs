@@ -1,4 +1,5 @@
-//! The ring: every key of the schedule, opened and parsed once, with the documents to publish.
+//! The rings: every key of a schedule, opened and parsed once; of signing keys with the documents to
+//! publish.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::{
     clock::Timestamp,
     domain::{
         id::Kid,
-        key::{KeySchedule, KeyTimes},
+        key::{KeyRecord, KeySchedule, KeyTimes, KeyUse},
     },
     entropy::Entropy,
 };
@@ -42,42 +43,101 @@ pub struct Jwks {
     pub etag: Arc<str>,
 }
 
-/// The keys of one revision of the schedule.
-pub struct KeyRing {
+/// The opened keys of one use, as of one revision of their schedule.
+pub(super) struct Ring<K> {
+    key_use: KeyUse,
     times: Vec<KeyTimes>,
-    keys: Vec<SigningKey>,
+    keys: Vec<K>,
+}
+
+impl<K> Ring<K> {
+    /// Opens every key of the schedule.
+    ///
+    /// One that is published no more and does not open is left out: nothing depends on it.
+    pub(super) fn open(
+        schedule: &KeySchedule,
+        now: Timestamp,
+        open: impl Fn(&KeyRecord) -> Result<K, SealingError>,
+    ) -> Result<Self, SealingError> {
+        let (mut times, mut keys) = (Vec::new(), Vec::new());
+        for record in &schedule.keys {
+            match open(record) {
+                Ok(key) => {
+                    times.push(record.times);
+                    keys.push(key);
+                }
+                Err(error) if !lifecycle::is_published(&record.times, now) => {
+                    let (kid, key_use) = (record.kid.as_str(), record.key_use.as_str());
+                    tracing::error!(kid, key_use, %error, "a key that counts no more is left out");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self {
+            key_use: schedule.key_use,
+            times,
+            keys,
+        })
+    }
+
+    /// Every key, with its times.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&K, &KeyTimes)> {
+        self.keys.iter().zip(&self.times)
+    }
+
+    /// Those that are published at `now`.
+    pub(super) fn published(&self, now: Timestamp) -> impl Iterator<Item = &K> {
+        self.all()
+            .filter(move |(_, times)| lifecycle::is_published(times, now))
+            .map(|(key, _)| key)
+    }
+
+    /// The one that signs at `now`.
+    pub(super) fn active(&self, now: Timestamp) -> Option<&K> {
+        let life = lifecycle::life(self.key_use);
+        self.keys.get(lifecycle::active(&self.times, life, now)?)
+    }
+
+    /// Whether it is time to make a key.
+    pub(super) fn lacks_key(&self, policy: &Policy, now: Timestamp) -> bool {
+        let spans = policy.spans(self.key_use);
+        lifecycle::plan(&self.times, Command::Ensure, spans, now)
+            .is_ok_and(|plan| !plan.created.is_empty())
+    }
+
+    /// Every key with its state at `now` and its times.
+    pub(super) fn list(&self, now: Timestamp) -> impl Iterator<Item = (&K, KeyState, KeyTimes)> {
+        let life = lifecycle::life(self.key_use);
+        let states = lifecycle::states(&self.times, life, now);
+        self.all()
+            .zip(states)
+            .map(|((key, times), state)| (key, state, *times))
+    }
+}
+
+/// The signing keys of one revision of their schedule.
+pub struct KeyRing {
+    ring: Ring<SigningKey>,
     /// The documents and from when on each holds, earliest first; the first holds from ever.
     published: Vec<(Timestamp, Jwks)>,
 }
 
 impl KeyRing {
-    /// Opens every key of the schedule.
-    ///
-    /// One that is published no more and does not open is left out: nothing depends on it.
+    /// Opens every key of the schedule; what is withdrawn and does not open is left out.
     pub fn open(
         schedule: &KeySchedule,
         masters: &MasterKeys,
         entropy: &Entropy,
         now: Timestamp,
     ) -> Result<Self, SealingError> {
-        let (mut times, mut keys) = (Vec::new(), Vec::new());
-        for record in &schedule.keys {
-            let (pair, public) = match sealing::open(masters, record, entropy) {
-                Ok(opened) => opened,
-                Err(error) if !lifecycle::is_published(&record.times, now) => {
-                    let kid = record.kid.as_str();
-                    tracing::error!(kid, %error, "a key that is published no more is left out");
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+        let ring = Ring::open(schedule, now, |record| {
+            let (pair, public) = sealing::open(masters, record, entropy)?;
             let header = json!({
                 "typ": "at+jwt",
                 "alg": record.algorithm.as_str(),
                 "kid": record.kid.as_str(),
             });
-            times.push(record.times);
-            keys.push(SigningKey {
+            Ok(SigningKey {
                 kid: record.kid.clone(),
                 public,
                 signer: Box::new(Es256Signer::new(pair, entropy)),
@@ -85,19 +145,15 @@ impl KeyRing {
                     "{}.",
                     base64url::encode(header.to_string().as_bytes())
                 ),
-            });
-        }
-        let published = documents(&times, &keys);
-        Ok(Self {
-            times,
-            keys,
-            published,
-        })
+            })
+        })?;
+        let published = documents(&ring);
+        Ok(Self { ring, published })
     }
 
     /// The key that signs at `now`.
     pub fn active(&self, now: Timestamp) -> Option<&SigningKey> {
-        self.keys.get(lifecycle::active(&self.times, now)?)
+        self.ring.active(now)
     }
 
     /// The document to publish at `now`.
@@ -110,46 +166,30 @@ impl KeyRing {
 
     /// The public keys to verify with at `now`.
     pub fn key_set(&self, now: Timestamp) -> KeySet {
-        let published = self
-            .times
-            .iter()
-            .zip(&self.keys)
-            .filter(|(times, _)| lifecycle::is_published(times, now));
-        KeySet::from_keys(published.map(|(_, key)| key.public.clone()))
+        KeySet::from_keys(self.ring.published(now).map(|key| key.public.clone()))
     }
 
     /// Whether it is time to make a key.
     pub fn lacks_key(&self, policy: &Policy, now: Timestamp) -> bool {
-        lifecycle::plan(&self.times, Command::Ensure, policy, now)
-            .is_ok_and(|plan| !plan.created.is_empty())
+        self.ring.lacks_key(policy, now)
     }
 
     /// Every key with its state at `now` and its times.
     pub fn list(&self, now: Timestamp) -> impl Iterator<Item = (&SigningKey, KeyState, KeyTimes)> {
-        let states = lifecycle::states(&self.times, now);
-        self.keys
-            .iter()
-            .zip(states)
-            .zip(&self.times)
-            .map(|((key, state), times)| (key, state, *times))
+        self.ring.list(now)
     }
 }
 
 /// One document for each span of time in which the same keys are published.
-fn documents(times: &[KeyTimes], keys: &[SigningKey]) -> Vec<(Timestamp, Jwks)> {
-    let mut moments: Vec<Timestamp> = times.iter().filter_map(|key| key.withdrawn_at).collect();
+fn documents(ring: &Ring<SigningKey>) -> Vec<(Timestamp, Jwks)> {
+    let withdrawals = ring.all().filter_map(|(_, times)| times.withdrawn_at);
+    let mut moments: Vec<Timestamp> = withdrawals.collect();
     moments.push(Timestamp::from_millis(i64::MIN));
     moments.sort_unstable();
     moments.dedup();
     moments
         .into_iter()
-        .map(|moment| {
-            let published = times
-                .iter()
-                .zip(keys)
-                .filter(|(times, _)| lifecycle::is_published(times, moment));
-            (moment, jwks(published.map(|(_, key)| &key.public)))
-        })
+        .map(|moment| (moment, jwks(ring.published(moment).map(|key| &key.public))))
         .collect()
 }
 

@@ -1,8 +1,8 @@
-//! Private keys at rest: AES-256-GCM under a master key.
+//! Keys at rest: AES-256-GCM under a master key.
 //!
-//! A ciphertext is version ‖ nonce ‖ encrypted PKCS#8 ‖ tag. The associated data names the version,
-//! the master key, the kid, the algorithm and the use, so that a row cannot be passed off as
-//! another one.
+//! A ciphertext is version ‖ nonce ‖ encrypted PKCS#8 or MAC key ‖ tag. The associated data names the
+//! version, the master key, the kid, the algorithm and the use, and what tokens call a MAC key, so
+//! that a row cannot be passed off as another one.
 
 use ring::{
     aead::{Aad, NONCE_LEN, Nonce},
@@ -11,6 +11,7 @@ use ring::{
 use zeroize::Zeroizing;
 
 use super::{
+    mac,
     master::{MasterKey, MasterKeys},
     signer::Es256Signer,
 };
@@ -25,6 +26,9 @@ use countersign_verifier::PublicKey;
 
 /// The layout of ciphertexts made today.
 const VERSION: u8 = 1;
+
+/// The length of a refresh-MAC key, in bytes.
+const MAC_KEY_LEN: usize = 32;
 
 /// Why a key cannot be sealed or opened.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,7 @@ struct Binding<'a> {
     kid: &'a Kid,
     algorithm: KeyAlgorithm,
     key_use: KeyUse,
+    token_version: Option<u32>,
 }
 
 impl Binding<'_> {
@@ -63,6 +68,10 @@ impl Binding<'_> {
         data.extend_from_slice(self.algorithm.as_str().as_bytes());
         data.push(0);
         data.extend_from_slice(self.key_use.as_str().as_bytes());
+        if let Some(version) = self.token_version {
+            data.push(0);
+            data.extend_from_slice(&version.to_be_bytes());
+        }
         Aad::from(data)
     }
 }
@@ -85,12 +94,42 @@ pub fn generate(
         kid: &kid,
         algorithm: KeyAlgorithm::Es256,
         key_use: KeyUse::Signing,
+        token_version: None,
     };
     let sealed = seal(masters, binding, &pkcs8, entropy)?;
     Ok(KeyRecord {
         kid,
         key_use: KeyUse::Signing,
         algorithm: KeyAlgorithm::Es256,
+        version: None,
+        times,
+        sealed,
+    })
+}
+
+/// Draws the refresh-MAC key of this version and seals it under the master key `master_id`.
+pub fn generate_mac(
+    masters: &MasterKeys,
+    master_id: MasterKeyId,
+    version: u32,
+    times: KeyTimes,
+    entropy: &Entropy,
+) -> Result<KeyRecord, SealingError> {
+    let secret = Zeroizing::new(entropy.bytes::<MAC_KEY_LEN>()?);
+    let kid = mac::kid_of(&secret).ok_or(SealingError::Generation)?;
+    let binding = Binding {
+        master_id,
+        kid: &kid,
+        algorithm: KeyAlgorithm::Hs256,
+        key_use: KeyUse::RefreshMac,
+        token_version: Some(version),
+    };
+    let sealed = seal(masters, binding, &*secret, entropy)?;
+    Ok(KeyRecord {
+        kid,
+        key_use: KeyUse::RefreshMac,
+        algorithm: KeyAlgorithm::Hs256,
+        version: Some(version),
         times,
         sealed,
     })
@@ -104,13 +143,29 @@ pub fn open(
     entropy: &Entropy,
 ) -> Result<(EcdsaKeyPair, PublicKey), SealingError> {
     let altered = || SealingError::Altered(record.kid.clone());
-    let pkcs8 = open_pkcs8(masters, record)?;
+    let pkcs8 = unseal(masters, record)?;
     let pair = Es256Signer::parse(&pkcs8, entropy).map_err(|_| altered())?;
     let public = PublicKey::from_uncompressed(pair.public_key().as_ref()).map_err(|_| altered())?;
     if public.kid() != record.kid.as_str() {
         return Err(altered());
     }
     Ok((pair, public))
+}
+
+/// Opens a stored refresh-MAC key: its version and the secret.
+pub fn open_mac(
+    masters: &MasterKeys,
+    record: &KeyRecord,
+) -> Result<(u32, Zeroizing<[u8; MAC_KEY_LEN]>), SealingError> {
+    let altered = || SealingError::Altered(record.kid.clone());
+    let secret = unseal(masters, record)?;
+    let secret = secret.as_slice().try_into().map_err(|_| altered())?;
+    let secret = Zeroizing::new(secret);
+    let version = record.version.ok_or_else(altered)?;
+    if mac::kid_of(&secret).as_ref() != Some(&record.kid) {
+        return Err(altered());
+    }
+    Ok((version, secret))
 }
 
 /// Seals a stored key anew under another master key.
@@ -120,12 +175,12 @@ pub fn reseal(
     master_id: MasterKeyId,
     entropy: &Entropy,
 ) -> Result<SealedKey, SealingError> {
-    let pkcs8 = open_pkcs8(masters, record)?;
+    let plaintext = unseal(masters, record)?;
     let binding = Binding {
         master_id,
         ..binding_of(record)
     };
-    seal(masters, binding, &pkcs8, entropy)
+    seal(masters, binding, &plaintext, entropy)
 }
 
 fn binding_of(record: &KeyRecord) -> Binding<'_> {
@@ -134,6 +189,7 @@ fn binding_of(record: &KeyRecord) -> Binding<'_> {
         kid: &record.kid,
         algorithm: record.algorithm,
         key_use: record.key_use,
+        token_version: record.version,
     }
 }
 
@@ -151,7 +207,7 @@ fn seal(
     let nonce: [u8; NONCE_LEN] = entropy.bytes()?;
     let mut encrypted = plaintext.to_vec();
     master
-        .sealing()
+        .sealing(binding.key_use)
         .seal_in_place_append_tag(
             Nonce::assume_unique_for_key(nonce),
             binding.associated_data(),
@@ -165,10 +221,7 @@ fn seal(
     })
 }
 
-fn open_pkcs8(
-    masters: &MasterKeys,
-    record: &KeyRecord,
-) -> Result<Zeroizing<Vec<u8>>, SealingError> {
+fn unseal(masters: &MasterKeys, record: &KeyRecord) -> Result<Zeroizing<Vec<u8>>, SealingError> {
     let altered = || SealingError::Altered(record.kid.clone());
     let master = master_of(masters, record.sealed.master_id)?;
     let (version, rest) = record.sealed.ciphertext.split_first().ok_or_else(altered)?;
@@ -178,7 +231,7 @@ fn open_pkcs8(
     }
     let mut opened = Zeroizing::new(encrypted.to_vec());
     let length = master
-        .sealing()
+        .sealing(record.key_use)
         .open_in_place(
             Nonce::assume_unique_for_key(*nonce),
             binding_of(record).associated_data(),

@@ -23,7 +23,7 @@ use crate::{
         id::{ClientId, ResourceId},
         resource::{Resource, ResourceUri},
     },
-    keys::ring::KeyRing,
+    keys::{mac::MacRing, ring::KeyRing},
 };
 
 /// Every client and resource, as of one moment.
@@ -113,6 +113,7 @@ impl Registry {
 pub struct Snapshots {
     registry: ArcSwap<Registry>,
     ring: ArcSwap<KeyRing>,
+    mac_ring: ArcSwap<MacRing>,
     /// When the database was last read, in milliseconds of the monotonic clock.
     read_at_ms: AtomicU64,
     /// How to ask for a newer state.
@@ -121,10 +122,11 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// The first snapshots, read when the monotonic clock showed `read_at`.
-    pub fn new(registry: Registry, ring: KeyRing, read_at: Duration) -> Self {
+    pub fn new(registry: Registry, ring: KeyRing, mac_ring: MacRing, read_at: Duration) -> Self {
         let snapshots = Self {
             registry: ArcSwap::from_pointee(registry),
             ring: ArcSwap::from_pointee(ring),
+            mac_ring: ArcSwap::from_pointee(mac_ring),
             read_at_ms: AtomicU64::new(0),
             freshness: Freshness::default(),
         };
@@ -137,9 +139,14 @@ impl Snapshots {
         self.registry.load()
     }
 
-    /// The keys.
+    /// The signing keys.
     pub fn ring(&self) -> arc_swap::Guard<Arc<KeyRing>> {
         self.ring.load()
+    }
+
+    /// The refresh-MAC keys.
+    pub fn mac_ring(&self) -> arc_swap::Guard<Arc<MacRing>> {
+        self.mac_ring.load()
     }
 
     /// Replaces the clients and resources.
@@ -147,9 +154,14 @@ impl Snapshots {
         self.registry.store(Arc::new(registry));
     }
 
-    /// Replaces the keys.
+    /// Replaces the signing keys.
     pub fn set_ring(&self, ring: KeyRing) {
         self.ring.store(Arc::new(ring));
+    }
+
+    /// Replaces the refresh-MAC keys.
+    pub fn set_mac_ring(&self, ring: MacRing) {
+        self.mac_ring.store(Arc::new(ring));
     }
 
     /// Notes that the snapshots show what the database held when the monotonic clock showed

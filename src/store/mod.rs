@@ -89,6 +89,8 @@ pub struct Snapshot {
     pub resources: Vec<Resource>,
     /// The schedule of signing keys.
     pub schedule: KeySchedule,
+    /// The schedule of refresh-MAC keys.
+    pub mac_schedule: KeySchedule,
     /// Every entry of revocation.
     pub revocations: Vec<Revocation>,
 }

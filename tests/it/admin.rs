@@ -32,7 +32,10 @@ use countersign::{
         user::{User, UsernameKey},
     },
     entropy::Entropy,
-    keys::{lifecycle::Policy, master::MasterKeySource},
+    keys::{
+        lifecycle::{Policy, Spans},
+        master::MasterKeySource,
+    },
     store::{Bounds, Snapshot, Store, StoreError, Swept},
 };
 use serde_json::{Value, json};
@@ -80,6 +83,10 @@ const POLICY: Policy = Policy {
     period: Duration::from_hours(30 * 24),
     offline_limit: Duration::from_mins(15),
 };
+
+fn spans() -> Spans {
+    POLICY.spans(KeyUse::Signing)
+}
 
 const EMERGENCY: Rotation = Rotation::Emergency {
     discard_next: false,
@@ -390,21 +397,28 @@ async fn an_emergency_that_loses_against_the_same_one_revokes_no_second_key(offi
             states.iter().filter(|state| **state == "revoked").count()
         };
         let rival = office.rivals_keys();
-        let before = revoked(&rival.list().await.unwrap());
+        let before = revoked(&rival.list(KeyUse::Signing).await.unwrap());
         let applied = Arc::new(Mutex::new(Vec::new()));
         office.first({
             let (rival, applied) = (rival.clone(), Arc::clone(&applied));
             async move {
-                rival.rotate(rotation, &cause()).await.unwrap();
-                *applied.lock().unwrap() = rival.list().await.unwrap();
+                rival
+                    .rotate(KeyUse::Signing, rotation, &cause())
+                    .await
+                    .unwrap();
+                *applied.lock().unwrap() = rival.list(KeyUse::Signing).await.unwrap();
             }
         });
-        let change = office.keys().rotate(rotation, &cause()).await.unwrap();
+        let change = office
+            .keys()
+            .rotate(KeyUse::Signing, rotation, &cause())
+            .await
+            .unwrap();
         assert!(office.was_contested());
         let applied = applied.lock().unwrap().clone();
         assert!(revoked(&applied) > before);
         assert_eq!(change.keys, applied);
-        assert_eq!(rival.list().await.unwrap(), applied);
+        assert_eq!(rival.list(KeyUse::Signing).await.unwrap(), applied);
     }
 }
 
@@ -413,22 +427,32 @@ async fn an_emergency_that_discards_next_is_not_lost_against_one_that_keeps_it(o
     office.first({
         let rival = rival.clone();
         async move {
-            rival.rotate(EMERGENCY, &cause()).await.unwrap();
+            rival
+                .rotate(KeyUse::Signing, EMERGENCY, &cause())
+                .await
+                .unwrap();
         }
     });
     let rotation = Rotation::Emergency { discard_next: true };
-    let refused = office.keys().rotate(rotation, &cause()).await;
+    let refused = office
+        .keys()
+        .rotate(KeyUse::Signing, rotation, &cause())
+        .await;
     assert!(office.was_contested());
     assert!(
         matches!(refused, Err(AdminError::Conflict(_))),
         "{refused:?}"
     );
     // Nothing of it was done; asked again, it is.
-    let before = rival.list().await.unwrap();
+    let before = rival.list(KeyUse::Signing).await.unwrap();
     let mut found = states(&before);
     found.sort_unstable();
     assert_eq!(found, ["active", "next", "revoked"]);
-    let change = office.keys().rotate(rotation, &cause()).await.unwrap();
+    let change = office
+        .keys()
+        .rotate(KeyUse::Signing, rotation, &cause())
+        .await
+        .unwrap();
     for key in &change.keys {
         let was_there = before.iter().any(|other| other["kid"] == key["kid"]);
         assert_eq!(key["state"] == "revoked", was_there, "{key}");
@@ -455,34 +479,45 @@ async fn a_removal_that_loses_against_a_change_is_made_nonetheless(office: &Offi
 }
 
 async fn a_rotation_that_loses_against_another_is_too_early(office: &Office) {
-    office.clock.advance(POLICY.lead() + POLICY.notice());
+    office.clock.advance(spans().lead + spans().notice);
     let rival = office.rivals_keys();
     office.first({
         let rival = rival.clone();
         async move {
-            rival.rotate(Rotation::Scheduled, &cause()).await.unwrap();
+            rival
+                .rotate(KeyUse::Signing, Rotation::Scheduled, &cause())
+                .await
+                .unwrap();
         }
     });
-    let refused = office.keys().rotate(Rotation::Scheduled, &cause()).await;
+    let refused = office
+        .keys()
+        .rotate(KeyUse::Signing, Rotation::Scheduled, &cause())
+        .await;
     assert!(office.was_contested());
     assert!(
         matches!(refused, Err(AdminError::TooEarly { .. })),
         "{refused:?}"
     );
-    let keys = rival.list().await.unwrap();
+    let keys = rival.list(KeyUse::Signing).await.unwrap();
     assert_eq!(states(&keys), ["active", "next", "next"]);
 }
 
 async fn an_emergency_that_discards_next_revokes_every_key_there_was(office: &Office) {
     let keys = office.keys();
-    office.clock.advance(POLICY.lead() + POLICY.notice());
-    keys.rotate(Rotation::Scheduled, &cause()).await.unwrap();
-    office.clock.advance(POLICY.notice());
-    let before = keys.list().await.unwrap();
+    office.clock.advance(spans().lead + spans().notice);
+    keys.rotate(KeyUse::Signing, Rotation::Scheduled, &cause())
+        .await
+        .unwrap();
+    office.clock.advance(spans().notice);
+    let before = keys.list(KeyUse::Signing).await.unwrap();
     assert_eq!(states(&before), ["retiring", "active", "next"]);
 
     let rotation = Rotation::Emergency { discard_next: true };
-    let after = keys.rotate(rotation, &cause()).await.unwrap();
+    let after = keys
+        .rotate(KeyUse::Signing, rotation, &cause())
+        .await
+        .unwrap();
     for key in &after.keys {
         let was_there = before.iter().any(|other| other["kid"] == key["kid"]);
         assert_eq!(key["state"] == "revoked", was_there, "{key}");

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use countersign::{
     clock::Timestamp,
-    domain::key::KeyTimes,
-    keys::lifecycle::{self, Command, LONGEST_TOKEN_LIFE, Policy, VERIFIER_LEEWAY},
+    domain::key::{KeyTimes, KeyUse},
+    keys::lifecycle::{self, Command, Policy, Spans},
 };
 use proptest::prelude::*;
 
@@ -53,7 +53,10 @@ fn policies() -> impl Strategy<Value = Policy> {
                 period: Duration::ZERO,
                 offline_limit: Duration::from_secs(offline),
             };
-            policy.period = policy.lead() * 2 + Duration::from_secs(beyond);
+            let leads = KeyUse::ALL
+                .iter()
+                .map(|key_use| policy.spans(*key_use).lead);
+            policy.period = leads.max().unwrap() * 2 + Duration::from_secs(beyond);
             policy
         },
     )
@@ -82,6 +85,7 @@ struct Node {
 
 struct World {
     policy: Policy,
+    spans: Spans,
     now: Timestamp,
     /// Every state of the schedule and since when it has held.
     versions: Vec<(Timestamp, Vec<KeyTimes>)>,
@@ -91,7 +95,7 @@ struct World {
 }
 
 impl World {
-    fn new(policy: Policy, lags: [f64; 3], errors: [i64; 3]) -> Self {
+    fn new(policy: Policy, key_use: KeyUse, lags: [f64; 3], errors: [i64; 3]) -> Self {
         let nodes = lags.iter().zip(errors).map(|(lag, error)| Node {
             lag: policy.poll.mul_f64(*lag),
             clock_error_ms: i64::try_from(policy.clock_skew.as_millis()).unwrap() * error / 2000,
@@ -101,6 +105,7 @@ impl World {
         let now = Timestamp::from_seconds(1_800_000_000);
         let mut world = Self {
             policy,
+            spans: policy.spans(key_use),
             now,
             versions: Vec::new(),
             fates: Vec::new(),
@@ -128,7 +133,7 @@ impl World {
 
     fn command(&mut self, command: Command) {
         let before = self.schedule().to_vec();
-        let Ok(plan) = lifecycle::plan(&before, command, &self.policy, self.now) else {
+        let Ok(plan) = lifecycle::plan(&before, command, self.spans, self.now) else {
             return;
         };
         let keys: Vec<KeyTimes> = plan.times.iter().chain(&plan.created).copied().collect();
@@ -138,7 +143,7 @@ impl World {
             self.last_emergency = self.now;
         }
         for key in &plan.created {
-            let hurried = key.activates_at < self.now.plus(self.policy.lead());
+            let hurried = key.activates_at < self.now.plus(self.spans.lead);
             self.fates.push(Fate {
                 published: self.now,
                 hurried,
@@ -146,7 +151,7 @@ impl World {
             });
         }
         if plan.verifiers_may_lag_until.is_some() {
-            let active = lifecycle::active(&keys, self.now).unwrap();
+            let active = lifecycle::active(&keys, self.spans.life, self.now).unwrap();
             self.fates[active].hurried = true;
         }
         self.versions.push((self.now, keys));
@@ -166,8 +171,8 @@ impl World {
             // The task that makes the next key looks four times a lead.
             let due = last
                 .unwrap()
-                .minus(self.policy.lead())
-                .plus(self.policy.lead() / 8);
+                .minus(self.spans.lead)
+                .plus(self.spans.lead / 8);
             let is_online = self.nodes.iter().any(|node| node.offline_since.is_none());
             let switches = keys.iter().flat_map(|key| {
                 let withdrawn = key.withdrawn_at.unwrap_or(key.activates_at);
@@ -197,7 +202,7 @@ impl World {
 
     /// Lets every node sign a token now and holds the promises against it.
     fn check(&mut self) {
-        let (now, policy) = (self.now, self.policy);
+        let (now, policy, spans) = (self.now, self.policy, self.spans);
         let mut agreed = None;
         for index in 0..self.nodes.len() {
             let node = &self.nodes[index];
@@ -207,7 +212,7 @@ impl World {
             }
             let view = self.schedule_at(read_at).to_vec();
             let off = Timestamp::from_millis(now.millis() + node.clock_error_ms);
-            let signer = lifecycle::active(&view, off).expect("some key always signs");
+            let signer = lifecycle::active(&view, spans.life, off).expect("some key always signs");
 
             // Revoked is gone: whoever has read of it neither signs with nor publishes the key.
             assert!(view[signer].revoked_at.is_none());
@@ -216,19 +221,19 @@ impl World {
             let fate = self.fates[signer];
             let known_for = now.since(fate.published) + policy.clock_skew;
             assert!(
-                fate.hurried || known_for >= policy.lead(),
+                fate.hurried || known_for >= spans.lead,
                 "signed after {known_for:?}"
             );
 
             // `exp` is stamped with the node's own clock.
-            let dies = off.plus(LONGEST_TOKEN_LIFE + VERIFIER_LEEWAY);
+            let dies = off.plus(spans.life);
             self.fates[signer].last_token_dies = Some(dies);
 
             // At any instant of the agreed clock all nodes that follow the database name one key;
             // after a revocation from the next poll on.
             let is_settled = now.since(self.last_emergency) > policy.poll;
             if node.offline_since.is_none() && is_settled {
-                let named = lifecycle::active(&view, now);
+                let named = lifecycle::active(&view, spans.life, now);
                 assert_eq!(
                     *agreed.get_or_insert(named),
                     named,
@@ -270,15 +275,16 @@ proptest! {
     #[test]
     fn every_promise_holds_over_any_schedule(
         policy in policies(),
+        key_use in prop::sample::select(KeyUse::ALL),
         lags in prop::array::uniform3(0.0f64..1.0),
         errors in prop::array::uniform3(-1000i64..1000),
         steps in steps(),
     ) {
-        let mut world = World::new(policy, lags, errors);
+        let mut world = World::new(policy, key_use, lags, errors);
         for step in steps {
             let part = |span: Duration, thousandths: u32| span * thousandths / 1000;
             match step {
-                Step::Leads(thousandths) => world.advance(part(policy.lead(), thousandths)),
+                Step::Leads(thousandths) => world.advance(part(world.spans.lead, thousandths)),
                 Step::Periods(thousandths) => world.advance(part(policy.period, thousandths)),
                 Step::Millis(millis) => world.advance(Duration::from_millis(u64::from(millis))),
                 Step::Rotate => world.command(Command::RotateScheduled),

@@ -1,17 +1,19 @@
-//! Calls about signing keys.
+//! Calls about keys.
 
-use super::call::{Call, Outcome, answer, listed};
+use super::call::{Call, Outcome, answer, listed, one};
 use crate::{admin::key::RotationRequest, domain::id::Kid};
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let page = call.admin().keys.page(&call.page("keys")?).await?;
+    let query = call.query()?;
+    let (key_use, request) = (one(&query, "use")?, call.page("keys")?);
+    let page = call.admin().keys.page(key_use, &request).await?;
     Ok(listed(&page, Clone::clone))
 }
 
 pub(super) async fn rotate(mut call: Call) -> Outcome {
-    let (rotation, reason) = RotationRequest::read(std::mem::take(&mut call.body))?;
+    let (key_use, rotation, reason) = RotationRequest::read(std::mem::take(&mut call.body))?;
     let cause = call.cause(reason);
-    let change = call.admin().keys.rotate(rotation, &cause).await?;
+    let change = call.admin().keys.rotate(key_use, rotation, &cause).await?;
     Ok(answer(&change.document()))
 }
 

@@ -1,4 +1,6 @@
-//! The key schedule.
+//! The key schedules, one for each use.
+//!
+//! The master key that seals new keys is one for all uses: the row of the signing keys has it.
 
 use serde_json::{Value, json};
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
@@ -36,6 +38,22 @@ where
         event: EventType,
     ) -> Result<Done, StoreError> {
         let revision = schedule.revision + 1;
+        let is_signing = schedule.key_use == KeyUse::Signing;
+        if !is_signing {
+            // Locks it, so that no key is sealed under a master key that was given up meanwhile.
+            let primary = sqlx::query::<DB>(
+                "update key_schedule set primary_master = primary_master \
+                 where key_use = $1 and primary_master = $2 \
+                 returning key_use",
+            )
+            .bind(KeyUse::Signing.as_str().to_owned())
+            .bind(schedule.primary_master.map(MasterKeyId::uuid))
+            .fetch_optional(&mut **tx)
+            .await?;
+            if primary.is_none() {
+                return Err(StoreError::Conflict);
+            }
+        }
         // Also the lock under which everything else here happens.
         let sql = if schedule.revision == 0 {
             "insert into key_schedule (key_use, revision, primary_master) values ($1, $2, $3) \
@@ -49,7 +67,12 @@ where
         let written = sqlx::query::<DB>(sql)
             .bind(schedule.key_use.as_str().to_owned())
             .bind(revision)
-            .bind(schedule.primary_master.map(MasterKeyId::uuid))
+            .bind(
+                schedule
+                    .primary_master
+                    .filter(|_| is_signing)
+                    .map(MasterKeyId::uuid),
+            )
             .fetch_optional(&mut **tx)
             .await?;
         if written.is_none() {
@@ -66,8 +89,8 @@ where
         for key in changed {
             sqlx::query::<DB>(
                 "insert into sealed_key (kid, key_use, algorithm, published_at, activates_at, withdrawn_at, \
-                 revoked_at, master_id, ciphertext) \
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+                 revoked_at, master_id, ciphertext, version) \
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
                  on conflict (kid) do update set \
                  activates_at = excluded.activates_at, withdrawn_at = excluded.withdrawn_at, \
                  revoked_at = excluded.revoked_at, master_id = excluded.master_id, \
@@ -82,6 +105,7 @@ where
             .bind(key.times.revoked_at.map(Timestamp::millis))
             .bind(key.sealed.master_id.uuid())
             .bind(key.sealed.ciphertext.clone())
+            .bind(key.version.map(i64::from))
             .execute(&mut **tx)
             .await?;
         }
@@ -91,7 +115,8 @@ where
                 .any(|key| key.kid == *kid && key.times.revoked_at.is_some())
         };
         let mut published = vec![Published::of(Topic::Keys, &schedule.key_use)];
-        for key in &schedule.keys {
+        // Verifiers never see other keys.
+        for key in schedule.keys.iter().filter(|_| is_signing) {
             if key.times.revoked_at.is_some() && !was_revoked(&key.kid) {
                 published.push(Published::key(&key.kid));
             }
@@ -117,24 +142,20 @@ where
         key_use: KeyUse,
     ) -> Result<KeySchedule, StoreError> {
         let row = sqlx::query::<DB>(
-            "select revision, primary_master from key_schedule where key_use = $1",
+            "select \
+             coalesce((select revision from key_schedule where key_use = $1), 0) as revision, \
+             (select primary_master from key_schedule where key_use = $2) as primary_master",
         )
         .bind(key_use.as_str().to_owned())
-        .fetch_optional(&mut *connection)
+        .bind(KeyUse::Signing.as_str().to_owned())
+        .fetch_one(&mut *connection)
         .await?;
-        let (revision, primary_master) = match row {
-            Some(row) => (
-                Self::column(&row, "key_schedule", "revision")?,
-                Self::column::<Option<Uuid>>(&row, "key_schedule", "primary_master")?
-                    .map(MasterKeyId::from_uuid),
-            ),
-            None => (0, None),
-        };
+        let primary_master: Option<Uuid> = Self::column(&row, "key_schedule", "primary_master")?;
         let keys = Self::read_keys(connection, key_use).await?;
         Ok(KeySchedule {
             key_use,
-            revision,
-            primary_master,
+            revision: Self::column(&row, "key_schedule", "revision")?,
+            primary_master: primary_master.map(MasterKeyId::from_uuid),
             keys,
         })
     }
@@ -145,7 +166,7 @@ where
     ) -> Result<Vec<KeyRecord>, StoreError> {
         let rows = sqlx::query::<DB>(
             "select kid, key_use, algorithm, published_at, activates_at, withdrawn_at, revoked_at, \
-             master_id, ciphertext \
+             master_id, ciphertext, version \
              from sealed_key where key_use = $1 order by activates_at, published_at, kid",
         )
         .bind(key_use.as_str().to_owned())
@@ -163,10 +184,13 @@ where
             Self::column::<Option<i64>>(row, TABLE, column)
                 .map(|millis| millis.map(Timestamp::from_millis))
         };
+        let version: Option<i64> = Self::column(row, TABLE, "version")?;
+        let version = version.map(u32::try_from).transpose();
         Ok(KeyRecord {
             kid: Kid::parse(&kid).map_err(|_| bad("kid"))?,
             key_use: text("key_use")?.parse().map_err(|_| bad("key_use"))?,
             algorithm: text("algorithm")?.parse().map_err(|_| bad("algorithm"))?,
+            version: version.map_err(|_| bad("version"))?,
             times: KeyTimes {
                 published_at: Self::time(row, TABLE, "published_at")?,
                 activates_at: Self::time(row, TABLE, "activates_at")?,

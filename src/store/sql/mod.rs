@@ -612,6 +612,7 @@ where
             clients: legible(Self::read_clients(&mut tx).await?)?,
             resources: legible(Self::read_resources(&mut tx).await?)?,
             schedule: Self::read_schedule(&mut tx, KeyUse::Signing).await?,
+            mac_schedule: Self::read_schedule(&mut tx, KeyUse::RefreshMac).await?,
             revocations: legible(Self::read_revocations(&mut tx, 0).await?)?,
         };
         tx.rollback().await?;

@@ -181,6 +181,7 @@ pub(super) fn key(name: &str, activates_after: i64) -> KeyRecord {
         kid: Kid::parse(&format!("{name:_<43}")).unwrap(),
         key_use: KeyUse::Signing,
         algorithm: KeyAlgorithm::Es256,
+        version: None,
         times: KeyTimes {
             published_at: NOW,
             activates_at: Timestamp::from_millis(NOW.millis() + activates_after),
