@@ -1,6 +1,6 @@
 //! What a family costs in the database, and how many rotations it carries.
 //!
-//! `cargo bench --bench families` starts a Postgres server of its own as it comes (its commits wait
+//! `cargo bench -p countersign-bench --bench families` starts a Postgres server of its own as it comes (its commits wait
 //! for the disk), prints each figure beside its limit, and fails when one is over it:
 //!
 //! - bytes of the table and its indexes after each of 10,000 families was refreshed 100 times,
@@ -78,7 +78,7 @@ impl Drop for Server {
 }
 
 fn script(arguments: &[&str]) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/postgres");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/postgres");
     let output = Command::new(script).args(arguments).output().unwrap();
     assert!(
         output.status.success(),

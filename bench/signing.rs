@@ -1,6 +1,6 @@
 //! What one signed access token costs, beside the bare signature in it.
 //!
-//! `cargo bench --bench signing` prints both and their ratio, and fails when the ratio is over its
+//! `cargo bench -p countersign-bench --bench signing` prints both and their ratio, and fails when the ratio is over its
 //! limit. The ratio is measured in interleaved rounds, so that a noisy machine disturbs both alike.
 
 #![expect(

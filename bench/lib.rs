@@ -1,0 +1,1 @@
+//! Benchmarks of Countersign: see `docs/performance.md`.
