@@ -7,9 +7,13 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, StartError, within};
 use crate::{
     admin::{AdminError, key::KeyAdmin},
-    clock::AgreedClock,
-    domain::{self, id::NodeId, key::KeyUse},
-    keys::master::MasterKeySource,
+    clock::{AgreedClock, Timestamp},
+    domain::{
+        self,
+        id::{FamilyId, NodeId},
+        key::KeyUse,
+    },
+    keys::{lifecycle::LONGEST_TOKEN_LIFE, master::MasterKeySource},
     metrics::Metrics,
     registry::Snapshots,
     store::{Bounds, Store, StoreError},
@@ -30,6 +34,19 @@ const BETWEEN_BATCHES: Duration = Duration::from_millis(50);
 
 /// How many rows of a kind a batch deletes at most.
 const SWEEP: u32 = 500;
+
+/// How many families a step of the walk looks at.
+const STEP: u32 = 500;
+
+/// How long the walk rests between two steps: it is in no hurry.
+const BETWEEN_STEPS: Duration = Duration::from_millis(500);
+
+/// How many steps the walk goes until what can be found by an index has its turn again.
+const STEPS: usize = 20;
+
+/// How long a family that has ended is kept, beyond the life of its last access token: whoever asks
+/// why a user was signed out gets an answer.
+const KEEP_FAMILIES: Duration = Duration::from_hours(30 * 24);
 
 /// How long changes are kept: a node that was cut off for longer reads everything again.
 const KEEP_CHANGES: Duration = Duration::from_hours(24);
@@ -82,6 +99,7 @@ pub(super) async fn sweeper(
     stop: CancellationToken,
 ) {
     let mut trouble = None;
+    let mut walked = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -92,10 +110,15 @@ pub(super) async fn sweeper(
             now,
             changes_before: now.minus(KEEP_CHANGES),
             events_before: keep_events.map(|span| now.minus(span)),
+            families_before: now.minus(LONGEST_TOKEN_LIFE).minus(KEEP_FAMILIES),
+        };
+        let sweeping = async {
+            sweep(&*store, &clock, &bounds).await?;
+            walk(&*store, &clock, bounds.families_before, &mut walked).await
         };
         let swept = tokio::select! {
             () = stop.cancelled() => return,
-            swept = sweep(&*store, &clock, &bounds) => swept,
+            swept = sweeping => swept,
         };
         metrics.sweep_ended(swept.is_ok());
         let now_in_trouble = swept.err();
@@ -108,7 +131,7 @@ pub(super) async fn sweeper(
     }
 }
 
-/// Deletes all that is over, one batch after the other with a pause: requests go first.
+/// Deletes all that is over and found by an index, one batch after the other with a pause: requests go first.
 async fn sweep(store: &dyn Store, clock: &AgreedClock, bounds: &Bounds) -> Result<(), String> {
     loop {
         let swept = within(clock, ANSWER, store.sweep(bounds, SWEEP)).await;
@@ -121,6 +144,29 @@ async fn sweep(store: &dyn Store, clock: &AgreedClock, bounds: &Bounds) -> Resul
         }
         clock.sleep(BETWEEN_BATCHES).await;
     }
+}
+
+/// Goes on with the walk through all families from where it is, `walked`, deleting those that ended
+/// before some moment: a number of steps, or to the end.
+///
+/// A node that starts begins anew; what it has not come to is found by another walk, or by the index
+/// of the absolute expiry.
+async fn walk(
+    store: &dyn Store,
+    clock: &AgreedClock,
+    before: Timestamp,
+    walked: &mut Option<FamilyId>,
+) -> Result<(), String> {
+    for _ in 0..STEPS {
+        let step = within(clock, ANSWER, store.sweep_families(*walked, before, STEP)).await;
+        let step = step.map_err(|error| telemetry::chain(&error))?;
+        *walked = step.map_err(|error| telemetry::chain(&error))?.next;
+        if walked.is_none() {
+            break;
+        }
+        clock.sleep(BETWEEN_STEPS).await;
+    }
+    Ok(())
 }
 
 /// The sign of life of this process.

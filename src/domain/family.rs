@@ -249,6 +249,19 @@ pub struct Family {
     pub notes: Notes,
 }
 
+/// Which families to read: the latest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FamilyQuery {
+    /// Those of this user.
+    pub subject: Option<UserId>,
+    /// Those at this client.
+    pub client_id: Option<ClientId>,
+    /// Those that come after this one in the list, which were opened before it.
+    pub after: Option<FamilyId>,
+    /// How many at most.
+    pub limit: u32,
+}
+
 /// What the database says of the client of a family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientStanding {

@@ -31,7 +31,7 @@ use crate::{
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        family::{Family, Outcome, Presentation, Standing, Terms},
+        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
         id::{ClientId, FamilyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
@@ -104,6 +104,8 @@ pub struct Bounds {
     pub changes_before: Timestamp,
     /// Events up to this moment; none keeps them all.
     pub events_before: Option<Timestamp>,
+    /// Families that ended up to this moment.
+    pub families_before: Timestamp,
 }
 
 /// What the sweeper has deleted, in rows.
@@ -117,15 +119,38 @@ pub struct Swept {
     pub changes: u64,
     /// Events.
     pub events: u64,
+    /// Authorization codes.
+    pub codes: u64,
+    /// Unfinished sign-ins.
+    pub challenges: u64,
+    /// Families whose absolute life is over.
+    pub families: u64,
 }
 
 impl Swept {
     /// Whether a batch of `limit` rows was full, so that there may be more.
     pub fn is_full(&self, limit: u32) -> bool {
-        [self.revocations, self.assertions, self.changes, self.events]
-            .into_iter()
-            .any(|count| count >= u64::from(limit))
+        [
+            self.revocations,
+            self.assertions,
+            self.changes,
+            self.events,
+            self.codes,
+            self.challenges,
+            self.families,
+        ]
+        .into_iter()
+        .any(|count| count >= u64::from(limit))
     }
+}
+
+/// A step of the walk through all families.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// How many families were deleted.
+    pub deleted: u64,
+    /// The last one looked at; none at the end of the walk.
+    pub next: Option<FamilyId>,
 }
 
 /// The database.
@@ -195,6 +220,9 @@ pub trait Store: Send + Sync + 'static {
     /// A family, with what its client and user are now.
     async fn family(&self, id: FamilyId) -> Result<Option<(Family, Standing)>, StoreError>;
 
+    /// Families with what their clients and users are now, the latest first.
+    async fn families(&self, query: &FamilyQuery) -> Result<Vec<(Family, Standing)>, StoreError>;
+
     /// Judges presented refresh tokens and does what the verdicts say, all in one transaction: a
     /// slice of one is one rotation. The outcomes are in the order of the batch.
     ///
@@ -249,6 +277,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Deletes what is over, at most `limit` rows of each kind.
     async fn sweep(&self, bounds: &Bounds, limit: u32) -> Result<Swept, StoreError>;
+
+    /// Looks at `limit` families after `after`, by id, and deletes those that were ended, or not
+    /// refreshed for too long, up to the moment `before`.
+    ///
+    /// What tells them changes with each refresh and is in no index, so that all are walked through,
+    /// step by step. One that is being refreshed stays.
+    async fn sweep_families(
+        &self,
+        after: Option<FamilyId>,
+        before: Timestamp,
+        limit: u32,
+    ) -> Result<Step, StoreError>;
 
     /// Throws away every connection: a reading failed or did not end, and what was lost on the way
     /// may never be reported. Does nothing on an engine without a way to lose anything on.

@@ -51,6 +51,17 @@ impl Dialect for Postgres {
          tokens_not_before as user_not_before, username, roles, claims from end_user where id = $1 \
          for share";
 
+    // A row that is locked is being refreshed, or deleted by another node: it is passed over, so that
+    // nobody waits for anybody. The others are asked again when their locks are taken.
+    const DELETE_EXPIRED_FAMILIES: &'static str = "with old as materialized \
+         (select id from family where expires_at <= $1 order by expires_at limit $2 \
+         for update skip locked) \
+         delete from family f using old where f.id = old.id returning f.id";
+    const DELETE_ENDED_FAMILIES: &'static str = "with old as materialized \
+         (select id from family where id > $1 and id <= $2 \
+         and (revoked_at <= $3 or idle_expires_at <= $3) for update skip locked) \
+         delete from family f using old where f.id = old.id returning f.id";
+
     async fn lock_families(
         connection: &mut PgConnection,
         ids: &[Uuid],

@@ -51,6 +51,12 @@ impl Dialect for Sqlite {
     const SHARE_USER: &'static str = "select session_epoch as user_session_epoch, disabled as user_disabled, \
          tokens_not_before as user_not_before, username, roles, claims from end_user where id = $1";
 
+    // Nor does anybody else write.
+    const DELETE_EXPIRED_FAMILIES: &'static str = "delete from family where id in \
+         (select id from family where expires_at <= $1 order by expires_at limit $2) returning id";
+    const DELETE_ENDED_FAMILIES: &'static str = "delete from family where id > $1 and id <= $2 \
+         and (revoked_at <= $3 or idle_expires_at <= $3) returning id";
+
     async fn lock_families(
         connection: &mut SqliteConnection,
         ids: &[Uuid],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tracing::{Instrument as _, Span};
 
-use super::{Bounds, Snapshot, Store, StoreError, Swept};
+use super::{Bounds, Snapshot, Step, Store, StoreError, Swept};
 use crate::{
     clock::Timestamp,
     domain::{
@@ -14,7 +14,7 @@ use crate::{
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        family::{Family, Outcome, Presentation, Standing, Terms},
+        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
         id::{ClientId, FamilyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
@@ -141,6 +141,10 @@ impl Store for Watched {
         self.watch("family", self.inner.family(id)).await
     }
 
+    async fn families(&self, query: &FamilyQuery) -> Result<Vec<(Family, Standing)>, StoreError> {
+        self.watch("families", self.inner.families(query)).await
+    }
+
     async fn rotate(
         &self,
         batch: &[Presentation],
@@ -202,13 +206,28 @@ impl Store for Watched {
         let swept = self.watch("sweep", self.inner.sweep(bounds, limit)).await?;
         for (table, rows) in [
             ("assertion", swept.assertions),
+            ("authorization_code", swept.codes),
+            ("challenge_session", swept.challenges),
             ("change", swept.changes),
             ("event", swept.events),
+            ("family", swept.families),
             ("revocation", swept.revocations),
         ] {
             self.metrics.swept(table, rows);
         }
         Ok(swept)
+    }
+
+    async fn sweep_families(
+        &self,
+        after: Option<FamilyId>,
+        before: Timestamp,
+        limit: u32,
+    ) -> Result<Step, StoreError> {
+        let call = self.inner.sweep_families(after, before, limit);
+        let step = self.watch("sweep_families", call).await?;
+        self.metrics.swept("family", step.deleted);
+        Ok(step)
     }
 
     fn reconnect(&self) {

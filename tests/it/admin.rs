@@ -22,7 +22,7 @@ use countersign::{
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        family::{Family, Outcome, Presentation, Standing, Terms},
+        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
         id::{ClientId, FamilyId, MasterKeyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
@@ -36,7 +36,7 @@ use countersign::{
         lifecycle::{Policy, Spans},
         master::MasterKeySource,
     },
-    store::{Bounds, Snapshot, Store, StoreError, Swept},
+    store::{Bounds, Snapshot, Step, Store, StoreError, Swept},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -180,6 +180,10 @@ impl Store for Contested {
         self.store.family(id).await
     }
 
+    async fn families(&self, query: &FamilyQuery) -> Result<Vec<(Family, Standing)>, StoreError> {
+        self.store.families(query).await
+    }
+
     async fn rotate(
         &self,
         batch: &[Presentation],
@@ -233,6 +237,15 @@ impl Store for Contested {
 
     async fn sweep(&self, bounds: &Bounds, limit: u32) -> Result<Swept, StoreError> {
         self.store.sweep(bounds, limit).await
+    }
+
+    async fn sweep_families(
+        &self,
+        after: Option<FamilyId>,
+        before: Timestamp,
+        limit: u32,
+    ) -> Result<Step, StoreError> {
+        self.store.sweep_families(after, before, limit).await
     }
 
     fn reconnect(&self) {

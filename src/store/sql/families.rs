@@ -13,7 +13,7 @@ use crate::{
         change::{Cause, EventType},
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
         family::{
-            ClientStanding, EndReason, Family, Grant, NoteKind, Notes, Outcome, Party,
+            ClientStanding, EndReason, Family, FamilyQuery, Grant, NoteKind, Notes, Outcome, Party,
             Presentation, Standing, Terms, UserStanding, Verdict, judge,
         },
         id::{ClientId, FamilyId, SessionId, UserId},
@@ -21,7 +21,7 @@ use crate::{
         scope::Scope,
         secret::SecretHash,
     },
-    store::StoreError,
+    store::{Step, StoreError},
 };
 
 /// What is read of a family, with what its client and user are now. The names of columns that
@@ -260,6 +260,82 @@ where
             .fetch_optional(connection)
             .await?;
         row.map(|row| Self::family_of(&row)).transpose()
+    }
+
+    pub(super) async fn read_families(
+        connection: &mut DB::Connection,
+        query: &FamilyQuery,
+    ) -> Result<Vec<(Family, Standing)>, StoreError> {
+        // A statement for each set of conditions: each uses an index that has the order, too, which
+        // are family_client, family_subject and the primary key.
+        let (sql, subject, client) = match (&query.subject, &query.client_id) {
+            (None, None) => (
+                select_families!("where f.id < $1 order by f.id desc limit $2"),
+                None,
+                None,
+            ),
+            (Some(subject), None) => (
+                select_families!("where f.id < $1 and f.subject = $3 order by f.id desc limit $2"),
+                Some(subject),
+                None,
+            ),
+            (None, Some(client)) => (
+                select_families!(
+                    "where f.id < $1 and f.client_id = $3 order by f.id desc limit $2"
+                ),
+                None,
+                Some(client),
+            ),
+            (Some(subject), Some(client)) => (
+                select_families!(
+                    "where f.id < $1 and f.subject = $3 and f.client_id = $4 \
+                     order by f.id desc limit $2"
+                ),
+                Some(subject),
+                Some(client),
+            ),
+        };
+        let mut select = sqlx::query::<DB>(sql)
+            .bind(query.after.map_or(Uuid::max(), FamilyId::uuid))
+            .bind(i64::from(query.limit));
+        if let Some(subject) = subject {
+            select = select.bind(subject.uuid());
+        }
+        if let Some(client) = client {
+            select = select.bind(client.as_str().to_owned());
+        }
+        let rows = select.fetch_all(connection).await?;
+        rows.iter().map(Self::family_of).collect()
+    }
+
+    /// One step of the walk through all families.
+    pub(super) async fn delete_ended_families(
+        &self,
+        after: Option<FamilyId>,
+        before: Timestamp,
+        limit: u32,
+    ) -> Result<Step, StoreError> {
+        let from = after.map_or(Uuid::nil(), FamilyId::uuid);
+        // Uses the primary key.
+        let last =
+            sqlx::query::<DB>("select id from family where id > $1 order by id limit 1 offset $2")
+                .bind(from)
+                .bind(i64::from(limit.saturating_sub(1)))
+                .fetch_optional(&self.readers())
+                .await?;
+        let next: Option<Uuid> = last
+            .map(|row| Self::column(&row, "family", "id"))
+            .transpose()?;
+        let deleted = sqlx::query::<DB>(DB::DELETE_ENDED_FAMILIES)
+            .bind(from)
+            .bind(next.unwrap_or(Uuid::max()))
+            .bind(before.millis())
+            .fetch_all(&self.writers())
+            .await?;
+        Ok(Step {
+            deleted: u64::try_from(deleted.len()).unwrap_or(u64::MAX),
+            next: next.map(FamilyId::from_uuid),
+        })
     }
 
     /// Stores a code, unless client or user may not have what it stands for any more.

@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 pub(super) use self::families::{FamilyUpdate, select_families};
 use self::revocations::{Entry, Spans};
-use super::{Bounds, Snapshot, Store, StoreError, Swept};
+use super::{Bounds, Snapshot, Step, Store, StoreError, Swept};
 use crate::{
     clock::Timestamp,
     domain::{
@@ -37,7 +37,7 @@ use crate::{
         client::{Client, Revision},
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
-        family::{Family, Outcome, Presentation, Standing, Terms},
+        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
         id::{ClientId, FamilyId, MasterKeyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
@@ -67,6 +67,12 @@ const OLD_CHANGES: &str = "delete from change where seq in \
      (select seq from change where at <= $1 order by at limit $2) returning seq";
 const OLD_EVENTS: &str = "delete from event where id in \
      (select id from event where at <= $1 order by at limit $2) returning id";
+const OLD_CODES: &str = "delete from authorization_code where hash in \
+     (select hash from authorization_code where expires_at <= $1 order by expires_at limit $2) \
+     returning hash";
+const OLD_CHALLENGES: &str = "delete from challenge_session where hash in \
+     (select hash from challenge_session where expires_at <= $1 order by expires_at limit $2) \
+     returning hash";
 
 /// What differs between the engines; nothing else may.
 #[async_trait]
@@ -81,6 +87,12 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     const SHARE_CLIENT: &'static str;
     /// The same of a user.
     const SHARE_USER: &'static str;
+
+    /// Deletes families that expired up to `$1`, at most `$2`, none that somebody else has locked.
+    const DELETE_EXPIRED_FAMILIES: &'static str;
+    /// Deletes families from behind `$1` to `$2` that were ended, or not refreshed for too long, up
+    /// to `$3`; none that somebody else has locked.
+    const DELETE_ENDED_FAMILIES: &'static str;
 
     /// Selects families with client and user, in the order of `ids`, which are sorted, and keeps
     /// the families for this transaction.
@@ -682,6 +694,11 @@ where
         Self::read_family(&mut connection, id).await
     }
 
+    async fn families(&self, query: &FamilyQuery) -> Result<Vec<(Family, Standing)>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_families(&mut connection, query).await
+    }
+
     async fn rotate(
         &self,
         batch: &[Presentation],
@@ -759,7 +776,21 @@ where
                 Some(before) => self.delete_up_to(OLD_EVENTS, before, limit).await?,
                 None => 0,
             },
+            codes: self.delete_up_to(OLD_CODES, bounds.now, limit).await?,
+            challenges: self.delete_up_to(OLD_CHALLENGES, bounds.now, limit).await?,
+            families: self
+                .delete_up_to(DB::DELETE_EXPIRED_FAMILIES, bounds.families_before, limit)
+                .await?,
         })
+    }
+
+    async fn sweep_families(
+        &self,
+        after: Option<FamilyId>,
+        before: Timestamp,
+        limit: u32,
+    ) -> Result<Step, StoreError> {
+        self.delete_ended_families(after, before, limit).await
     }
 
     async fn heartbeat(&self, node: &Node) -> Result<(), StoreError> {

@@ -269,6 +269,7 @@ fn bounds(events: bool) -> Bounds {
         now: TOKENS_DIE_AT,
         changes_before: NOW,
         events_before: events.then_some(NOW),
+        families_before: NOW,
     }
 }
 
@@ -300,6 +301,7 @@ pub(super) async fn what_is_over_is_swept_in_batches_and_nothing_else(database: 
         assertions,
         changes,
         events,
+        ..Swept::default()
     };
     let first = store.sweep(&bounds(false), 2).await.unwrap();
     assert_eq!(first, swept(2, 2, 2, 0));
