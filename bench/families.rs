@@ -170,6 +170,8 @@ impl Bench {
             code_challenge: None,
             redirect_uri: None,
             dpop_jkt: None,
+            scope: None,
+            resources: Vec::new(),
             family_id: FamilyId::from_uuid(Entropy::new().uuid_v7(now).unwrap()),
             lifetime: Duration::from_hours(30 * 24),
             terms: self.terms(),
@@ -253,14 +255,14 @@ async fn storage(bench: &mut Bench) -> bool {
     let (table, indexes) = bench.bytes().await;
     println!(
         "{FAMILIES} families: table {table} bytes, indexes {indexes} bytes, {} a family",
-        (table + indexes) / 10_000
+        (table + indexes) as usize / FAMILIES
     );
     let begun = Instant::now();
     for round in 0..REFRESHES {
         // Coprime to the number of families, so that each occurs once.
         let step = 7919 + 2 * round * BATCH;
         let order: Vec<FamilyId> = (0..FAMILIES)
-            .filter_map(|place| families.get((place * step + round) % FAMILIES).copied())
+            .map(|place| families[(place * step + round) % FAMILIES])
             .collect();
         for chunk in order.chunks(BATCH) {
             let counter = i64::try_from(round).unwrap();

@@ -117,6 +117,7 @@ impl Bench {
             subject: self.client.client_id.as_str(),
             resources: &self.resources,
             scope: &self.client.scope,
+            sign_in: None,
         };
         self.minter.mint(&grant).unwrap().token
     }

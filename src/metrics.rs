@@ -35,6 +35,9 @@ const SIGNING_BUCKETS: [f64; 12] = [
     0.00001, 0.00002, 0.00003, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.025, 0.1, 1.0,
 ];
 
+/// Upper bounds for how many refresh tokens are judged in one transaction.
+const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
 /// The status of what a limit turns away (RFC 6585 §4).
 const TOO_MANY_REQUESTS: u16 = 429;
 
@@ -75,6 +78,8 @@ struct Inner {
     connections: Family<Labels<1>, Gauge>,
     throttled_requests: Family<Labels<1>, Counter>,
     signing_duration: Histogram,
+    refresh_batch: Histogram,
+    refresh_verdicts: Family<Labels<1>, Counter>,
     keys: Family<Labels<1>, Gauge>,
     key_age: Seconds,
     key_next_transition: Seconds,
@@ -241,6 +246,18 @@ impl Metrics {
         self.0.signing_duration.observe(duration.as_secs_f64());
     }
 
+    /// Notes how many refresh tokens were judged in one transaction.
+    pub fn rotated(&self, presented: usize) {
+        let presented = u32::try_from(presented).unwrap_or(u32::MAX);
+        self.0.refresh_batch.observe(f64::from(presented));
+    }
+
+    /// Counts a presented refresh token that was judged, and what became of it.
+    pub fn refresh_verdict(&self, verdict: &'static str) {
+        let labels = [("verdict", verdict)];
+        self.0.refresh_verdicts.get_or_create(&labels).inc();
+    }
+
     /// Notes up to which change the database has been read.
     pub fn followed_to(&self, seq: i64) {
         self.0.change_position.set(seq);
@@ -328,6 +345,8 @@ impl Inner {
             connections: Family::default(),
             throttled_requests: Family::default(),
             signing_duration: Histogram::new(SIGNING_BUCKETS),
+            refresh_batch: Histogram::new(BATCH_BUCKETS),
+            refresh_verdicts: Family::default(),
             keys: Family::default(),
             key_age: Seconds::default(),
             key_next_transition: Seconds::default(),
@@ -385,6 +404,16 @@ impl Inner {
             "Time that one signature takes",
             Unit::Seconds,
             self.signing_duration.clone(),
+        );
+        registry.register(
+            "refresh_batch",
+            "Refresh tokens judged in one transaction",
+            self.refresh_batch.clone(),
+        );
+        registry.register(
+            "refresh_verdicts",
+            "Presented refresh tokens by what became of them",
+            self.refresh_verdicts.clone(),
         );
         registry.register(
             "jwks_fetches",

@@ -25,6 +25,11 @@ const MOST_KEYS: usize = 512;
 pub struct RetryAfter(Duration);
 
 impl RetryAfter {
+    /// After this long it may happen again.
+    pub const fn new(wait: Duration) -> Self {
+        Self(wait)
+    }
+
     /// In how many seconds it may happen again, rounded up: the unit of the header `Retry-After`.
     pub fn seconds(self) -> u64 {
         self.0.as_secs() + u64::from(self.0.subsec_nanos() > 0)

@@ -548,17 +548,15 @@ impl Review {
     fn grant_types(&mut self, names: Option<&[String]>, auth_method: AuthMethod) -> Vec<GrantType> {
         let is_public = auth_method == AuthMethod::None;
         let Some(names) = names else {
-            return if is_public {
-                Vec::new()
-            } else {
-                GrantType::ALL.to_vec()
-            };
+            let mut grants = GrantType::ALL.to_vec();
+            grants.retain(|grant| !is_public || grant.is_for_public_clients());
+            return grants;
         };
         let mut grants = Vec::new();
         for (index, name) in names.iter().enumerate() {
             let pointer = format!("/grant_types/{index}");
             match name.parse() {
-                Ok(GrantType::ClientCredentials) if is_public => {
+                Ok(grant) if is_public && !GrantType::is_for_public_clients(grant) => {
                     self.wrong(
                         pointer,
                         "a public client cannot use client_credentials (RFC 6749 §4.4)",
@@ -566,7 +564,10 @@ impl Review {
                 }
                 Ok(grant) if grants.contains(&grant) => {}
                 Ok(grant) => grants.push(grant),
-                Err(_) => self.wrong(pointer, "must be client_credentials"),
+                Err(_) => self.wrong(
+                    pointer,
+                    "must be authorization_code, client_credentials or refresh_token",
+                ),
             }
         }
         grants

@@ -49,7 +49,9 @@ use crate::{
         limits::Limits,
         live_token::LiveTokens,
         metadata,
+        refresh_tokens::RefreshTokens,
         revocation::Revocation,
+        rotation_queue::{RotationQueue, RotationWorker},
         token::TokenEndpoint,
     },
     outbound::{Outbound, OutboundError, Resolver, SystemResolver},
@@ -329,6 +331,13 @@ impl App {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let mut tasks = JoinSet::new();
         let end_tasks = CancellationToken::new();
+        let rotations = RotationWorker {
+            queue: self.services.token.rotations.clone(),
+            store: Arc::clone(&self.context.store),
+            tokens: self.services.token.refresh_tokens.clone(),
+            metrics: self.context.metrics.clone(),
+        };
+        tasks.spawn(rotations.run(end_tasks.clone()));
         let snapshots = Arc::clone(&self.services.snapshots);
         let clock = self.context.clock.clone();
         let stopping = self.services.admin.events.stopping.clone();
@@ -515,6 +524,13 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         revocations: sync.revocations(),
         clock: context.clock.clone(),
     };
+    let refresh_tokens = RefreshTokens {
+        snapshots: sync.snapshots(),
+        clock: context.clock.clone(),
+        idle: config.refresh_token_idle,
+        lifetime: config.refresh_token_lifetime,
+        token_retention: config.policy.retention(),
+    };
     let issuer_path =
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     Services {
@@ -532,6 +548,9 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         token: TokenEndpoint {
             authenticator,
             minter,
+            refresh_tokens,
+            rotations: RotationQueue::default(),
+            store: Arc::clone(&context.store),
         },
         snapshots: sync.snapshots(),
         clock: context.clock.clone(),

@@ -35,20 +35,31 @@ named!(
 named!(
     /// A grant a client may be allowed.
     GrantType {
+        /// RFC 6749 §4.1.
+        AuthorizationCode = "authorization_code",
         /// RFC 6749 §4.4.
         ClientCredentials = "client_credentials",
+        /// RFC 6749 §6.
+        RefreshToken = "refresh_token",
     }
 );
+
+impl GrantType {
+    /// Whether a client that keeps no secret may use it: "The client credentials grant type MUST only
+    /// be used by confidential clients" (RFC 6749 §4.4).
+    pub fn is_for_public_clients(self) -> bool {
+        match self {
+            Self::AuthorizationCode | Self::RefreshToken => true,
+            Self::ClientCredentials => false,
+        }
+    }
+}
 
 /// Counts the changes of a stored thing; whoever changes it says which one was seen.
 pub type Revision = i64;
 
 /// A registered client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own about the client, not a state"
-)]
 pub struct Client {
     /// The client's identifier.
     pub client_id: ClientId,

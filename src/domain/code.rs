@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use countersign_verifier::base64url;
+
 use super::{
     change::Cause,
+    digest::sha256,
     family::{Family, Grant, Refusal, Standing, Terms},
     id::{ClientId, FamilyId},
+    resource::ResourceUri,
+    scope::Scope,
     secret::SecretHash,
 };
 use crate::clock::Timestamp;
@@ -13,6 +18,22 @@ use crate::clock::Timestamp;
 /// How long a code may be exchanged: "A maximum authorization code lifetime of 10 minutes is
 /// RECOMMENDED" (RFC 6749 §4.1.2); programs need seconds.
 pub const CODE_LIFE: Duration = Duration::from_mins(1);
+
+/// The S256 transformation of a code verifier (RFC 7636 §4.2); none of a text that is no verifier:
+/// 43 to 128 characters of `A-Z a-z 0-9 - . _ ~` (§4.1).
+///
+/// # Security
+/// Whoever sends a request chooses `verifier`. A shorter one could be guessed from its challenge.
+pub fn s256(verifier: &str) -> Option<String> {
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let is_verifier = (43..=128).contains(&verifier.len()) && verifier.bytes().all(is_unreserved);
+    is_verifier.then(|| base64url::encode(&sha256(verifier)))
+}
+
+/// Whether a text can be the S256 transformation of anything: 32 bytes in base64url.
+pub fn is_s256(challenge: &str) -> bool {
+    base64url::decode(challenge).is_ok_and(|bytes| bytes.len() == 32)
+}
 
 /// A code, as stored under the hash of its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +65,10 @@ pub struct Redemption {
     pub redirect_uri: Option<String>,
     /// Thumbprint of the key that the client has proved to hold.
     pub dpop_jkt: Option<String>,
+    /// No more than this scope is asked for at first; the family has all that was granted.
+    pub scope: Option<Scope>,
+    /// No more than these resources, likewise; none are all.
+    pub resources: Vec<ResourceUri>,
     /// The id of the family to open.
     pub family_id: FamilyId,
     /// How long that may live.
@@ -75,7 +100,8 @@ pub enum CodeRefusal {
     OtherKey,
     /// It has been exchanged before: what it was exchanged for ends.
     Reused,
-    /// Client or user may not have what it stands for any more.
+    /// Client or user may not have what it stands for any more, or it does not stand for what is
+    /// asked for.
     Grant(Refusal),
     /// Its row, or that of its user, cannot be read; nothing was done.
     Illegible,
@@ -119,6 +145,10 @@ impl AuthorizationCode {
         if self.grant.dpop_jkt.is_some() && redemption.dpop_jkt != self.grant.dpop_jkt {
             return Some(CodeRefusal::OtherKey);
         }
+        let asked = (redemption.scope.as_ref(), redemption.resources.as_slice());
+        if let Some(refusal) = self.grant.lacks(asked) {
+            return Some(CodeRefusal::Grant(refusal));
+        }
         self.family_id.map(|_| CodeRefusal::Reused)
     }
 }
@@ -136,13 +166,53 @@ pub struct ChallengeSession {
     /// The S256 challenge for the code.
     pub code_challenge: String,
     /// What is asked for.
-    pub scope: super::scope::Scope,
+    pub scope: Scope,
     /// Where.
-    pub resources: Vec<super::resource::ResourceUri>,
+    pub resources: Vec<ResourceUri>,
     /// Thumbprint of the key that the client has proved to hold.
     pub dpop_jkt: Option<String>,
     /// How many steps of it have failed.
     pub failures: u32,
     /// When it is over.
     pub expires_at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 7636 Appendix B.
+    #[test]
+    fn a_challenge_is_the_hash_of_its_verifier() {
+        let challenge = s256("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk").unwrap();
+        assert_eq!(challenge, "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+        assert!(is_s256(&challenge));
+    }
+
+    #[test]
+    fn a_verifier_is_43_to_128_unreserved_characters() {
+        for good in ["~".repeat(43), "a.-_".repeat(32)] {
+            assert!(s256(&good).is_some(), "{good}");
+        }
+        let plus = "a".repeat(42) + "+";
+        let umlaut = "a".repeat(42) + "ä";
+        for bad in ["", &"a".repeat(42), &"a".repeat(129), &plus, &umlaut] {
+            assert_eq!(s256(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_challenge_has_one_spelling() {
+        let challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
+        for bad in [
+            "",
+            "plain",
+            &challenge.replace('M', "N"),
+            &format!("{challenge}="),
+            &challenge.replace('-', "+"),
+            &"A".repeat(44),
+        ] {
+            assert!(!is_s256(bad), "{bad}");
+        }
+    }
 }

@@ -88,12 +88,24 @@ pub struct Grant {
     pub scope: Scope,
     /// Where.
     pub resources: Vec<ResourceUri>,
-    /// When the user authenticated (`OpenID` Connect Core §2).
+    /// When the user authenticated (OpenID Connect Core §2).
     pub auth_time: Timestamp,
     /// How (RFC 8176).
     pub amr: Vec<String>,
     /// Thumbprint of the key that all its tokens are bound to (RFC 9449 §6.1).
     pub dpop_jkt: Option<String>,
+}
+
+impl Grant {
+    /// What of this scope and these resources was not granted, if anything. No scope is all of it,
+    /// and no resources are all of them.
+    pub fn lacks(&self, (scope, resources): (Option<&Scope>, &[ResourceUri])) -> Option<Refusal> {
+        if scope.is_some_and(|scope| !scope.is_within(&self.scope)) {
+            return Some(Refusal::Scope);
+        }
+        let is_granted = |resource| self.resources.contains(resource);
+        (!resources.iter().all(is_granted)).then_some(Refusal::Target)
+    }
 }
 
 /// Where a request of a family came from, as far as it is kept.
@@ -476,17 +488,8 @@ pub fn judge(
         }
         _ => return Verdict::Reused,
     }
-    if scope
-        .as_ref()
-        .is_some_and(|scope| !scope.is_within(&grant.scope))
-    {
-        return Verdict::Refused(Refusal::Scope);
-    }
-    if !resources
-        .iter()
-        .all(|resource| grant.resources.contains(resource))
-    {
-        return Verdict::Refused(Refusal::Target);
+    if let Some(refusal) = grant.lacks((scope.as_ref(), resources)) {
+        return Verdict::Refused(refusal);
     }
     Verdict::Granted(match behind {
         0 if policy == RefreshPolicy::None => Turn::Kept,

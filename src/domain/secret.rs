@@ -1,4 +1,5 @@
-//! Client secrets: the plain one, which only its client keeps, and the hash, which is stored.
+//! Secrets that clients present: the plain text, which only its client keeps, and the hash, which is
+//! stored.
 
 use std::fmt;
 
@@ -49,9 +50,67 @@ impl fmt::Debug for ClientSecret {
     }
 }
 
-/// The SHA-256 of a client secret.
+/// What a client is handed to present it once, soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OneTimeKind {
+    /// An authorization code (RFC 6749 §4.1.2).
+    AuthorizationCode,
+    /// The `auth_session` of an unfinished sign-in (draft-ietf-oauth-first-party-apps §5.3.1).
+    AuthSession,
+}
+
+impl OneTimeKind {
+    /// What each of them begins with.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::AuthorizationCode => "cs_ac_",
+            Self::AuthSession => "cs_as_",
+        }
+    }
+}
+
+/// A secret to be presented once: a prefix and 32 random bytes in base64url.
 ///
-/// The secret has 256 random bits, so that nothing slower is needed to keep it from being guessed
+/// Neither printable nor clonable.
+pub struct OneTimeSecret(SecretString);
+
+impl OneTimeSecret {
+    /// Draws a new one.
+    pub fn mint(kind: OneTimeKind, entropy: &Entropy) -> Result<Self, EntropyError> {
+        let random = URL_SAFE_NO_PAD.encode(entropy.bytes::<32>()?);
+        Ok(Self(format!("{}{random}", kind.prefix()).into()))
+    }
+
+    /// The hash under which a presented one would be stored; none of a text that was never drawn.
+    ///
+    /// # Security
+    /// Whoever sends a request chooses `text`.
+    pub fn hash_of(kind: OneTimeKind, text: &str) -> Option<SecretHash> {
+        let random = text.strip_prefix(kind.prefix())?;
+        let is_drawn = random.len() == 43 && URL_SAFE_NO_PAD.decode(random).is_ok();
+        is_drawn.then(|| SecretHash::of(text))
+    }
+
+    /// The plain text, for its one showing.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+
+    /// The hash under which it is stored.
+    pub fn hash(&self) -> SecretHash {
+        SecretHash::of(self.expose())
+    }
+}
+
+impl fmt::Debug for OneTimeSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OneTimeSecret(..)")
+    }
+}
+
+/// The SHA-256 of a secret.
+///
+/// It has 256 random bits, so that nothing slower is needed to keep it from being guessed
 /// (RFC 6819 §5.1.4.1.3 asks for slowness only where people choose the secret).
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretHash([u8; 32]);

@@ -51,6 +51,9 @@ fn reading(services: &Services) -> Reading {
         database_up: freshness.succeeded(),
         clock_offset_ms: services.clock.offset_ms(),
         revocation_entries: services.revocation.tokens.revocations.len(),
-        queues: vec![("database_look", freshness.waiting())],
+        queues: vec![
+            ("database_look", freshness.waiting()),
+            ("refresh", services.token.rotations.len()),
+        ],
     }
 }

@@ -3,12 +3,18 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use countersign_verifier::{AccessTokenClaims, Audience, base64url};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::error::{ErrorCode, OAuthError};
+use super::{
+    error::{ErrorCode, OAuthError},
+    form::Form,
+};
 use crate::{
-    clock::AgreedClock,
+    clock::{AgreedClock, Timestamp},
     domain::{
         client::Client,
+        family::{Family, Grant, UserStanding},
         resource::{Resource, ResourceUri},
         scope::Scope,
     },
@@ -34,6 +40,36 @@ pub struct AccessGrant<'a> {
     pub resources: &'a [ResourceUri],
     /// What it allows there.
     pub scope: &'a Scope,
+    /// The sign-in that it descends from; none where the client acts for itself.
+    pub sign_in: Option<SignIn<'a>>,
+}
+
+/// What an access token says of a sign-in.
+#[derive(Clone, Copy)]
+pub struct SignIn<'a> {
+    /// The family: its tokens end with it.
+    pub family: &'a Family,
+    /// Who has signed in.
+    pub user: &'a UserStanding,
+    /// When that was judged, or a later moment from which on its tokens count.
+    pub issued_at: Timestamp,
+}
+
+/// The claims about a user that RFC 9068 §2.2.3.1 and operators add.
+#[derive(Serialize)]
+struct UserClaims<'a> {
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    roles: &'a [String],
+    #[serde(flatten)]
+    others: &'a Map<String, Value>,
+}
+
+impl SignIn<'_> {
+    /// Whether it ends before the second is over in which a token is issued: no verifier would take
+    /// that.
+    pub fn is_over(&self) -> bool {
+        self.family.ends_at().seconds() <= self.issued_at.seconds()
+    }
 }
 
 /// A minted token.
@@ -63,10 +99,10 @@ pub struct Minter {
 }
 
 impl Minter {
-    /// Waits until tokens of the client count again, a second at most: those from before are
-    /// revoked, up to the end of a second.
-    pub async fn await_new_tokens(&self, client: &Client) {
-        if let Some(not_before) = client.tokens_not_before {
+    /// Waits until new tokens count again, a second at most: those from before are revoked, up to
+    /// the end of a second.
+    pub async fn await_new_tokens(&self, not_before: Option<Timestamp>) {
+        if let Some(not_before) = not_before {
             let pause = not_before.since(self.clock.now());
             if !pause.is_zero() {
                 self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
@@ -82,9 +118,7 @@ impl Minter {
     pub fn mint(&self, grant: &AccessGrant<'_>) -> Result<AccessToken, OAuthError> {
         let ring = self.snapshots.ring();
         let now = self.clock.now();
-        if self.is_offline() {
-            return Err(OAuthError::offline());
-        }
+        self.check_online()?;
         let key = ring.active(now).ok_or(OAuthError::new(
             ErrorCode::TemporarilyUnavailable,
             "no_key",
@@ -98,7 +132,16 @@ impl Minter {
         let random: [u8; 18] = self.entropy.bytes().map_err(OAuthError::internal)?;
         let [jti @ .., low, high] = random;
         let expires_in = spread(ttl, u16::from_le_bytes([low, high]));
-        let issued_at = u64::try_from(now.seconds()).unwrap_or(0);
+        let issued_at = grant.sign_in.map_or(now, |sign_in| sign_in.issued_at);
+        let expires_in = grant.sign_in.map_or(expires_in, |SignIn { family, .. }| {
+            let left = family.ends_at().seconds() - issued_at.seconds();
+            expires_in.min(u32::try_from(left.max(0)).unwrap_or(u32::MAX))
+        });
+        let issued_at = numeric_date(issued_at);
+        let granted = grant.sign_in.map(|sign_in| &sign_in.family.grant);
+        let sid = grant
+            .sign_in
+            .map(|SignIn { family, .. }| family.id.to_string());
         let scope = grant.scope.to_string();
         let claims = AccessTokenClaims {
             iss: Cow::Borrowed(&self.issuer),
@@ -109,16 +152,31 @@ impl Minter {
             exp: issued_at + u64::from(expires_in),
             jti: base64url::encode(&jti).into(),
             scope: (!scope.is_empty()).then_some(scope.into()),
-            auth_time: None,
+            auth_time: granted.map(|grant| numeric_date(grant.auth_time)),
             acr: None,
-            amr: None,
-            sid: None,
+            amr: granted.map(|grant| grant.amr.iter().map(Into::into).collect()),
+            sid: sid.map(Cow::Owned),
         };
+        let user = grant.sign_in.map(|SignIn { user, .. }| UserClaims {
+            roles: &user.roles,
+            others: &user.claims,
+        });
         let begun = self.clock.monotonic();
-        let token = tracing::debug_span!("sign").in_scope(|| sign(key, &claims))?;
+        let token = tracing::debug_span!("sign").in_scope(|| match &user {
+            Some(user) => sign_with(key, &claims, user),
+            None => sign(key, &claims),
+        })?;
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.signed(took);
         Ok(AccessToken { token, expires_in })
+    }
+
+    /// Refuses when this node has gone without the database for too long to go on.
+    pub fn check_online(&self) -> Result<(), OAuthError> {
+        if self.is_offline() {
+            return Err(OAuthError::offline());
+        }
+        Ok(())
     }
 
     /// Whether this node has gone without the database for too long to go on.
@@ -143,13 +201,43 @@ fn audience(resources: &[ResourceUri]) -> Audience<'_> {
         .collect()
 }
 
+/// Seconds since 1970, as claims have them (RFC 7519 §2).
+fn numeric_date(time: Timestamp) -> u64 {
+    u64::try_from(time.seconds()).unwrap_or(0)
+}
+
 /// Serializes and signs claims.
 pub fn sign(key: &SigningKey, claims: &AccessTokenClaims<'_>) -> Result<String, OAuthError> {
     let payload = serde_json::to_vec(claims).map_err(OAuthError::internal)?;
+    sign_payload(key, &payload)
+}
+
+/// The same with claims about a user, none of which has the name of another claim: that is seen to
+/// where they are written.
+fn sign_with(
+    key: &SigningKey,
+    claims: &AccessTokenClaims<'_>,
+    user: &UserClaims<'_>,
+) -> Result<String, OAuthError> {
+    let mut payload = serde_json::to_vec(claims).map_err(OAuthError::internal)?;
+    let user = serde_json::to_vec(user).map_err(OAuthError::internal)?;
+    // Two objects made into one, unless the second is empty.
+    if let [_, members @ .., _] = user.as_slice()
+        && !members.is_empty()
+    {
+        payload.pop();
+        payload.push(b',');
+        payload.extend_from_slice(members);
+        payload.push(b'}');
+    }
+    sign_payload(key, &payload)
+}
+
+fn sign_payload(key: &SigningKey, payload: &[u8]) -> Result<String, OAuthError> {
     let header = &key.access_token_header;
     let mut token = String::with_capacity(header.len() + payload.len() * 4 / 3 + 96);
     token.push_str(header);
-    base64url::encode_into(&payload, &mut token);
+    base64url::encode_into(payload, &mut token);
     let signature = key
         .signer
         .sign(token.as_bytes())
@@ -175,13 +263,7 @@ impl Target {
         resources: impl Iterator<Item = &'a str>,
         scope: Option<&str>,
     ) -> Result<Self, OAuthError> {
-        let mut targets: Vec<ResourceUri> = Vec::new();
-        for resource in resources {
-            let resource = ResourceUri::parse(resource).map_err(|_| unknown_target())?;
-            if !targets.contains(&resource) {
-                targets.push(resource);
-            }
-        }
+        let mut targets = distinct(resources)?;
         if targets.is_empty() {
             targets.push(client.default_resource.clone().ok_or(OAuthError::new(
                 ErrorCode::InvalidTarget,
@@ -189,16 +271,10 @@ impl Target {
                 "the client has no default resource; name one in the parameter resource",
             ))?);
         }
-        if targets.len() > MOST_RESOURCES {
-            return Err(unknown_target());
-        }
         let mut available = Scope::default();
         for target in &targets {
-            available.extend(
-                &offered(client, registry, target)
-                    .ok_or_else(unknown_target)?
-                    .scopes,
-            );
+            let resource = offered(client, registry, target);
+            available.extend(&resource.ok_or_else(unknown_target)?.scopes);
         }
         // Whoever receives a token can use it wherever else it is good: never at the admin interface.
         if targets.len() > 1 && targets.iter().any(|target| registry.is_admin(target)) {
@@ -224,6 +300,97 @@ impl Target {
             scope,
         })
     }
+
+    /// What an access token gets of a grant: what is asked for of it, as far as client and resources
+    /// still have it.
+    ///
+    /// # Errors
+    /// `invalid_target` when no resource is left.
+    pub fn of_grant(
+        client: &Client,
+        registry: &Registry,
+        grant: &Grant,
+        asked: &Narrowing,
+    ) -> Result<Self, OAuthError> {
+        let mut resources = if asked.resources.is_empty() {
+            grant.resources.clone()
+        } else {
+            asked.resources.clone()
+        };
+        let mut available = Scope::default();
+        // The admin interface is for clients that act for themselves.
+        resources.retain(|uri| match offered(client, registry, uri) {
+            Some(resource) if !registry.is_admin(uri) => {
+                available.extend(&resource.scopes);
+                true
+            }
+            Some(_) | None => false,
+        });
+        if resources.is_empty() {
+            return Err(not_granted_target());
+        }
+        let scope = asked.scope.as_ref().unwrap_or(&grant.scope);
+        Ok(Self {
+            scope: scope.intersection(&available).intersection(&client.scope),
+            resources,
+        })
+    }
+}
+
+/// What a request asks for of what was granted before (RFC 6749 §6, RFC 8707 §2.2).
+#[derive(Default)]
+pub struct Narrowing {
+    /// No more than this scope; without one, all that was granted.
+    pub scope: Option<Scope>,
+    /// No more than these resources; none are all.
+    pub resources: Vec<ResourceUri>,
+}
+
+impl Narrowing {
+    /// Reads what a request asks for. Whether it was granted is not asked here.
+    ///
+    /// # Security
+    /// All of it comes from whoever sends the request.
+    pub fn of_request(form: &Form) -> Result<Self, OAuthError> {
+        let scope = form.one("scope")?.map(Scope::parse).transpose();
+        Ok(Self {
+            scope: scope.map_err(|_| not_granted_scope())?,
+            resources: distinct(form.many("resource"))?,
+        })
+    }
+}
+
+/// The refusal of a scope that goes beyond what was granted.
+pub(super) const fn not_granted_scope() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::InvalidScope,
+        "scope",
+        "the scope is malformed, or more than was granted",
+    )
+}
+
+/// The refusal of a resource that goes beyond what was granted.
+pub(super) const fn not_granted_target() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::InvalidTarget,
+        "resource",
+        "the resource is malformed or was not granted, or the client may not have it any more",
+    )
+}
+
+/// Reads resources, each once.
+fn distinct<'a>(resources: impl Iterator<Item = &'a str>) -> Result<Vec<ResourceUri>, OAuthError> {
+    let mut targets = Vec::new();
+    for resource in resources {
+        let resource = ResourceUri::parse(resource).map_err(|_| unknown_target())?;
+        if !targets.contains(&resource) {
+            targets.push(resource);
+        }
+    }
+    if targets.len() > MOST_RESOURCES {
+        return Err(unknown_target());
+    }
+    Ok(targets)
 }
 
 /// A resource, if it exists and the client may ask for it. Which of the two is wrong is not told.

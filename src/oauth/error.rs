@@ -1,6 +1,6 @@
 //! The errors of RFC 6749 §5.2 and its extensions, and how they are told.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, sync::Arc};
 
 use crate::{store::StoreError, throttle::RetryAfter};
 
@@ -103,18 +103,26 @@ impl OAuthError {
     }
 
     /// What the database could not do: try again later, or our own failure.
-    pub fn of_store(error: StoreError) -> Self {
-        match error {
+    pub fn of_store(error: impl Into<Arc<StoreError>>) -> Self {
+        let error = error.into();
+        match *error {
             StoreError::Unavailable(_) => Self {
-                source: Some(error.into()),
-                ..Self::new(
-                    ErrorCode::TemporarilyUnavailable,
-                    "database",
-                    "the service cannot reach its database",
-                )
+                source: Some(Box::new(error)),
+                ..Self::no_database()
             },
-            other => Self::internal(other),
+            StoreError::Refused(_) | StoreError::Conflict | StoreError::Corrupt { .. } => {
+                Self::internal(error)
+            }
         }
+    }
+
+    /// The database did not answer in time.
+    pub const fn no_database() -> Self {
+        Self::new(
+            ErrorCode::TemporarilyUnavailable,
+            "database",
+            "the service cannot reach its database",
+        )
     }
 
     /// The code for the response.

@@ -15,5 +15,26 @@ pub mod introspection;
 pub mod limits;
 pub mod live_token;
 pub mod metadata;
+pub mod refresh_tokens;
 pub mod revocation;
+pub mod rotation_queue;
 pub mod token;
+
+use std::time::Duration;
+
+use self::error::OAuthError;
+use crate::{clock::AgreedClock, store::StoreError};
+
+/// How long the database may take to answer a request.
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// Waits for the database, but no longer than a client would.
+async fn store_answer<T>(
+    clock: &AgreedClock,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, OAuthError> {
+    tokio::select! {
+        answer = answer => answer.map_err(OAuthError::of_store),
+        () = clock.sleep(ANSWER) => Err(OAuthError::no_database()),
+    }
+}

@@ -10,8 +10,13 @@ use super::{
     error::{ErrorCode, OAuthError},
     form::Form,
     grants,
+    refresh_tokens::RefreshTokens,
+    rotation_queue::RotationQueue,
 };
-use crate::domain::{change::Origin, client::GrantType};
+use crate::{
+    domain::{change::Origin, client::GrantType},
+    store::Store,
+};
 
 /// What is counted in place of a grant that is missing or that this service does not know.
 const UNKNOWN_GRANT: &str = "unknown";
@@ -30,6 +35,9 @@ pub struct TokenResponse {
     pub token_type: &'static str,
     /// Its life in seconds.
     pub expires_in: u32,
+    /// The token to get the next one with, if the client may refresh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refresh_token: Option<String>,
     /// What it allows; always told.
     pub scope: String,
 }
@@ -40,6 +48,12 @@ pub struct TokenEndpoint {
     pub authenticator: Arc<Authenticator>,
     /// Mints what is granted.
     pub minter: Minter,
+    /// Makes and verifies refresh tokens.
+    pub refresh_tokens: RefreshTokens,
+    /// Where presented refresh tokens are judged.
+    pub rotations: RotationQueue,
+    /// Where codes are exchanged.
+    pub store: Arc<dyn Store>,
 }
 
 impl TokenEndpoint {
@@ -90,10 +104,15 @@ impl TokenEndpoint {
                 "the client may not use this grant",
             ));
         }
-        self.minter.await_new_tokens(&client).await;
         match grant_type {
+            GrantType::AuthorizationCode => {
+                grants::authorization_code::exchange(self, &client, &form, origin).await
+            }
             GrantType::ClientCredentials => {
-                grants::client_credentials::exchange(self, &client, &form)
+                grants::client_credentials::exchange(self, &client, &form).await
+            }
+            GrantType::RefreshToken => {
+                grants::refresh_token::exchange(self, &client, &form, origin).await
             }
         }
     }

@@ -25,6 +25,8 @@ fn exported() -> Exposition {
         refusal: Some("too_many_requests"),
     });
     metrics.signed(span);
+    metrics.rotated(1);
+    metrics.refresh_verdict("rotated");
     metrics.followed_to(1);
     metrics.store_failed("apply", "unavailable");
     metrics.epoch_changed();

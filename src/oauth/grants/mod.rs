@@ -1,3 +1,7 @@
-//! One file per grant; each exports `exchange`.
+//! One file per grant; each exports `exchange`. What the tokens of a sign-in have in common is in
+//! `sign_in`.
 
+pub mod authorization_code;
 pub mod client_credentials;
+pub mod refresh_token;
+mod sign_in;

@@ -66,8 +66,6 @@ async fn a_grant_type_that_the_service_does_not_know_is_refused() {
     let server = TestServer::start().await;
     for grant_type in [
         "password",
-        "authorization_code",
-        "refresh_token",
         "implicit",
         "urn:ietf:params:oauth:grant-type:jwt-bearer",
         "urn:ietf:params:oauth:grant-type:token-exchange",

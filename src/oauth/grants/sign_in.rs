@@ -1,0 +1,98 @@
+//! The tokens of a sign-in, whichever grant they come from.
+
+use crate::{
+    clock::Timestamp,
+    domain::{
+        client::{Client, GrantType},
+        family::{Family, Refusal, Standing},
+    },
+    oauth::{
+        access_token::{AccessGrant, Narrowing, SignIn, Target},
+        error::{ErrorCode, OAuthError},
+        token::{TokenEndpoint, TokenResponse},
+    },
+};
+
+/// Answers with the tokens of a family that was judged, or opened, at `judged_at`.
+///
+/// An access token is issued as of that moment, so that whatever revokes the tokens of client or user
+/// after it revokes this one, too; it ends with the family at the latest.
+pub(super) async fn answer(
+    endpoint: &TokenEndpoint,
+    client: &Client,
+    (family, standing): (&Family, &Standing),
+    asked: &Narrowing,
+    judged_at: Timestamp,
+) -> Result<TokenResponse, OAuthError> {
+    let Some(user) = &standing.user else {
+        return Err(refusal(Refusal::UserDeleted));
+    };
+    let minter = &endpoint.minter;
+    let target = {
+        let registry = minter.snapshots.registry();
+        Target::of_grant(client, &registry, &family.grant, asked)?
+    };
+    let not_before = standing.tokens_not_before();
+    minter.await_new_tokens(not_before).await;
+    let sign_in = SignIn {
+        family,
+        user,
+        issued_at: not_before.map_or(judged_at, |not_before| not_before.max(judged_at)),
+    };
+    if sign_in.is_over() {
+        return Err(refusal(Refusal::Expired));
+    }
+    let refresh_token = if client.grant_types.contains(&GrantType::RefreshToken) {
+        Some(endpoint.refresh_tokens.current(family).await?)
+    } else {
+        None
+    };
+    let token = minter.mint(&AccessGrant {
+        client,
+        subject: &family.grant.subject.to_string(),
+        resources: &target.resources,
+        scope: &target.scope,
+        sign_in: Some(sign_in),
+    })?;
+    Ok(TokenResponse {
+        access_token: token.token,
+        token_type: "Bearer",
+        expires_in: token.expires_in,
+        refresh_token,
+        scope: target.scope.to_string(),
+    })
+}
+
+/// Why nothing is issued on a grant, as its client is told.
+pub(super) const fn refusal(refusal: Refusal) -> OAuthError {
+    use crate::oauth::{access_token, refresh_tokens};
+    let (reason, description) = match refusal {
+        Refusal::Unknown => return refresh_tokens::unknown_token(),
+        Refusal::Scope => return access_token::not_granted_scope(),
+        Refusal::Target => return access_token::not_granted_target(),
+        Refusal::OtherClient => ("other_client", "it was issued to another client"),
+        Refusal::OtherKey => ("other_key", "it is bound to another key"),
+        Refusal::Ended => ("revoked", "the session was ended; sign in again"),
+        Refusal::Expired => ("expired", "the session has reached its end; sign in again"),
+        Refusal::IdleExpired => (
+            "idle_expired",
+            "the session was not refreshed for too long; sign in again",
+        ),
+        Refusal::ClientDisabled => ("client_disabled", "the client is disabled"),
+        Refusal::UserDisabled => ("user_disabled", "the user is disabled"),
+        Refusal::UserDeleted => ("user_deleted", "the user is no more"),
+        Refusal::ClientSessionsEnded => (
+            "client_sessions_ended",
+            "every session at the client was ended; sign in again",
+        ),
+        Refusal::UserSessionsEnded => (
+            "user_sessions_ended",
+            "every session of the user was ended; sign in again",
+        ),
+        Refusal::Superseded => (
+            "superseded",
+            "another process of the client has refreshed meanwhile: read the shared refresh token again",
+        ),
+    };
+    OAuthError::new(ErrorCode::InvalidGrant, reason, description)
+}
