@@ -19,10 +19,12 @@ pub(super) async fn a_client_is_read_back_as_it_was_put(database: &Database) {
     for client in [client("least"), full_client("most")] {
         apply(&*store, create(client.clone())).await.unwrap();
         let read = store.client(&client.client_id).await.unwrap().unwrap();
+        let session_epoch = read.session_epoch;
         assert_eq!(
             read,
             Client {
                 revision: 1,
+                session_epoch,
                 ..client
             }
         );
@@ -183,11 +185,15 @@ pub(super) async fn deleting_a_client_removes_its_secrets_and_leaves_an_event(da
         .await;
     assert_eq!(events, [("client.deleted".to_owned(), "a".to_owned())]);
     // The id is free again, for a client that begins anew: what was revoked of the one before it is
-    // not revoked of this one.
+    // not revoked of this one, nor are its families those of this one.
+    let successor = created(&*store, client("a")).await;
+    let session_epoch = successor.session_epoch;
+    assert_ne!(session_epoch, doomed.session_epoch);
     assert_eq!(
-        created(&*store, client("a")).await,
+        successor,
         Client {
             revision: 1,
+            session_epoch,
             tokens_not_before: Some(Timestamp::from_seconds(NOW.seconds() + 1)),
             ..client("a")
         }

@@ -6,6 +6,7 @@
 mod changes;
 mod clients;
 mod events;
+mod families;
 mod keys;
 mod nodes;
 mod opening;
@@ -102,6 +103,18 @@ on_both_engines! {
         events_about_users_hold_no_hash,
         a_user_row_that_cannot_be_read_is_named,
         a_demo_user_is_found_by_whatever_name,
+    }
+    families {
+        families_are_listed_the_latest_first_by_user_and_client,
+        a_list_of_families_goes_on_where_it_ended,
+        a_family_shows_what_has_become_of_its_client_and_user,
+        codes_and_unfinished_sign_ins_are_swept_when_they_are_over,
+        families_are_swept_when_they_expired_long_ago,
+        the_walk_deletes_what_has_ended_long_ago_and_nothing_else,
+        a_family_refreshed_beside_the_walk_is_not_lost,
+        a_family_that_is_locked_is_left_to_the_next_walk,
+        thousands_of_families_of_a_user_end_by_one_update,
+        a_restored_database_has_no_living_family_unless_told_otherwise,
     }
     nodes {
         a_node_is_listed_by_its_last_sign_of_life,
