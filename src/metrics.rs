@@ -80,9 +80,9 @@ struct Inner {
     signing_duration: Histogram,
     refresh_batch: Histogram,
     refresh_verdicts: Family<Labels<1>, Counter>,
-    keys: Family<Labels<1>, Gauge>,
-    key_age: Seconds,
-    key_next_transition: Seconds,
+    keys: Family<Labels<2>, Gauge>,
+    key_age: Family<Labels<1>, Seconds>,
+    key_next_transition: Family<Labels<1>, Seconds>,
     sync_lag: Seconds,
     database_up: Gauge,
     clock_offset: Seconds,
@@ -97,6 +97,18 @@ struct Inner {
     certificate_reloads: Family<Labels<1>, Counter>,
     process_resident_memory: Seconds,
     process_open_fds: Seconds,
+}
+
+/// The state of the keys of one use at a moment.
+pub struct Keys {
+    /// What they are for.
+    pub key_use: &'static str,
+    /// How many are in each state; all states, also those without a key.
+    pub states: Vec<(&'static str, usize)>,
+    /// For how long the active key has signed.
+    pub age: Option<Duration>,
+    /// In what time the next key takes over.
+    pub next_transition: Option<Duration>,
 }
 
 /// What is told of one request that has been answered.
@@ -115,12 +127,8 @@ pub struct Answered {
 
 /// The state at the moment when somebody asks.
 pub struct Reading {
-    /// How many keys are in each state; all states, also those without a key.
-    pub keys: Vec<(&'static str, usize)>,
-    /// For how long the active key has signed.
-    pub key_age: Option<Duration>,
-    /// In what time the next key takes over.
-    pub key_next_transition: Option<Duration>,
+    /// The keys of each use.
+    pub keys: Vec<Keys>,
     /// How long ago the database was read to the end.
     pub sync_lag: Duration,
     /// Whether the last attempt to read it succeeded.
@@ -299,17 +307,24 @@ impl Metrics {
     /// Everything as text. Reads `/proc`, so that it may take a moment.
     pub fn text(&self, reading: &Reading) -> String {
         let inner = &*self.0;
-        let seconds = |span: Option<Duration>| span.map_or(f64::NAN, |span| span.as_secs_f64());
-        for (state, count) in &reading.keys {
-            set(&inner.keys, "state", state, *count);
+        for keys in &reading.keys {
+            let of_use = ("use", keys.key_use);
+            for (state, count) in &keys.states {
+                let gauge = inner.keys.get_or_create(&[of_use, ("state", state)]);
+                gauge.set(whole(*count));
+            }
+            let spans = [
+                (&inner.key_age, keys.age),
+                (&inner.key_next_transition, keys.next_transition),
+            ];
+            for (family, span) in spans {
+                let span = span.map_or(f64::NAN, |span| span.as_secs_f64());
+                family.get_or_create(&[of_use]).set(span);
+            }
         }
         for (queue, waiting) in &reading.queues {
             set(&inner.queue_depth, "queue", queue, *waiting);
         }
-        inner.key_age.set(seconds(reading.key_age));
-        inner
-            .key_next_transition
-            .set(seconds(reading.key_next_transition));
         inner
             .revocation_entries
             .set(whole(reading.revocation_entries));
@@ -348,8 +363,8 @@ impl Inner {
             refresh_batch: Histogram::new(BATCH_BUCKETS),
             refresh_verdicts: Family::default(),
             keys: Family::default(),
-            key_age: Seconds::default(),
-            key_next_transition: Seconds::default(),
+            key_age: Family::default(),
+            key_next_transition: Family::default(),
             sync_lag: Seconds::default(),
             database_up: Gauge::default(),
             clock_offset: Seconds::default(),
@@ -433,18 +448,23 @@ impl Inner {
     }
 
     fn register_state(&self, registry: &mut Registry) {
-        registry.register("keys", "Signing keys by state", self.keys.clone());
-        let seconds = [
+        registry.register("keys", "Keys by use and state", self.keys.clone());
+        let of_keys = [
             (
                 "key_age",
-                "For how long the active key has signed; not a number without one",
+                "For how long the active key has signed, by use; not a number without one",
                 &self.key_age,
             ),
             (
                 "key_next_transition",
-                "In what time the next key takes over; not a number without one",
+                "In what time the next key takes over, by use; not a number without one",
                 &self.key_next_transition,
             ),
+        ];
+        for (name, help, family) in of_keys {
+            registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+        }
+        let seconds = [
             (
                 "sync_lag",
                 "How long ago the database was read to the end",

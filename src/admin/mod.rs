@@ -57,8 +57,8 @@ pub enum AdminError {
     /// It exists already, was changed meanwhile, or its state forbids it.
     #[error("{0}")]
     Conflict(String),
-    /// Verifiers may not know the next key yet.
-    #[error("the next key may sign from {} on (Unix time): verifiers may not know it earlier", .earliest_activation_at.seconds())]
+    /// Verifiers, or nodes, may not know the next key yet.
+    #[error("the next key may sign from {} on (Unix time): verifiers or nodes may not know it earlier", .earliest_activation_at.seconds())]
     TooEarly {
         /// From when on it may.
         earliest_activation_at: Timestamp,

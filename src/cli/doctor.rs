@@ -189,7 +189,7 @@ async fn key_schedule(context: &Context, key_use: KeyUse) -> Finding {
             .map(|(kid, _, times)| (kid, times.activates_at))
     };
     if keys.is_empty() {
-        return Ok("no keys yet; the first start makes them".to_owned());
+        return Ok("no keys yet; the next start makes them".to_owned());
     }
     match (moment(KeyState::Active), moment(KeyState::Next)) {
         (Some((active, _)), Some((next, takes_over))) => Ok(format!(

@@ -85,7 +85,7 @@ fn too_early(earliest: Timestamp) -> String {
     // Rounded up: whoever comes back at the time shown is not to be refused again.
     let earliest = Timestamp::from_millis(earliest.millis().saturating_add(999));
     format!(
-        "the next key may sign from {} on, as verifiers may not know it earlier; rotate then, or at once with --emergency if the active key has leaked",
+        "the next key may sign from {} on, as verifiers or nodes may not know it earlier; rotate then, or at once with --emergency if the active key has leaked",
         output::utc_seconds(earliest)
     )
 }

@@ -8,8 +8,10 @@ use actix_web::{
 
 use super::Services;
 use crate::{
+    clock::Timestamp,
+    domain::key::{KeyTimes, KeyUse},
     keys::lifecycle::KeyState,
-    metrics::{CONTENT_TYPE, Reading},
+    metrics::{CONTENT_TYPE, Keys, Reading},
 };
 
 /// Metrics in the text format of `OpenMetrics` 1.0, for whoever reaches the admin listener.
@@ -28,25 +30,23 @@ pub(super) async fn metrics(services: Data<Services>) -> HttpResponse {
 
 fn reading(services: &Services) -> Reading {
     let snapshots = &services.snapshots;
-    let ring = snapshots.ring();
     let now = services.clock.now();
-    let in_state = |wanted: KeyState| {
-        ring.list(now)
-            .filter(move |(_, state, _)| *state == wanted)
-            .map(|(_, _, times)| times)
-    };
+    let signing: Vec<_> = snapshots
+        .ring()
+        .list(now)
+        .map(|(_, state, times)| (state, times))
+        .collect();
+    let refresh_mac: Vec<_> = snapshots
+        .mac_ring()
+        .list(now)
+        .map(|(_, state, times)| (state, times))
+        .collect();
     let freshness = &snapshots.freshness;
     Reading {
-        keys: KeyState::ALL
-            .iter()
-            .map(|state| (state.as_str(), in_state(*state).count()))
-            .collect(),
-        key_age: in_state(KeyState::Active)
-            .map(|times| now.since(times.activates_at))
-            .next(),
-        key_next_transition: in_state(KeyState::Next)
-            .map(|times| times.activates_at.since(now))
-            .min(),
+        keys: vec![
+            keys(KeyUse::Signing, &signing, now),
+            keys(KeyUse::RefreshMac, &refresh_mac, now),
+        ],
         sync_lag: snapshots.age(services.clock.monotonic()),
         database_up: freshness.succeeded(),
         clock_offset_ms: services.clock.offset_ms(),
@@ -55,5 +55,26 @@ fn reading(services: &Services) -> Reading {
             ("database_look", freshness.waiting()),
             ("refresh", services.token.rotations.len()),
         ],
+    }
+}
+
+fn keys(key_use: KeyUse, keys: &[(KeyState, KeyTimes)], now: Timestamp) -> Keys {
+    let in_state = |wanted: KeyState| {
+        keys.iter()
+            .filter(move |(state, _)| *state == wanted)
+            .map(|(_, times)| times)
+    };
+    Keys {
+        key_use: key_use.as_str(),
+        states: KeyState::ALL
+            .iter()
+            .map(|state| (state.as_str(), in_state(*state).count()))
+            .collect(),
+        age: in_state(KeyState::Active)
+            .map(|times| now.since(times.activates_at))
+            .next(),
+        next_transition: in_state(KeyState::Next)
+            .map(|times| times.activates_at.since(now))
+            .min(),
     }
 }

@@ -193,7 +193,7 @@ pub enum Command {
 /// Why a command is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Verifiers may not know the next key yet.
+    /// Verifiers, or nodes, may not know the next key yet.
     #[error("the next key has not been published for long enough to sign")]
     TooEarly {
         /// From when on it may.

@@ -11,14 +11,14 @@ use countersign::{
     admin::{
         AdminError, FieldError,
         client::{ClientAdmin, ClientMetadata},
-        key::{KeyAdmin, Rotation},
+        key::{KeyAdmin, MasterKeyStatus, Rotation},
         operator::Authority,
         resource::{ResourceAdmin, ResourceMetadata},
     },
-    clock::{AgreedClock, ManualClock, Timestamp},
+    clock::{AgreedClock, Clock as _, ManualClock, Timestamp},
     domain::{
         assertion::AssertionId,
-        change::{Applied, Cause, Change, Changes, Position},
+        change::{Applied, Cause, Change, Changes, EventType, Position},
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         event::{Event, EventQuery},
@@ -34,7 +34,9 @@ use countersign::{
     entropy::Entropy,
     keys::{
         lifecycle::{Policy, Spans},
+        mac::MacError,
         master::MasterKeySource,
+        sealing,
     },
     store::{Bounds, Snapshot, Step, Store, StoreError, Swept},
 };
@@ -68,6 +70,10 @@ on_both_engines! {
     a_removal_that_loses_against_a_change_is_made_nonetheless,
     a_rotation_that_loses_against_another_is_too_early,
     an_emergency_that_discards_next_revokes_every_key_there_was,
+    a_master_key_is_exchanged_for_keys_of_every_use_also_where_that_ends_half_way,
+    a_key_made_during_a_promotion_is_sealed_under_the_promoted_master_key,
+    a_database_from_before_there_were_mac_keys_gets_some_under_its_master_key,
+    an_emergency_of_mac_keys_refuses_what_they_have_made_and_nothing_else,
     a_master_key_is_not_promoted_past_a_node_that_may_still_sign,
     a_client_is_disabled_although_one_of_its_resources_is_gone,
     an_update_without_a_revision_is_made_to_whatever_is_there,
@@ -281,7 +287,7 @@ struct Office {
     /// The other operator's.
     store: Arc<dyn Store>,
     folder: TempDir,
-    _database: Database,
+    database: Database,
 }
 
 impl Office {
@@ -297,7 +303,7 @@ impl Office {
             }),
             store,
             folder: tempfile::tempdir().unwrap(),
-            _database: database,
+            database,
         };
         office.rivals_keys().bootstrap(true).await.unwrap();
         office
@@ -392,6 +398,10 @@ impl Office {
     }
 }
 
+fn family() -> FamilyId {
+    FamilyId::from_uuid(Uuid::from_u128(7))
+}
+
 fn cause() -> Cause {
     Cause::system()
 }
@@ -404,34 +414,35 @@ fn states(keys: &[Value]) -> Vec<&str> {
 }
 
 async fn an_emergency_that_loses_against_the_same_one_revokes_no_second_key(office: &Office) {
-    for rotation in [EMERGENCY, Rotation::Emergency { discard_next: true }] {
+    let rotations = [EMERGENCY, Rotation::Emergency { discard_next: true }];
+    let cases = KeyUse::ALL
+        .iter()
+        .flat_map(|key_use| rotations.map(|rotation| (*key_use, rotation)));
+    for (key_use, rotation) in cases {
         let revoked = |keys: &[Value]| {
             let states = states(keys);
             states.iter().filter(|state| **state == "revoked").count()
         };
         let rival = office.rivals_keys();
-        let before = revoked(&rival.list(KeyUse::Signing).await.unwrap());
+        let before = revoked(&rival.list(key_use).await.unwrap());
         let applied = Arc::new(Mutex::new(Vec::new()));
         office.first({
             let (rival, applied) = (rival.clone(), Arc::clone(&applied));
             async move {
-                rival
-                    .rotate(KeyUse::Signing, rotation, &cause())
-                    .await
-                    .unwrap();
-                *applied.lock().unwrap() = rival.list(KeyUse::Signing).await.unwrap();
+                rival.rotate(key_use, rotation, &cause()).await.unwrap();
+                *applied.lock().unwrap() = rival.list(key_use).await.unwrap();
             }
         });
         let change = office
             .keys()
-            .rotate(KeyUse::Signing, rotation, &cause())
+            .rotate(key_use, rotation, &cause())
             .await
             .unwrap();
         assert!(office.was_contested());
         let applied = applied.lock().unwrap().clone();
         assert!(revoked(&applied) > before);
         assert_eq!(change.keys, applied);
-        assert_eq!(rival.list(KeyUse::Signing).await.unwrap(), applied);
+        assert_eq!(rival.list(key_use).await.unwrap(), applied);
     }
 }
 
@@ -537,6 +548,144 @@ async fn an_emergency_that_discards_next_revokes_every_key_there_was(office: &Of
     }
     assert_eq!(after.keys.len(), 5);
     assert!(after.verifiers_may_lag_until.is_some());
+}
+
+async fn a_master_key_is_exchanged_for_keys_of_every_use_also_where_that_ends_half_way(
+    office: &Office,
+) {
+    let keys = office.keys();
+    let token = keys.mac_ring().await.unwrap();
+    let token = token.active(NOW).unwrap().mint(family(), 3);
+    // Master keys sort by when they were drawn.
+    office.clock.advance(Duration::from_secs(1));
+    let (new, _) = keys.add_master().unwrap();
+    keys.promote_master(new, &cause()).await.unwrap();
+    let status = |masters: Vec<MasterKeyStatus>| {
+        let status = |master: &MasterKeyStatus| (master.id == new, master.is_primary, master.seals);
+        masters.iter().map(status).collect::<Vec<_>>()
+    };
+    let old = keys.master_keys().await.unwrap()[0].id;
+    let found = status(keys.master_keys().await.unwrap());
+    assert_eq!(found, [(false, false, 4), (true, true, 0)]);
+
+    // Whoever rewraps is killed after the signing keys.
+    let mut schedule = office.store.key_schedule(KeyUse::Signing).await.unwrap();
+    let masters = keys.masters.load().unwrap();
+    for key in &mut schedule.keys {
+        key.sealed = sealing::reseal(&masters, key, new, &office.entropy).unwrap();
+    }
+    let change = Change::PutKeys {
+        schedule,
+        event: EventType::KeysRewrapped,
+    };
+    office.store.apply(&change, &cause(), NOW).await.unwrap();
+    let found = status(keys.master_keys().await.unwrap());
+    assert_eq!(found, [(false, false, 2), (true, true, 2)]);
+    let refused = keys.remove_master(old).await;
+    assert!(
+        matches!(&refused, Err(AdminError::Conflict(why)) if why.contains("2 keys")),
+        "{refused:?}"
+    );
+
+    assert_eq!(keys.rewrap(&cause()).await.unwrap(), 2);
+    assert_eq!(keys.rewrap(&cause()).await.unwrap(), 0);
+    let found = status(keys.master_keys().await.unwrap());
+    assert_eq!(found, [(false, false, 0), (true, true, 4)]);
+    keys.remove_master(old).await.unwrap();
+    keys.bootstrap(false).await.unwrap();
+    let ring = keys.mac_ring().await.unwrap();
+    assert_eq!(ring.verify(&token, NOW).unwrap().counter, 3);
+}
+
+async fn a_key_made_during_a_promotion_is_sealed_under_the_promoted_master_key(office: &Office) {
+    for (key_use, other) in [
+        (KeyUse::Signing, KeyUse::RefreshMac),
+        (KeyUse::RefreshMac, KeyUse::Signing),
+    ] {
+        let rival = office.rivals_keys();
+        let (new, _) = rival.add_master().unwrap();
+        office.first({
+            let rival = rival.clone();
+            async move { rival.promote_master(new, &cause()).await.unwrap() }
+        });
+        let keys = office.keys();
+        keys.rotate(key_use, EMERGENCY, &cause()).await.unwrap();
+        assert!(office.was_contested());
+        let sealed_under = async |key_use| {
+            let schedule = office.store.key_schedule(key_use).await.unwrap();
+            assert_eq!(schedule.primary_master, Some(new));
+            let sealed = schedule.keys.iter().map(|key| key.sealed.master_id);
+            sealed.filter(|id| *id == new).count()
+        };
+        assert_eq!(sealed_under(key_use).await, 1);
+        assert_eq!(sealed_under(other).await, 0);
+        rival.rewrap(&cause()).await.unwrap();
+    }
+}
+
+async fn a_database_from_before_there_were_mac_keys_gets_some_under_its_master_key(
+    office: &Office,
+) {
+    for table in ["sealed_key", "key_schedule"] {
+        let forget = format!("delete from {table} where key_use = 'refresh_mac'");
+        office.database.execute(&forget).await;
+    }
+    let keys = office.keys();
+    let before = office.store.key_schedule(KeyUse::Signing).await.unwrap();
+    // One that waits to be promoted is not to be used.
+    keys.add_master().unwrap();
+    keys.bootstrap(false).await.unwrap();
+    keys.bootstrap(true).await.unwrap();
+    let made = office.store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+    let sealed: Vec<_> = made
+        .keys
+        .iter()
+        .map(|key| (key.version, Some(key.sealed.master_id)))
+        .collect();
+    let primary = before.primary_master;
+    assert_eq!(sealed, [(Some(1), primary), (Some(2), primary)]);
+    let after = office.store.key_schedule(KeyUse::Signing).await.unwrap();
+    assert_eq!(after, before);
+    assert_eq!(keys.masters.load().unwrap().ids().count(), 2);
+}
+
+async fn an_emergency_of_mac_keys_refuses_what_they_have_made_and_nothing_else(office: &Office) {
+    let keys = office.keys();
+    let mint = async || {
+        let ring = keys.mac_ring().await.unwrap();
+        ring.active(office.clock.now()).unwrap().mint(family(), 0)
+    };
+    let first = mint().await;
+    let mac = POLICY.spans(KeyUse::RefreshMac);
+    office.clock.advance(mac.lead + mac.notice);
+    let signing = keys.list(KeyUse::Signing).await.unwrap();
+    keys.rotate(KeyUse::RefreshMac, Rotation::Scheduled, &cause())
+        .await
+        .unwrap();
+    office.clock.advance(mac.notice);
+    let second = mint().await;
+    let refusals = async |tokens: [&String; 2]| {
+        let ring = keys.mac_ring().await.unwrap();
+        tokens.map(|token| ring.verify(token, office.clock.now()).err())
+    };
+    assert_eq!(refusals([&first, &second]).await, [None, None]);
+
+    let change = keys
+        .rotate(KeyUse::RefreshMac, EMERGENCY, &cause())
+        .await
+        .unwrap();
+    assert_eq!(change.verifiers_may_lag_until, None);
+    let gone = Some(MacError::KeyGone);
+    assert_eq!(refusals([&first, &second]).await, [None, gone]);
+    let third = mint().await;
+    let discard_next = Rotation::Emergency { discard_next: true };
+    keys.rotate(KeyUse::RefreshMac, discard_next, &cause())
+        .await
+        .unwrap();
+    assert_eq!(refusals([&first, &third]).await, [gone, gone]);
+    assert_eq!(keys.list(KeyUse::Signing).await.unwrap(), signing);
+    let snapshot = office.store.snapshot().await.unwrap();
+    assert!(snapshot.revocations.is_empty());
 }
 
 async fn a_master_key_is_not_promoted_past_a_node_that_may_still_sign(office: &Office) {

@@ -165,6 +165,7 @@ on_both_engines! {
     a_change_is_recorded_with_user_and_reason,
     migrating_twice_is_fine,
     keys_are_listed_and_drawn,
+    keys_of_refresh_tokens_are_listed_and_rotated_apart,
     rotating_too_early_says_from_when,
     an_emergency_rotation_replaces_the_active_key,
     master_keys_are_exchanged_step_by_step,
@@ -545,6 +546,45 @@ async fn keys_are_listed_and_drawn(database: &Database) {
     );
 }
 
+async fn keys_of_refresh_tokens_are_listed_and_rotated_apart(database: &Database) {
+    let (terminal, _context) = Terminal::started(database).await;
+    let listed = |key_use: &str| terminal.json(&["keys", "list", "--use", key_use]);
+    let signing = listed("signing");
+    assert_eq!(signing, terminal.json(&["keys", "list"]));
+    let before = listed("refresh_mac");
+    let shown = terminal.call(&["keys", "list", "--use", "refresh_mac"]);
+    for (index, state) in ["active", "next"].into_iter().enumerate() {
+        let key = &before["items"][index];
+        assert_eq!(
+            (&key["state"], &key["version"]),
+            (&json!(state), &json!(index + 1))
+        );
+        assert!(key.get("jwk").is_none(), "{key}");
+        assert!(
+            shown.output.contains(key["kid"].as_str().unwrap()),
+            "{shown:?}"
+        );
+    }
+    let rotate = ["keys", "rotate", "--use", "refresh_mac"];
+    assert!(terminal.call(&rotate).failure().contains("--emergency"));
+    let change = terminal.json(&[&rotate[..], &["--emergency"]].concat());
+    assert_eq!(change["verifiers_may_lag_until"], Value::Null);
+    let after = listed("refresh_mac");
+    assert_eq!(after["items"], change["keys"]);
+    assert_eq!(after["items"][0]["state"], "revoked");
+    assert_eq!(after["items"][1]["kid"], before["items"][1]["kid"]);
+    assert_eq!(after["items"][1]["state"], "active");
+    // By its kid alone, and what is shown then are the keys of its use.
+    let next = after["items"][2]["kid"].as_str().unwrap();
+    let revoked = terminal.call(&["keys", "revoke", next]);
+    assert!(revoked.output.contains(next), "{revoked:?}");
+    assert_eq!(listed("refresh_mac")["items"][2]["state"], "revoked");
+    assert_eq!(listed("signing"), signing);
+    let wrong = terminal.call(&["keys", "list", "--use", "mac"]);
+    assert_eq!(wrong.status, 2);
+    assert!(wrong.remarks.contains("refresh_mac"), "{wrong:?}");
+}
+
 async fn rotating_too_early_says_from_when(database: &Database) {
     let (terminal, _context) = Terminal::started(database).await;
     let answer = terminal.call(&["keys", "rotate"]);
@@ -593,15 +633,11 @@ async fn master_keys_are_exchanged_step_by_step(database: &Database) {
     assert_eq!(terminal.call(&["keys", "promote-master", new]).status, 0);
     let sealed = terminal.call(&["keys", "remove-master", old]);
     assert!(sealed.failure().contains("countersign keys rewrap"));
-    assert!(
-        terminal
-            .call(&["keys", "rewrap"])
-            .output
-            .starts_with("2 keys")
-    );
+    let rewrapped = terminal.call(&["keys", "rewrap"]).output;
+    assert!(rewrapped.starts_with("4 keys"), "{rewrapped}");
     assert_eq!(terminal.call(&["keys", "remove-master", old]).status, 0);
     let masters = terminal.json(&["keys", "masters"]);
-    let expected = json!([{ "id": new, "primary": true, "here": true, "seals": 2 }]);
+    let expected = json!([{ "id": new, "primary": true, "here": true, "seals": 4 }]);
     assert_eq!(masters["items"], expected);
 }
 
@@ -698,6 +734,7 @@ async fn the_doctor_finds_nothing_wrong_after_a_start(database: &Database) {
         "clock",
         "needed master keys",
         "key schedule",
+        "refresh-MAC keys",
     ];
     assert_eq!(names, expected);
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use countersign::{
     clock::Timestamp,
-    metrics::{Answered, Metrics, Reading},
+    metrics::{Answered, Keys, Metrics, Reading},
 };
 use serde_json::Value;
 
@@ -36,9 +36,12 @@ fn exported() -> Exposition {
     metrics.certificate_reloaded(true);
     let _open = metrics.connection("public");
     Exposition::parse(&metrics.text(&Reading {
-        keys: vec![("active", 1)],
-        key_age: Some(span),
-        key_next_transition: None,
+        keys: vec![Keys {
+            key_use: "signing",
+            states: vec![("active", 1)],
+            age: Some(span),
+            next_transition: None,
+        }],
         sync_lag: span,
         database_up: true,
         clock_offset_ms: -1,

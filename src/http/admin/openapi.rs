@@ -16,7 +16,7 @@ use crate::{
         client::ClientMetadata, event::LONGEST_WAIT_SECONDS, key::RotationRequest, page,
         resource::ResourceMetadata, revocation::RevocationRequest,
     },
-    domain::change::EventType,
+    domain::{change::EventType, key::KeyUse},
 };
 
 /// The document as it is sent.
@@ -124,6 +124,14 @@ fn parameters(operation: &Operation) -> Vec<Value> {
     if let Success::List("Event") = operation.success {
         parameters.extend(filters());
     }
+    if let Success::List("Key") = operation.success {
+        parameters.push(json!({
+            "name": "use",
+            "in": "query",
+            "description": "What the keys are for.",
+            "schema": { "type": "string", "enum": uses(), "default": KeyUse::Signing.as_str() },
+        }));
+    }
     if let Success::List(_) = operation.success {
         parameters.push(json!({
             "name": "limit",
@@ -139,6 +147,10 @@ fn parameters(operation: &Operation) -> Vec<Value> {
         }));
     }
     parameters
+}
+
+fn uses() -> Vec<&'static str> {
+    KeyUse::ALL.iter().map(|key_use| key_use.as_str()).collect()
 }
 
 /// What events can be asked for by.

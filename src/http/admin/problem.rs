@@ -40,7 +40,7 @@ pub(super) enum Kind {
     TooSlow,
     /// It exists already, was changed meanwhile, or its state forbids it.
     Conflict,
-    /// Verifiers may not know the next key yet.
+    /// Verifiers, or nodes, may not know the next key yet.
     TooEarly,
     /// The body is too large.
     TooLarge,
@@ -70,7 +70,11 @@ impl Kind {
             Self::MethodNotAllowed => (405, "method-not-allowed", "The path has other methods"),
             Self::TooSlow => (408, "too-slow", "The body did not arrive in time"),
             Self::Conflict => (409, "conflict", "The state of things forbids this"),
-            Self::TooEarly => (409, "too-early", "Verifiers may not know the next key yet"),
+            Self::TooEarly => (
+                409,
+                "too-early",
+                "Verifiers or nodes may not know the next key yet",
+            ),
             Self::TooLarge => (413, "too-large", "The body is too large"),
             Self::UnsupportedMediaType => (
                 415,

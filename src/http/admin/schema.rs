@@ -93,32 +93,35 @@ pub(super) struct Resource {
     introspection_clients: Vec<String>,
 }
 
-/// A signing key.
+/// A key: of access tokens, or of refresh tokens, which no verifier ever sees.
 #[derive(ToSchema)]
 pub(super) struct Key {
-    /// Its RFC 7638 thumbprint.
+    /// Of a signing key its RFC 7638 thumbprint.
     kid: String,
     /// `next`, `active`, `retiring`, `retired` or `revoked`.
     state: String,
-    /// Since when it has been in the JWKS, in seconds since 1970.
+    /// Since when it has been known to whoever needs it, in seconds since 1970.
     published_at: i64,
     /// From when on it signs, in seconds since 1970.
     activates_at: i64,
-    /// When it leaves the JWKS, in seconds since 1970; null until it has a successor.
+    /// When it is no longer needed, and leaves the JWKS, in seconds since 1970; null until it has a
+    /// successor.
     #[schema(required)]
     withdrawn_at: Option<i64>,
     /// When it was declared compromised, in seconds since 1970.
     #[schema(required)]
     revoked_at: Option<i64>,
-    /// The public key (RFC 7517).
-    #[schema(value_type = Object)]
-    jwk: Value,
+    /// The public key (RFC 7517); signing keys alone have one.
+    #[schema(required = false, value_type = Object)]
+    jwk: Option<Value>,
+    /// Its name in refresh tokens; refresh-MAC keys alone have one.
+    version: Option<u32>,
 }
 
 /// The keys after a change of them.
 #[derive(ToSchema)]
 pub(super) struct KeyChange {
-    /// Every key.
+    /// Every key of the same use.
     keys: Vec<Key>,
     /// Until when verifiers may refuse tokens of a key that they could not know, in seconds since
     /// 1970; null when they know it.

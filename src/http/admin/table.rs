@@ -82,8 +82,9 @@ pub(super) static OPERATIONS: [Operation; 15] = [
         method: Verb::Get,
         path: "/admin/v1/keys",
         scope: "keys:read",
-        summary: "List the signing keys",
-        description: "Every key there ever was, with its state now and its times.",
+        summary: "List the keys",
+        description: "Every key of a use there ever was, with its state now and its times: the signing keys \
+            unless asked otherwise.",
         body: None,
         success: Success::List("Key"),
         refusals: &[Invalid],
@@ -96,7 +97,8 @@ pub(super) static OPERATIONS: [Operation; 15] = [
         scope: "keys:rotate",
         summary: "Let the next key take over",
         description: "On schedule, as soon as every verifier knows the next key; before that the answer is 409 \
-            with earliest_activation_at. In an emergency at once: the active key is revoked and leaves the JWKS.",
+            with earliest_activation_at. In an emergency at once: the active key is revoked and leaves the JWKS; \
+            of refresh_mac keys, every refresh token made with it is refused, and those users sign in again.",
         body: Some(Body {
             schema: "RotationRequest",
             media_types: JSON,

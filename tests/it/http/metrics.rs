@@ -174,9 +174,17 @@ async fn the_state_is_that_of_the_moment() {
         let value = metrics.value(&format!("countersign_{series}"));
         assert!((value - expected).abs() < 0.5, "{series} is {value}");
     };
-    is(&begun, "keys{state=\"active\"}", 1.0);
-    is(&begun, "keys{state=\"retired\"}", 0.0);
-    is(&begun, "key_age_seconds", 0.0);
+    for key_use in ["signing", "refresh_mac"] {
+        let keys = |state: &str| format!("keys{{use=\"{key_use}\",state=\"{state}\"}}");
+        is(&begun, &keys("active"), 1.0);
+        is(&begun, &keys("next"), 1.0);
+        is(&begun, &keys("retired"), 0.0);
+        is(
+            &begun,
+            &format!("key_age_seconds{{use=\"{key_use}\"}}"),
+            0.0,
+        );
+    }
     is(&begun, "process_start_time_seconds", 1_800_000_000.0);
     is(&begun, "key_rotation_period_seconds", 2_592_000.0);
     is(&begun, "offline_issuance_limit_seconds", 900.0);
@@ -191,11 +199,17 @@ async fn the_state_is_that_of_the_moment() {
 
     clock.advance(Duration::from_mins(1));
     let (_, later) = scrape(&server).await;
-    is(&later, "key_age_seconds", 60.0);
     let lag = later.value("countersign_sync_lag_seconds");
     assert!((0.0..=60.0).contains(&lag), "{lag}");
-    let left = |metrics: &Exposition| metrics.value("countersign_key_next_transition_seconds");
-    assert!((left(&begun) - left(&later) - 60.0).abs() < 0.5);
+    for key_use in ["signing", "refresh_mac"] {
+        is(
+            &later,
+            &format!("key_age_seconds{{use=\"{key_use}\"}}"),
+            60.0,
+        );
+        let left = format!("countersign_key_next_transition_seconds{{use=\"{key_use}\"}}");
+        assert!((begun.value(&left) - later.value(&left) - 60.0).abs() < 0.5);
+    }
 }
 
 /// Waits until a series has this value.

@@ -1,4 +1,4 @@
-//! The schedule of signing keys.
+//! The schedules of keys.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use countersign::{
     domain::{
         change::Topic,
         id::MasterKeyId,
-        key::{KeySchedule, KeyUse},
+        key::{KeyRecord, KeySchedule, KeyUse},
     },
     store::StoreError,
 };
@@ -14,7 +14,9 @@ use ring::digest::{SHA256, digest};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::sample::{NOW, apply, assert_conflict, key, put, schedule, traces};
+use super::sample::{
+    NOW, apply, assert_conflict, key, mac_key, mac_schedule, put, schedule, traces,
+};
 use crate::support::database::Database;
 
 pub(super) async fn a_key_schedule_is_read_back_as_it_was_put(database: &Database) {
@@ -148,4 +150,105 @@ pub(super) async fn two_keys_cannot_become_active_at_once(database: &Database) {
     assert_conflict(database, &*store, added).await;
     let read = store.key_schedule(KeyUse::Signing).await.unwrap();
     assert_eq!(read, schedule(1, keys));
+}
+
+pub(super) async fn the_keys_of_each_use_have_a_schedule_of_their_own(database: &Database) {
+    let store = database.open().await;
+    // The signing keys come first: their schedule has the master key for all.
+    assert_conflict(database, &*store, put(mac_schedule(0, vec![]))).await;
+    apply(&*store, put(schedule(0, vec![key("a", 0)])))
+        .await
+        .unwrap();
+    let none = store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+    assert_eq!(none, mac_schedule(0, vec![]));
+
+    // At the same moments as signing keys.
+    let mut revoked = mac_key(2, 5);
+    revoked.times.revoked_at = Some(NOW);
+    let keys = vec![mac_key(1, 0), revoked, mac_key(u32::MAX, 9)];
+    let start = store.snapshot().await.unwrap().position;
+    apply(&*store, put(mac_schedule(0, keys.clone())))
+        .await
+        .unwrap();
+    let read = store.snapshot().await.unwrap();
+    assert_eq!(read.mac_schedule, mac_schedule(1, keys.clone()));
+    assert_eq!(read.schedule, schedule(1, vec![key("a", 0)]));
+    // A revoked one is nothing to tell verifiers.
+    let changes = store.changes_since(start, 10, NOW).await.unwrap().rows;
+    let published: Vec<(Topic, &str)> = changes
+        .iter()
+        .map(|row| (row.topic.unwrap(), row.target.as_str()))
+        .collect();
+    assert_eq!(published, [(Topic::Keys, "refresh_mac")]);
+    assert!(read.revocations.is_empty());
+
+    // No version twice.
+    let mut twice = keys.clone();
+    twice.push(KeyRecord {
+        kid: key("other", 0).kid,
+        ..mac_key(1, 20)
+    });
+    assert_conflict(database, &*store, put(mac_schedule(1, twice))).await;
+    let conflict = mac_schedule(0, vec![mac_key(7, 30)]);
+    assert_conflict(database, &*store, put(conflict)).await;
+}
+
+pub(super) async fn no_key_is_sealed_under_a_master_key_that_was_given_up(database: &Database) {
+    let store = database.open().await;
+    apply(&*store, put(schedule(0, vec![key("a", 0)])))
+        .await
+        .unwrap();
+    apply(&*store, put(mac_schedule(0, vec![mac_key(1, 0)])))
+        .await
+        .unwrap();
+    let seen = store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+    let master = MasterKeyId::from_uuid(Uuid::from_u128(8));
+    let mut promoted = schedule(1, vec![key("a", 0)]);
+    promoted.primary_master = Some(master);
+    apply(&*store, put(promoted)).await.unwrap();
+
+    let mut late = seen.clone();
+    late.keys.push(mac_key(2, 1));
+    assert_conflict(database, &*store, put(late)).await;
+    let read = store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+    let expected = KeySchedule {
+        primary_master: Some(master),
+        ..seen
+    };
+    assert_eq!(read, expected);
+    let mut next = read;
+    next.keys.push(mac_key(2, 1));
+    apply(&*store, put(next.clone())).await.unwrap();
+    next.revision = 2;
+    let read = store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+    assert_eq!(read, next);
+}
+
+pub(super) async fn of_a_promotion_and_a_new_key_that_meet_one_waits_for_the_other(
+    database: &Database,
+) {
+    let store = database.open().await;
+    apply(&*store, put(schedule(0, vec![key("a", 0)])))
+        .await
+        .unwrap();
+    for round in 0..20 {
+        let signing = store.key_schedule(KeyUse::Signing).await.unwrap();
+        let mut mac = store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+        let mut promoted = signing.clone();
+        let master = MasterKeyId::from_uuid(Uuid::from_u128(100 + u128::from(round)));
+        promoted.primary_master = Some(master);
+        mac.keys.push(mac_key(round + 1, i64::from(round)));
+        let revision = mac.revision;
+        let (promotion, key) =
+            tokio::join!(apply(&*store, put(promoted)), apply(&*store, put(mac)),);
+        promotion.unwrap();
+        let read = store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+        assert_eq!(read.primary_master, Some(master));
+        // Made before the promotion, or not at all.
+        match key {
+            Ok(applied) => assert_eq!(applied.revision, revision + 1),
+            Err(StoreError::Conflict) => assert_eq!(read.revision, revision),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }

@@ -59,6 +59,9 @@ on_both_engines! {
     keys {
         a_key_schedule_is_read_back_as_it_was_put,
         a_key_schedule_of_another_revision_conflicts_and_changes_nothing,
+        the_keys_of_each_use_have_a_schedule_of_their_own,
+        no_key_is_sealed_under_a_master_key_that_was_given_up,
+        of_a_promotion_and_a_new_key_that_meet_one_waits_for_the_other,
         of_32_concurrent_first_schedules_one_wins,
         a_revoked_key_is_published_once,
         the_activation_of_a_key_can_be_moved,

@@ -180,6 +180,8 @@ pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {
         ("resource", "introspection_clients", "'[\"a b\"]'", "'[]'"),
         ("sealed_key", "kid", "'short'", &sound_kid),
         ("sealed_key", "algorithm", "'x'", "'ES256'"),
+        ("sealed_key", "version", "-1", "null"),
+        ("sealed_key", "version", "4294967296", "null"),
         ("node", "master_keys", "'[\"x\"]'", "'[]'"),
         ("client_secret", "hash", "substr(hash, 1, 31)", "hash"),
     ] {

@@ -195,6 +195,24 @@ pub(super) fn key(name: &str, activates_after: i64) -> KeyRecord {
     }
 }
 
+/// A refresh-MAC key of this version that becomes active so many milliseconds after [`NOW`].
+pub(super) fn mac_key(version: u32, activates_after: i64) -> KeyRecord {
+    KeyRecord {
+        key_use: KeyUse::RefreshMac,
+        algorithm: KeyAlgorithm::Hs256,
+        version: Some(version),
+        ..key(&format!("mac{version}"), activates_after)
+    }
+}
+
+/// A schedule of such keys to be put in place of the one at `revision`.
+pub(super) fn mac_schedule(revision: i64, keys: Vec<KeyRecord>) -> KeySchedule {
+    KeySchedule {
+        key_use: KeyUse::RefreshMac,
+        ..schedule(revision, keys)
+    }
+}
+
 /// A schedule to be put in place of the one at `revision`.
 pub(super) fn schedule(revision: i64, keys: Vec<KeyRecord>) -> KeySchedule {
     KeySchedule {

@@ -71,6 +71,66 @@ async fn a_key_is_revoked_by_its_kid() {
 }
 
 #[tokio::test]
+async fn keys_of_refresh_tokens_are_listed_and_rotated_apart() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, "keys:read keys:rotate").await;
+    let path = "/admin/v1/keys?use=refresh_mac";
+    let before = desk.get(path).await.json();
+    let signing = desk.get("/admin/v1/keys").await.json();
+    assert_eq!(signing, desk.get("/admin/v1/keys?use=signing").await.json());
+    for (index, state) in ["active", "next"].into_iter().enumerate() {
+        let key = &before["items"][index];
+        assert_eq!(key["state"], state);
+        assert_eq!(key["version"], index + 1);
+        assert_eq!(key.get("jwk"), None);
+        assert_eq!(signing["items"][index].get("version"), None);
+    }
+
+    let rotate = json!({ "mode": "scheduled", "use": "refresh_mac" });
+    let early = desk.post("/admin/v1/keys/rotate", &rotate).await;
+    is_problem(&early, 409, "too-early");
+    let emergency = json!({ "mode": "emergency", "use": "refresh_mac", "discard_next": true });
+    let rotated = desk.post("/admin/v1/keys/rotate", &emergency).await;
+    assert_eq!(rotated.status, 200, "{rotated:?}");
+    // No verifier is concerned.
+    assert_eq!(rotated.json()["verifiers_may_lag_until"], Value::Null);
+    let versions = |keys: &Value| -> Vec<(u64, String)> {
+        let version = |key: &Value| {
+            let state = key["state"].as_str().unwrap().to_owned();
+            (key["version"].as_u64().unwrap(), state)
+        };
+        let mut versions: Vec<_> = keys.as_array().unwrap().iter().map(version).collect();
+        versions.sort();
+        versions
+    };
+    let expected = [(1, "revoked"), (2, "revoked"), (3, "active"), (4, "next")];
+    let expected = expected.map(|(version, state)| (version, state.to_owned()));
+    assert_eq!(versions(&rotated.json()["keys"]), expected);
+    assert_eq!(versions(&desk.get(path).await.json()["items"]), expected);
+
+    // Found by its kid whatever it is for.
+    let next = rotated.json()["keys"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|key| key["version"] == 4)
+        .unwrap()["kid"]
+        .clone();
+    let revoke = format!("/admin/v1/keys/{}/revoke", next.as_str().unwrap());
+    let revoked = desk.send(desk.request("POST", &revoke)).await;
+    assert_eq!(revoked.status, 200, "{revoked:?}");
+    let listed = versions(&desk.get(path).await.json()["items"]);
+    assert_eq!(
+        listed[3..],
+        [(4, "revoked".to_owned()), (5, "next".to_owned())]
+    );
+    // The signing keys are what they were, and so are tokens.
+    assert_eq!(desk.get("/admin/v1/keys").await.json(), signing);
+    let refused = desk.get("/admin/v1/keys?use=mac").await;
+    assert_eq!(pointers(&refused), ["/use"]);
+}
+
+#[tokio::test]
 async fn a_rotation_says_what_is_wrong_with_its_document() {
     let server = TestServer::start().await;
     let desk = Desk::of(&server, "keys:read keys:rotate").await;
@@ -92,6 +152,11 @@ async fn a_rotation_says_what_is_wrong_with_its_document() {
             json!({ "mode": "scheduled", "reason": "x".repeat(1001) }),
             vec!["/reason"],
         ),
+        (
+            json!({ "mode": "scheduled", "use": "encryption" }),
+            vec!["/use"],
+        ),
+        (json!({ "mode": "scheduled", "use": 1 }), vec!["/use"]),
     ] {
         let refused = desk.post("/admin/v1/keys/rotate", &document).await;
         assert_eq!(pointers(&refused), wrong);
