@@ -191,6 +191,8 @@ impl Listener {
                                 let stopping = stopping.clone();
                                 async move { stopping.notified().await }
                             })
+                            // Whoever has gone waits for nothing: what was not begun is left out.
+                            .h1_allow_half_closed(false)
                             .keep_alive(limits.keep_alive.map_or(KeepAlive::Os, KeepAlive::Timeout))
                             .client_request_timeout(timeout.unwrap_or(Duration::ZERO))
                             .client_disconnect_timeout(Duration::from_secs(1))

@@ -3,7 +3,7 @@
 //!
 //! There is no timer: a lone caller waits for nothing, and how many share a transaction follows
 //! from how long the one before takes. One task, the [`RotationWorker`], does the work; whoever
-//! waits may go away at any moment without changing what becomes of the token.
+//! waits may go away at any moment, and then a refresh that has not begun is left out.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     domain::{
-        family::{Outcome, Presentation, Turn, Verdict},
+        family::{Intent, Outcome, Presentation, Turn, Verdict},
         id::FamilyId,
     },
     metrics::Metrics,
@@ -95,6 +95,14 @@ impl Item {
     }
 }
 
+impl Item {
+    /// Whether it is a refresh that nobody waits for. The end of a family is wished for in any case.
+    fn is_abandoned(&self) -> bool {
+        matches!(self.presented.intent, Intent::Refresh { .. })
+            && self.callers.iter().all(oneshot::Sender::is_closed)
+    }
+}
+
 /// Why there is no verdict: all callers of a batch share it.
 #[derive(Clone, Debug)]
 enum Failure {
@@ -115,7 +123,8 @@ impl Failure {
 
 impl RotationQueue {
     /// Has a token judged, and returns the verdict with the now it was judged with. What the verdict
-    /// changes is in the database by then; if the caller goes away, it is all the same.
+    /// changes is in the database by then. If the caller goes away before its turn, a refresh is left
+    /// out, and the end of a family is not.
     ///
     /// # Errors
     /// 429 when too many presentations of the family wait already; 503 when too many wait at all, or
@@ -193,25 +202,33 @@ impl Waiting {
     }
 
     /// The next batch: of each family what came first, in the order of their turns. A family with
-    /// more goes to the end.
+    /// more goes to the end. Empty when nothing waits.
+    ///
+    /// A refresh that nobody waits for any more is left out: whoever has given up has presented the
+    /// token again, perhaps elsewhere, and used what that brought. Judged now, it would pass for
+    /// stolen.
     fn take(&mut self) -> Vec<Item> {
-        let size = self.turns.len().min(LARGEST_BATCH);
-        let turns: Vec<FamilyId> = self.turns.drain(..size).collect();
-        let mut batch = Vec::with_capacity(size);
-        for family in turns {
+        let (mut batch, mut later) = (Vec::new(), Vec::new());
+        while batch.len() < LARGEST_BATCH
+            && let Some(family) = self.turns.pop_front()
+        {
             let Entry::Occupied(mut items) = self.families.entry(family) else {
                 continue;
             };
-            if let Some(item) = items.get_mut().pop_front() {
+            while let Some(item) = items.get_mut().pop_front() {
                 self.callers = self.callers.saturating_sub(item.callers.len());
-                batch.push(item);
+                if !item.is_abandoned() {
+                    batch.push(item);
+                    break;
+                }
             }
             if items.get().is_empty() {
                 items.remove();
             } else {
-                self.turns.push_back(family);
+                later.push(family);
             }
         }
+        self.turns.extend(later);
         batch
     }
 }
@@ -325,5 +342,92 @@ fn answer(
 ) {
     for caller in callers {
         let _gone = caller.send(judged.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{change::Cause, id::ClientId};
+
+    fn refresh(family: u128, counter: i64) -> Presentation {
+        Presentation {
+            family: FamilyId::from_uuid(Uuid::from_u128(family)),
+            counter,
+            client_id: ClientId::parse("app").unwrap(),
+            dpop_jkt: None,
+            intent: Intent::Refresh {
+                scope: None,
+                resources: Vec::new(),
+            },
+            cause: Cause::system(),
+        }
+    }
+
+    fn counters(batch: &[Item]) -> Vec<i64> {
+        batch.iter().map(|item| item.presented.counter).collect()
+    }
+
+    #[test]
+    fn a_family_takes_part_once_in_a_batch_and_then_again_in_its_turn() {
+        let mut waiting = Waiting::default();
+        let callers = [(1, 10), (1, 11), (2, 20), (1, 10)];
+        let _callers = callers
+            .map(|(family, counter)| waiting.enter(refresh(family, counter), false).unwrap());
+        assert_eq!(waiting.callers, 4);
+        // What is identical is judged once.
+        let batch = waiting.take();
+        assert_eq!(counters(&batch), [10, 20]);
+        assert_eq!(batch[0].callers.len(), 2);
+        assert_eq!(counters(&waiting.take()), [11]);
+        assert!(waiting.take().is_empty() && waiting.callers == 0 && waiting.families.is_empty());
+    }
+
+    #[test]
+    fn where_the_policy_is_strict_nothing_is_judged_once_for_two() {
+        let mut waiting = Waiting::default();
+        let _callers = [0, 1].map(|_| waiting.enter(refresh(1, 10), true).unwrap());
+        assert_eq!(counters(&waiting.take()), [10]);
+        assert_eq!(counters(&waiting.take()), [10]);
+    }
+
+    #[test]
+    fn a_refresh_that_nobody_waits_for_is_left_out_and_the_end_of_a_family_is_not() {
+        let mut waiting = Waiting::default();
+        drop(waiting.enter(refresh(1, 10), false).unwrap());
+        let _stays = waiting.enter(refresh(1, 11), false).unwrap();
+        drop(waiting.enter(refresh(2, 20), false).unwrap());
+        let end = Presentation {
+            intent: Intent::Revoke,
+            ..refresh(3, 30)
+        };
+        drop(waiting.enter(end, false).unwrap());
+        assert_eq!(counters(&waiting.take()), [11, 30]);
+        assert!(waiting.take().is_empty() && waiting.callers == 0);
+        // However many have gone: what is behind them has its turn.
+        for family in 0..1000 {
+            drop(waiting.enter(refresh(family, 1), false).unwrap());
+        }
+        let _stays = waiting.enter(refresh(1000, 2), false).unwrap();
+        assert_eq!(counters(&waiting.take()), [2]);
+    }
+
+    #[test]
+    fn the_queue_of_a_family_is_eight_deep_and_all_of_them_are_bounded() {
+        let mut waiting = Waiting::default();
+        let family: Vec<_> = (0..8)
+            .map(|counter| waiting.enter(refresh(1, counter), false).unwrap())
+            .collect();
+        let refused = waiting.enter(refresh(1, 8), false).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::TooOften);
+        let others: Vec<_> = (family.len()..MOST_CALLERS)
+            .map(|_| waiting.enter(refresh(1, 0), false).unwrap())
+            .collect();
+        let refused = waiting.enter(refresh(2, 0), false).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::TemporarilyUnavailable);
+        assert_eq!(waiting.take()[0].callers.len(), 1 + others.len());
+        waiting.enter(refresh(2, 0), false).unwrap();
     }
 }
