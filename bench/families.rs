@@ -6,8 +6,8 @@
 //! - bytes of the table and its indexes after each of 10,000 families was refreshed 100 times,
 //!   beside those before, and the share of updates that were made in place (HOT);
 //! - rotations through the queue with 256 callers, beside one transaction for each rotation on the
-//!   same connections; and how long a lone caller waits, beside the same. Both in interleaved
-//!   rounds, so that a noisy machine disturbs both alike.
+//!   same connections; and how long a lone caller waits, beside the same. Both by turns, so that a
+//!   noisy machine disturbs both alike.
 
 #![expect(
     clippy::unwrap_used,
@@ -28,21 +28,30 @@ use std::{
 };
 
 use countersign::{
-    clock::{Clock as _, SystemClock},
+    clock::{AgreedClock, Clock as _, SystemClock},
     domain::{
         change::Cause,
         code::{AuthorizationCode, Redeemed, Redemption},
         family::{Grant, Intent, Outcome, Presentation, Terms, Turn, Verdict},
         id::{ClientId, FamilyId, UserId},
+        key::{KeyRecord, KeySchedule, KeyTimes},
         resource::ResourceUri,
         scope::Scope,
         secret::SecretHash,
     },
     entropy::Entropy,
+    keys::{mac::MacRing, master::MasterKeySource, ring::KeyRing, sealing},
+    metrics::Metrics,
+    oauth::{
+        refresh_tokens::RefreshTokens,
+        rotation_queue::{RotationQueue, RotationWorker},
+    },
+    registry::{Registry, Snapshots},
     store::{self, Access, Schema, Store},
 };
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::join_all, stream};
 use sqlx::{Connection as _, PgConnection};
+use tokio_util::sync::CancellationToken;
 
 const FAMILIES: usize = 10_000;
 const REFRESHES: usize = 100;
@@ -53,6 +62,20 @@ const BATCH: usize = 250;
 const GROWTH_LIMIT: f64 = 1.5;
 /// How large the share of updates in place must be.
 const HOT_LIMIT: f64 = 0.95;
+
+/// How many callers refresh at the same time, each a family of its own.
+const CALLERS: usize = 256;
+/// How often each of them does in a round.
+const EACH: usize = 20;
+/// How often a lone caller does.
+const ALONE: i64 = 1000;
+/// How many rounds there are of each.
+const ROUNDS: usize = 5;
+
+/// How many times as many rotations the queue must carry as transactions of their own.
+const QUEUE_LIMIT: f64 = 4.0;
+/// How many times as long a lone caller may wait.
+const LONE_LIMIT: f64 = 1.2;
 
 /// A server that ends with it.
 struct Server {
@@ -255,14 +278,14 @@ async fn storage(bench: &mut Bench) -> bool {
     let (table, indexes) = bench.bytes().await;
     println!(
         "{FAMILIES} families: table {table} bytes, indexes {indexes} bytes, {} a family",
-        (table + indexes) as usize / FAMILIES
+        (table + indexes) / 10_000
     );
     let begun = Instant::now();
     for round in 0..REFRESHES {
         // Coprime to the number of families, so that each occurs once.
         let step = 7919 + 2 * round * BATCH;
         let order: Vec<FamilyId> = (0..FAMILIES)
-            .map(|place| families[(place * step + round) % FAMILIES])
+            .filter_map(|place| families.get((place * step + round) % FAMILIES).copied())
             .collect();
         for chunk in order.chunks(BATCH) {
             let counter = i64::try_from(round).unwrap();
@@ -307,14 +330,170 @@ async fn storage(bench: &mut Bench) -> bool {
     grew && moved
 }
 
+/// The queue before the store, as the service has it.
+fn queue(bench: &Bench, stop: &CancellationToken) -> RotationQueue {
+    let (entropy, clock) = (Entropy::new(), SystemClock::new());
+    let now = clock.now();
+    let folder = std::env::temp_dir().join(format!("countersign-bench-{}", std::process::id()));
+    let masters = MasterKeySource::Folder {
+        path: folder.clone(),
+        group_may_read: false,
+    };
+    let (master, _) = masters.add(&entropy, now).unwrap();
+    let masters = masters.load().unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    let times = KeyTimes {
+        published_at: now,
+        activates_at: now,
+        withdrawn_at: None,
+        revoked_at: None,
+    };
+    let schedule = |key: KeyRecord| KeySchedule {
+        key_use: key.key_use,
+        revision: 1,
+        primary_master: Some(master),
+        keys: vec![key],
+    };
+    let signing = schedule(sealing::generate(&masters, master, times, &entropy).unwrap());
+    let mac = schedule(sealing::generate_mac(&masters, master, 1, times, &entropy).unwrap());
+    let snapshots = Snapshots::new(
+        Registry::default(),
+        KeyRing::open(&signing, &masters, &entropy, now).unwrap(),
+        MacRing::open(&mac, &masters, now).unwrap(),
+        Duration::ZERO,
+    );
+    let queue = RotationQueue::default();
+    let worker = RotationWorker {
+        queue: queue.clone(),
+        store: Arc::clone(&bench.store),
+        tokens: RefreshTokens {
+            snapshots: Arc::new(snapshots),
+            clock: AgreedClock::new(Arc::new(clock)),
+            idle: bench.terms().idle,
+            lifetime: Duration::from_hours(30 * 24),
+            token_retention: Duration::from_hours(2),
+        },
+        metrics: Metrics::new(now, Duration::from_hours(24), Duration::from_hours(24)),
+    };
+    tokio::spawn(worker.run(stop.clone()));
+    queue
+}
+
+/// A rotation by itself, or through the queue.
+struct Ways<'a> {
+    bench: &'a Bench,
+    queue: RotationQueue,
+}
+
+impl Ways<'_> {
+    async fn alone(&self, family: FamilyId, counter: i64) {
+        self.bench
+            .rotate(&[self.bench.presentation(family, counter)])
+            .await;
+    }
+
+    async fn queued(&self, family: FamilyId, counter: i64) {
+        let presented = self.bench.presentation(family, counter);
+        let (outcome, _) = self.queue.submit(presented, false).await.unwrap();
+        assert!(is_rotated(&outcome), "{outcome:?}");
+    }
+
+    /// Has all families refreshed at the same time, in both ways; how many times as fast the queue is.
+    async fn together(&self, families: &[FamilyId]) -> bool {
+        let count = number(families.len()) * number(EACH);
+        let (mut own, mut shared) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let first = i64::try_from(round * 2 * EACH).unwrap();
+            let second = first + i64::try_from(EACH).unwrap();
+            let begun = Instant::now();
+            join_all(families.iter().map(async |family| {
+                for counter in first..second {
+                    self.alone(*family, counter).await;
+                }
+            }))
+            .await;
+            own.push(count / begun.elapsed().as_secs_f64());
+            let begun = Instant::now();
+            join_all(families.iter().map(async |family| {
+                for counter in second..second + (second - first) {
+                    self.queued(*family, counter).await;
+                }
+            }))
+            .await;
+            shared.push(count / begun.elapsed().as_secs_f64());
+        }
+        let ratio = median(own.iter().zip(&shared).map(|(own, shared)| shared / own));
+        println!(
+            "{CALLERS} callers: {:.0} rotations a second in transactions of their own, {:.0} through the queue",
+            median(own.into_iter()),
+            median(shared.into_iter()),
+        );
+        let figure = format!("the queue carries {ratio:.1} times as many");
+        verdict(&figure, ratio >= QUEUE_LIMIT, "4 at least")
+    }
+
+    /// Refreshes one family over and over, in both ways by turns; how many times as long the queue
+    /// takes.
+    async fn lone(&self, family: FamilyId) -> bool {
+        let (mut own, mut shared) = (Vec::new(), Vec::new());
+        for counter in 0..ALONE {
+            let begun = Instant::now();
+            if counter % 2 == 0 {
+                self.alone(family, counter).await;
+                own.push(begun.elapsed().as_secs_f64() * 1e3);
+            } else {
+                self.queued(family, counter).await;
+                shared.push(begun.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let (own, shared) = (median(own.into_iter()), median(shared.into_iter()));
+        println!(
+            "a lone caller: {own:.2} ms in a transaction of its own, {shared:.2} ms through the queue"
+        );
+        let ratio = shared / own;
+        verdict(
+            &format!("a lone caller waits {ratio:.2} times as long"),
+            ratio <= LONE_LIMIT,
+            "1.2",
+        )
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn number(count: usize) -> f64 {
+    count as f64
+}
+
+fn median(samples: impl Iterator<Item = f64>) -> f64 {
+    let mut samples: Vec<f64> = samples.collect();
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Compares the queue with one transaction for each rotation.
+async fn throughput(bench: &Bench) -> bool {
+    let stop = CancellationToken::new();
+    let ways = Ways {
+        bench,
+        queue: queue(bench, &stop),
+    };
+    let families = bench.sign_ins(FAMILIES, CALLERS + 1).await;
+    let (lone, many) = families.split_first().unwrap();
+    let carries = ways.together(many).await;
+    let waits = ways.lone(*lone).await;
+    stop.cancel();
+    carries && waits
+}
+
 fn main() -> ExitCode {
     let server = Server::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let is_well = runtime.block_on(async {
         let mut bench = Bench::open(&server.url).await;
-        let is_well = storage(&mut bench).await;
+        let is_fast = throughput(&bench).await;
+        let is_small = storage(&mut bench).await;
         bench.store.close().await;
-        is_well
+        is_fast && is_small
     });
     drop(server);
     if is_well {

@@ -60,6 +60,10 @@ pub type Revision = i64;
 
 /// A registered client.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about the client, not a state"
+)]
 pub struct Client {
     /// The client's identifier.
     pub client_id: ClientId,

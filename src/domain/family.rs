@@ -88,7 +88,7 @@ pub struct Grant {
     pub scope: Scope,
     /// Where.
     pub resources: Vec<ResourceUri>,
-    /// When the user authenticated (OpenID Connect Core §2).
+    /// When the user authenticated (`OpenID` Connect Core §2).
     pub auth_time: Timestamp,
     /// How (RFC 8176).
     pub amr: Vec<String>,

@@ -131,7 +131,30 @@ where
         if written.is_none() {
             return Err(StoreError::Conflict);
         }
-        let old: &[StoredSecret] = before.as_ref().map_or(&[], |before| &before.secrets);
+        Self::put_secrets(tx, &after, before.as_ref()).await?;
+        let target = after.client_id.to_string();
+        Ok(Done {
+            revision: after.revision,
+            event: NewEvent {
+                kind: event,
+                target: target.clone(),
+                before: before.map(|before| before.document()),
+                after: Some(after.document()),
+            },
+            published: entry
+                .into_iter()
+                .chain([Published::of(Topic::Client, &target)])
+                .collect(),
+        })
+    }
+
+    /// Replaces the secrets of a client.
+    async fn put_secrets(
+        tx: &mut Transaction<'_, DB>,
+        after: &Client,
+        before: Option<&Client>,
+    ) -> Result<(), StoreError> {
+        let old: &[StoredSecret] = before.map_or(&[], |before| &before.secrets);
         for secret in old
             .iter()
             .filter(|secret| after.secret(secret.id).is_none())
@@ -150,20 +173,7 @@ where
                 .execute(&mut **tx)
                 .await?;
         }
-        let target = after.client_id.to_string();
-        Ok(Done {
-            revision: after.revision,
-            event: NewEvent {
-                kind: event,
-                target: target.clone(),
-                before: before.map(|before| before.document()),
-                after: Some(after.document()),
-            },
-            published: entry
-                .into_iter()
-                .chain([Published::of(Topic::Client, &target)])
-                .collect(),
-        })
+        Ok(())
     }
 
     /// What becomes of the tokens of a client that is put: from when on they count, and the entry
