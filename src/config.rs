@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::{
     domain::{key::KeyUse, node::Environment},
+    identity::password,
     keys::{
         lifecycle::{LONGEST_FAMILY_LIFE, Policy},
         master::{self, MasterKeySource},
@@ -98,6 +99,7 @@ struct Written {
     database: Database,
     keys: Keys,
     tokens: Tokens,
+    passwords: Passwords,
     sync: Sync,
     outbound: Outbound,
     events: Events,
@@ -168,6 +170,13 @@ struct Tokens {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Passwords {
+    minimum_length: u32,
+    concurrent_hashes: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Sync {
     poll_interval_ms: u32,
     heartbeat_seconds: u32,
@@ -194,6 +203,10 @@ pub struct Limits {
     pub failures_per_minute: u32,
     /// How many failed authentications one address has a minute; 0 is no limit.
     pub failures_per_address_per_minute: u32,
+    /// How many wrong passwords for one user one place has a minute; 0 is no limit.
+    pub password_failures_per_minute: u32,
+    /// How many wrong passwords one address has a minute; 0 is no limit.
+    pub password_failures_per_address_per_minute: u32,
     /// How many requests one authenticated client has a minute; 0 is no limit.
     pub requests_per_minute_per_client: u32,
     /// How long requests may take to finish on stopping, in seconds; 0 is for ever.
@@ -250,6 +263,8 @@ pub struct Config {
     pub refresh_token_lifetime: Duration,
     /// How long a sign-in lasts without being refreshed.
     pub refresh_token_idle: Duration,
+    /// How passwords are hashed.
+    pub passwords: password::Settings,
     /// How long the audit trail is kept; none is for ever.
     pub keep_events: Option<Duration>,
     /// How often to report life.
@@ -319,6 +334,7 @@ impl Config {
         )?;
         between("keys.clock_skew_seconds", keys.clock_skew_seconds, 0, 300)?;
         check_tokens(&written.tokens)?;
+        let passwords = check_passwords(&written.passwords)?;
         between(
             "sync.poll_interval_ms",
             written.sync.poll_interval_ms,
@@ -374,6 +390,7 @@ impl Config {
             access_token_ttl_seconds: written.tokens.access_token_ttl_seconds,
             refresh_token_lifetime: seconds(written.tokens.refresh_token_lifetime_seconds),
             refresh_token_idle: seconds(written.tokens.refresh_token_idle_seconds),
+            passwords,
             keep_events: match written.events.retention_seconds {
                 0 => None,
                 span => Some(seconds(span)),
@@ -612,6 +629,27 @@ fn check_issuer(issuer: &str, environment: Environment) -> Result<Option<String>
         ));
     }
     Ok(Some(issuer.to_owned()))
+}
+
+fn check_passwords(written: &Passwords) -> Result<password::Settings, ConfigError> {
+    between(
+        "passwords.minimum_length",
+        written.minimum_length,
+        password::LEAST_MINIMUM_LENGTH,
+        // NIST SP 800-63B-4 §3.1.1.2: "at least 64 characters" must be permitted.
+        64,
+    )?;
+    between(
+        "passwords.concurrent_hashes",
+        written.concurrent_hashes,
+        0,
+        256,
+    )?;
+    let whole = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    Ok(password::Settings {
+        minimum_length: whole(written.minimum_length),
+        concurrent_hashes: whole(written.concurrent_hashes),
+    })
 }
 
 fn check_limits(limits: &Limits) -> Result<(), ConfigError> {

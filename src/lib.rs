@@ -7,6 +7,7 @@
 //! | [`http`] | everything that knows actix-web |
 //! | [`admin`] | what operators do, for the admin interface and the command line alike |
 //! | [`oauth`] | what clients do: authenticate, exchange credentials for tokens |
+//! | [`identity`] | who a user is: passwords and signing in |
 //! | [`revocation`] | which tokens are revoked, in memory |
 //! | [`registry`] | clients and resources in memory |
 //! | [`keys`] | signing keys: life cycle, sealing, the ring in memory |
@@ -29,6 +30,7 @@ pub mod config;
 pub mod domain;
 pub mod entropy;
 pub mod http;
+pub mod identity;
 pub mod keys;
 pub mod metrics;
 pub mod oauth;

@@ -38,6 +38,9 @@ const SIGNING_BUCKETS: [f64; 12] = [
 /// Upper bounds for how many refresh tokens are judged in one transaction.
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
+/// Upper bounds for hashes of passwords, in seconds: slow on purpose, and slower where cores are few.
+const PASSWORD_HASH_BUCKETS: [f64; 9] = [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
+
 /// The status of what a limit turns away (RFC 6585 §4).
 const TOO_MANY_REQUESTS: u16 = 429;
 
@@ -93,6 +96,8 @@ struct Inner {
     store_failures: Family<Labels<2>, Counter>,
     sweeps: Family<Labels<1>, Counter>,
     swept_rows: Family<Labels<1>, Counter>,
+    password_hash_duration: Histogram,
+    presented_passwords: Family<Labels<1>, Counter>,
     jwks_fetches: Family<Labels<1>, Counter>,
     certificate_reloads: Family<Labels<1>, Counter>,
     process_resident_memory: Seconds,
@@ -293,6 +298,19 @@ impl Metrics {
         self.0.swept_rows.get_or_create(&labels).inc_by(rows);
     }
 
+    /// Notes how long it took to make or verify the hash of a password.
+    pub fn password_hashed(&self, duration: Duration) {
+        self.0
+            .password_hash_duration
+            .observe(duration.as_secs_f64());
+    }
+
+    /// Counts a password that somebody presented to sign in.
+    pub fn password_presented(&self, outcome: &'static str) {
+        let labels = [("outcome", outcome)];
+        self.0.presented_passwords.get_or_create(&labels).inc();
+    }
+
     /// Counts a fetch of some client's `jwks_uri`.
     pub fn jwks_fetched(&self, outcome: &'static str) {
         let labels = [("outcome", outcome)];
@@ -362,6 +380,8 @@ impl Inner {
             signing_duration: Histogram::new(SIGNING_BUCKETS),
             refresh_batch: Histogram::new(BATCH_BUCKETS),
             refresh_verdicts: Family::default(),
+            password_hash_duration: Histogram::new(PASSWORD_HASH_BUCKETS),
+            presented_passwords: Family::default(),
             keys: Family::default(),
             key_age: Family::default(),
             key_next_transition: Family::default(),
@@ -419,6 +439,17 @@ impl Inner {
             "Time that one signature takes",
             Unit::Seconds,
             self.signing_duration.clone(),
+        );
+        registry.register_with_unit(
+            "password_hash_duration",
+            "Time that one hash of a password takes",
+            Unit::Seconds,
+            self.password_hash_duration.clone(),
+        );
+        registry.register(
+            "presented_passwords",
+            "Passwords presented to sign in by outcome",
+            self.presented_passwords.clone(),
         );
         registry.register(
             "refresh_batch",

@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
 use socket2::{Domain, Socket, Type};
-use tokio::task::JoinSet;
+use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::tls::Certificate;
@@ -41,6 +41,10 @@ use crate::{
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
     http::{self, AdminServices, ConnectionLimits, Listeners, Servers, Services, TrustedProxies},
+    identity::{
+        password::{NewPasswordError, Passwords},
+        sign_in::{self, SignIn},
+    },
     metrics::Metrics,
     oauth::{
         access_token::Minter,
@@ -91,6 +95,9 @@ pub enum StartError {
     /// Keys could not be prepared, or demo clients.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// No password can be hashed.
+    #[error("passwords cannot be hashed: {0}")]
+    Passwords(#[from] NewPasswordError),
     /// The first snapshots could not be taken.
     #[error(transparent)]
     Sync(#[from] SyncError),
@@ -148,6 +155,8 @@ pub struct Context {
     pub issuer: String,
     /// What is counted and measured.
     pub metrics: Metrics,
+    /// Hashes passwords.
+    pub passwords: Passwords,
 }
 
 impl Context {
@@ -175,6 +184,14 @@ impl Context {
             .map_err(StartError::Store)?;
         let store = store::watched(store, metrics.clone());
         sync::observe_clock(&*store, &clock, config.policy.clock_skew).await?;
+        let passwords = Passwords::new(
+            config.passwords,
+            issuer.clone(),
+            Handle::current(),
+            clock.clone(),
+            entropy.clone(),
+            metrics.clone(),
+        );
         Ok(Self {
             config,
             clock,
@@ -182,6 +199,7 @@ impl Context {
             store,
             issuer,
             metrics,
+            passwords,
         })
     }
 
@@ -235,6 +253,23 @@ impl Context {
             masters: self.config.master_keys.clone(),
             policy: self.config.policy,
         }
+    }
+
+    /// The use case of signing in with a password.
+    pub async fn sign_in(&self) -> Result<SignIn, StartError> {
+        let limits = &self.config.limits;
+        let of_address = limits.password_failures_per_address_per_minute;
+        let sign_in = SignIn::new(
+            Arc::clone(&self.store),
+            self.clock.clone(),
+            self.passwords.clone(),
+            sign_in::Limits {
+                failures: Throttle::per_minute(limits.password_failures_per_minute),
+                failures_of_address: Throttle::per_minute(of_address),
+            },
+            self.metrics.clone(),
+        );
+        Ok(sign_in.await?)
     }
 
     /// Ends the connections to the database.

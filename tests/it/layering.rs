@@ -8,12 +8,13 @@ use std::{
 
 /// The layers; each may import itself and what stands to its right. The last ones import each
 /// other only in this order, too.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "cli",
     "app",
     "http",
     "admin",
     "oauth",
+    "identity",
     "revocation",
     "registry",
     "keys",

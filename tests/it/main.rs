@@ -12,6 +12,7 @@ mod cli;
 mod corpus;
 mod document;
 mod http;
+mod identity;
 mod key_sets;
 mod keys;
 mod layering;

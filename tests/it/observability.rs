@@ -32,6 +32,8 @@ fn exported() -> Exposition {
     metrics.epoch_changed();
     metrics.sweep_ended(true);
     metrics.swept("event", 1);
+    metrics.password_hashed(span);
+    metrics.password_presented("right");
     metrics.jwks_fetched("fetched");
     metrics.certificate_reloaded(true);
     let _open = metrics.connection("public");
@@ -46,7 +48,7 @@ fn exported() -> Exposition {
         database_up: true,
         clock_offset_ms: -1,
         revocation_entries: 0,
-        queues: vec![("database_look", 0)],
+        queues: vec![("database_look", 0), ("passwords", 0)],
     }))
 }
 

@@ -1,0 +1,203 @@
+//! Signing in with a name and a password.
+
+use std::sync::Arc;
+
+use super::password::{Busy, NewPasswordError, Password, Passwords};
+use crate::{
+    clock::AgreedClock,
+    domain::{
+        change::Origin,
+        client::Client,
+        id::ClientId,
+        user::{PasswordHash, User, Username, UsernameKey},
+    },
+    metrics::Metrics,
+    store::{Store, StoreError},
+    throttle::{AddressPrefix, RetryAfter, Throttle},
+};
+
+/// Where a failure comes from, and what it is held against.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The network of a user.
+    Address(AddressPrefix),
+    /// A client that asks for all its users, so that its address says nothing about any of them.
+    Client(ClientId),
+}
+
+impl Place {
+    /// Where users of this client are, when it asks from there.
+    ///
+    /// A public client runs at its user's place, as the address shows, unless a trusted proxy has
+    /// not told for whom it asks. A confidential one has proved that it is a back end.
+    pub fn of(client: &Client, origin: &Origin) -> Self {
+        if client.is_public() && !origin.is_proxy {
+            Self::Address(AddressPrefix::from(origin.address))
+        } else {
+            Self::Client(client.client_id.clone())
+        }
+    }
+}
+
+/// How often passwords may be wrong.
+#[derive(Debug)]
+pub struct Limits {
+    /// Failures of one place about one user, named or not; about nobody, if what is presented
+    /// cannot be a name.
+    pub failures: Throttle<(Place, Option<UsernameKey>)>,
+    /// Failures of one address about any user. A client has no such limit: a stranger could use it
+    /// up, and nobody could sign in there any more.
+    pub failures_of_address: Throttle<AddressPrefix>,
+}
+
+/// Why somebody is not signed in.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// There is no such user, or it is disabled, or it has no password or another one. Which of
+    /// these it is nobody is to know.
+    #[error("the user name or the password is wrong")]
+    Credentials,
+    /// Too many failures came from that place; nothing was looked at.
+    #[error(transparent)]
+    TooOften(#[from] RetryAfter),
+    /// Too many passwords are being hashed: to be answered with 503.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Refused {
+    /// The word for metrics.
+    const fn outcome(&self) -> &'static str {
+        match self {
+            Self::Credentials => "wrong",
+            Self::TooOften(_) => "too_often",
+            Self::Busy(_) => "busy",
+            Self::Store(_) => "unavailable",
+        }
+    }
+}
+
+/// Signs users in with a name and a password.
+///
+/// # Security
+/// Whatever is presented costs the same work and gets the same answer, so that nobody learns whether
+/// there is a user of some name: for an unknown one, a disabled one and one without a password, a
+/// hash that nobody knows the password of is verified.
+///
+/// Failures are counted by place and name, so that a stranger who guesses, or only means to lock
+/// somebody out, locks nobody out elsewhere. What is presented counts as failed until it has proved
+/// to be right: not even those who ask all at once get more tries than the limit.
+pub struct SignIn {
+    store: Arc<dyn Store>,
+    clock: AgreedClock,
+    passwords: Passwords,
+    limits: Limits,
+    metrics: Metrics,
+    /// Verified where there is no hash.
+    nobody: PasswordHash,
+}
+
+impl SignIn {
+    /// Makes the hash that is verified where there is none, which takes as long as one verification.
+    pub async fn new(
+        store: Arc<dyn Store>,
+        clock: AgreedClock,
+        passwords: Passwords,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> Result<Self, NewPasswordError> {
+        Ok(Self {
+            store,
+            clock,
+            nobody: passwords.hash_of_nobody().await?,
+            passwords,
+            limits,
+            metrics,
+        })
+    }
+
+    /// The user of this name, if the password is the right one and the user enabled.
+    ///
+    /// The user is as it was before the password was verified. What is opened for it must carry its
+    /// `session_epoch`: if the password was changed meanwhile, or the user disabled, that is another
+    /// one by now, and what was opened is dead.
+    ///
+    /// # Security
+    /// `username` and `password` come from whoever sends the request, in whatever length.
+    pub async fn verify(
+        &self,
+        username: &str,
+        password: &str,
+        place: &Place,
+    ) -> Result<User, Refused> {
+        let name = Username::parse(username).ok();
+        let key = name.as_ref().map(|name| name.key().clone());
+        let result = self.within_limits(key, password, place).await;
+        let outcome = result.as_ref().map_or_else(Refused::outcome, |_| "right");
+        self.metrics.password_presented(outcome);
+        result
+    }
+
+    async fn within_limits(
+        &self,
+        key: Option<UsernameKey>,
+        password: &str,
+        place: &Place,
+    ) -> Result<User, Refused> {
+        let pair = (place.clone(), key);
+        let begun = self.clock.monotonic();
+        self.limits.failures.take(&pair, begun)?;
+        if let Place::Address(prefix) = place
+            && let Err(wait) = self.limits.failures_of_address.take(prefix, begun)
+        {
+            self.limits.failures.give_back(&pair, begun, begun);
+            return Err(wait.into());
+        }
+        let result = self.judge(pair.1.as_ref(), password).await;
+        // Our own failures are nobody's.
+        if !matches!(result, Err(Refused::Credentials)) {
+            let now = self.clock.monotonic();
+            self.limits.failures.give_back(&pair, begun, now);
+            if let Place::Address(prefix) = place {
+                self.limits
+                    .failures_of_address
+                    .give_back(prefix, begun, now);
+            }
+        }
+        result
+    }
+
+    async fn judge(&self, key: Option<&UsernameKey>, password: &str) -> Result<User, Refused> {
+        // Too long for anybody's, whoever it is presented for.
+        let password = Password::read(password).map_err(|_| Refused::Credentials)?;
+        let user = match key {
+            Some(key) => self.store.user_by_name(key).await?,
+            None => None,
+        };
+        let hash = user
+            .as_ref()
+            .filter(|user| !user.disabled)
+            .and_then(|user| user.password_hash.clone());
+        let may_match = hash.is_some();
+        let hash = hash.unwrap_or_else(|| self.nobody.clone());
+        let matches = self.passwords.verify(password, hash).await?;
+        match user {
+            Some(user) if may_match && matches => Ok(user),
+            user => {
+                // For the operator. Not the name that was presented: people type passwords there.
+                let reason = match &user {
+                    None => "unknown_user",
+                    Some(user) if user.disabled => "user_disabled",
+                    Some(_) if !may_match => "no_password",
+                    Some(_) => "wrong_password",
+                };
+                let user = user.map(|user| user.id.to_string());
+                tracing::info!(reason, user, "a sign-in was refused");
+                Err(Refused::Credentials)
+            }
+        }
+    }
+}

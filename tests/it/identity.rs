@@ -1,0 +1,426 @@
+//! Signing in with a password: nobody learns who exists, and nobody locks somebody else out.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use countersign::{
+    clock::{AgreedClock, ManualClock, Timestamp},
+    domain::{
+        change::{Cause, Change, EventType},
+        id::{ClientId, UserId},
+        user::{PasswordHash, User, Username},
+    },
+    entropy::Entropy,
+    identity::{
+        password::{Password, Passwords, Settings},
+        sign_in::{Limits, Place, Refused, SignIn},
+    },
+    metrics::{Metrics, Reading},
+    store::Store,
+    throttle::{AddressPrefix, Throttle},
+};
+use serde_json::Map;
+use tokio::{runtime::Handle, task::JoinSet};
+use uuid::Uuid;
+
+use crate::support::{
+    database::{Database, Engine},
+    openmetrics::Exposition,
+};
+
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+/// The password of every user here.
+const PASSWORD: &str = "zwölf Boxkämpfer jagen Eva";
+
+/// A service that signs in, with as many failures a minute as the default settings allow.
+struct Hall {
+    database: Database,
+    store: Arc<dyn Store>,
+    clock: ManualClock,
+    metrics: Metrics,
+    passwords: Passwords,
+    sign_in: SignIn,
+    /// Hashed once: that takes long.
+    hash: PasswordHash,
+}
+
+impl Hall {
+    async fn open() -> Self {
+        Self::with(2, 10, 100).await
+    }
+
+    async fn with(workers: usize, failures: u32, failures_of_address: u32) -> Self {
+        let database = Database::create(Engine::Sqlite).await;
+        let store = database.open().await;
+        let clock = ManualClock::new(NOW);
+        let agreed = AgreedClock::new(Arc::new(clock.clone()));
+        let span = Duration::from_secs(1);
+        let metrics = Metrics::new(NOW, span, span);
+        let settings = Settings {
+            minimum_length: 15,
+            concurrent_hashes: workers,
+        };
+        let passwords = Passwords::new(
+            settings,
+            "https://issuer.example".to_owned(),
+            Handle::current(),
+            agreed.clone(),
+            Entropy::new(),
+            metrics.clone(),
+        );
+        let limits = Limits {
+            failures: Throttle::per_minute(failures),
+            failures_of_address: Throttle::per_minute(failures_of_address),
+        };
+        let sign_in = SignIn::new(
+            Arc::clone(&store),
+            agreed,
+            passwords.clone(),
+            limits,
+            metrics.clone(),
+        );
+        let sign_in = sign_in.await.unwrap();
+        let password = Password::read(PASSWORD).unwrap();
+        let hash = passwords.hash(password, name("somebody")).await.unwrap();
+        Self {
+            database,
+            store,
+            clock,
+            metrics,
+            passwords,
+            sign_in,
+            hash,
+        }
+    }
+
+    /// Creates a user of this number with the password, and perhaps something else.
+    async fn user(&self, number: u128, username: &str, change: impl FnOnce(&mut User)) -> User {
+        let mut user = User {
+            id: UserId::from_uuid(Uuid::from_u128(number)),
+            username: name(username),
+            password_hash: Some(self.hash.clone()),
+            roles: Vec::new(),
+            claims: Map::new(),
+            disabled: false,
+            demo: false,
+            session_epoch: 0,
+            tokens_not_before: None,
+            revision: 0,
+            created_at: NOW,
+            updated_at: NOW,
+            password_changed_at: Some(NOW),
+        };
+        change(&mut user);
+        let change = Change::PutUser {
+            user: Box::new(user.clone()),
+            expected: None,
+            event: EventType::UserCreated,
+            ends_sessions: false,
+            tokens_die_at: NOW,
+        };
+        self.store
+            .apply(&change, &Cause::system(), NOW)
+            .await
+            .unwrap();
+        self.store.user(user.id).await.unwrap().unwrap()
+    }
+
+    async fn present(&self, username: &str, password: &str, place: &Place) -> Outcome {
+        match self.sign_in.verify(username, password, place).await {
+            Ok(user) => Outcome::Is(user.id.uuid().as_u128()),
+            Err(Refused::Credentials) => Outcome::Wrong,
+            Err(Refused::TooOften(wait)) => Outcome::TooOften(wait.seconds()),
+            Err(Refused::Busy(_)) => Outcome::Busy,
+            Err(Refused::Store(_)) => Outcome::Failed,
+        }
+    }
+
+    fn exposition(&self) -> Exposition {
+        Exposition::parse(&self.metrics.text(&Reading {
+            keys: Vec::new(),
+            sync_lag: Duration::ZERO,
+            database_up: true,
+            clock_offset_ms: 0,
+            revocation_entries: 0,
+            queues: Vec::new(),
+        }))
+    }
+
+    /// How many hashes were made so far.
+    fn hashes(&self) -> usize {
+        let series = &self.exposition().series;
+        whole(series["countersign_password_hash_duration_seconds_count"])
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Is(u128),
+    Wrong,
+    TooOften(u64),
+    Busy,
+    Failed,
+}
+use Outcome::{Busy, Failed, Is, TooOften, Wrong};
+
+/// What was counted.
+fn whole(value: f64) -> usize {
+    value.to_string().parse().unwrap()
+}
+
+fn name(text: &str) -> Username {
+    Username::parse(text).unwrap()
+}
+
+fn address(text: &str) -> Place {
+    Place::Address(AddressPrefix::from(text.parse::<IpAddr>().unwrap()))
+}
+
+fn client(id: &str) -> Place {
+    Place::Client(ClientId::parse(id).unwrap())
+}
+
+#[tokio::test]
+async fn a_user_signs_in_whatever_form_name_and_password_are_written_in() {
+    let hall = Hall::open().await;
+    let place = address("192.0.2.1");
+    let user = hall.user(1, "Ada@example.com", |_| {}).await;
+    let signed_in = hall.sign_in.verify("ada@EXAMPLE.com", PASSWORD, &place);
+    assert_eq!(signed_in.await.unwrap(), user);
+    let decomposed = PASSWORD.replace('ö', "o\u{308}").replace('ä', "a\u{308}");
+    assert_eq!(
+        hall.present("ada@example.com", &decomposed, &place).await,
+        Is(1)
+    );
+    for wrong in [
+        PASSWORD.to_uppercase(),
+        format!("{PASSWORD} "),
+        PASSWORD[..PASSWORD.len() - 1].to_owned(),
+        PASSWORD.replace(' ', "\u{a0}"),
+    ] {
+        assert_eq!(hall.present("ada@example.com", &wrong, &place).await, Wrong);
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_gets_the_same_answer_for_the_same_work() {
+    let hall = Hall::with(2, 0, 0).await;
+    hall.user(1, "ada", |_| {}).await;
+    hall.user(2, "disabled", |user| user.disabled = true).await;
+    hall.user(3, "without", |user| user.password_hash = None)
+        .await;
+    let place = address("192.0.2.1");
+    for (username, password) in [
+        ("ada", "not the password of Ada"),
+        ("ada", ""),
+        ("ada", "\0"),
+        ("nobody", PASSWORD),
+        ("disabled", PASSWORD),
+        ("disabled", "not the password"),
+        ("without", PASSWORD),
+        ("without", ""),
+        // What can be nobody's name.
+        ("", PASSWORD),
+        (" ada", PASSWORD),
+        ("a\0b", PASSWORD),
+        (&"x".repeat(60_000), PASSWORD),
+    ] {
+        let before = hall.hashes();
+        let refused = hall.sign_in.verify(username, password, &place).await;
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, Refused::Credentials));
+        let said = format!("{refused} {refused:?}");
+        assert_eq!(said, "the user name or the password is wrong Credentials");
+        assert_eq!(hall.hashes() - before, 1, "{username:.20} {password}");
+    }
+    // Longer than any password: no work, but for nobody.
+    let before = hall.hashes();
+    for username in ["ada", "nobody"] {
+        assert_eq!(
+            hall.present(username, &"x".repeat(1025), &place).await,
+            Wrong
+        );
+    }
+    assert_eq!(hall.hashes(), before);
+    assert_eq!(hall.present("ada", PASSWORD, &place).await, Is(1));
+}
+
+#[tokio::test]
+async fn too_many_failures_are_held_against_name_and_place_and_nobody_else() {
+    let hall = Hall::open().await;
+    hall.user(1, "ada", |_| {}).await;
+    hall.user(2, "bob", |_| {}).await;
+    let (stranger, home) = (address("192.0.2.1"), address("192.0.2.2"));
+    // As often for a name that nobody has: the limit tells nothing either.
+    for victim in ["ada", "nobody"] {
+        for spelling in [victim.to_owned(), victim.to_uppercase()]
+            .iter()
+            .cycle()
+            .take(10)
+        {
+            assert_eq!(hall.present(spelling, "wrong", &stranger).await, Wrong);
+        }
+        let hashes = hall.hashes();
+        assert_eq!(hall.present(victim, PASSWORD, &stranger).await, TooOften(6));
+        assert_eq!(hall.hashes(), hashes, "nothing is looked at");
+    }
+    for _ in 0..20 {
+        assert_eq!(hall.present("ada", PASSWORD, &home).await, Is(1));
+        assert_eq!(hall.present("ada", PASSWORD, &client("app")).await, Is(1));
+        assert_eq!(hall.present("bob", PASSWORD, &stranger).await, Is(2));
+    }
+    // It passes.
+    hall.clock.advance(Duration::from_secs(6));
+    assert_eq!(hall.present("ada", PASSWORD, &stranger).await, Is(1));
+    assert_eq!(hall.present("ada", "wrong", &stranger).await, Wrong);
+    assert_eq!(hall.present("ada", PASSWORD, &stranger).await, TooOften(6));
+}
+
+#[tokio::test]
+async fn an_address_that_tries_many_names_is_stopped_and_a_client_is_not() {
+    let hall = Hall::with(2, 10, 20).await;
+    hall.user(1, "ada", |_| {}).await;
+    let (stranger, app) = (address("2001:db8::1"), client("app"));
+    for number in 0..20 {
+        // Another address of the same network.
+        let place = address(&format!("2001:db8::{number:x}"));
+        assert_eq!(
+            hall.present(&format!("n{number}"), "wrong", &place).await,
+            Wrong
+        );
+    }
+    assert_eq!(hall.present("ada", PASSWORD, &stranger).await, TooOften(3));
+    // It was not counted against the name: what counts is what is looked at.
+    hall.clock.advance(Duration::from_secs(3));
+    assert_eq!(hall.present("ada", PASSWORD, &stranger).await, Is(1));
+    assert_eq!(
+        hall.present("ada", PASSWORD, &address("2001:db8:0:1::1"))
+            .await,
+        Is(1)
+    );
+    // All users of a back end come from one place: one of them cannot stop the others.
+    for number in 0..40 {
+        assert_eq!(
+            hall.present(&format!("n{number}"), "wrong", &app).await,
+            Wrong
+        );
+    }
+    assert_eq!(hall.present("ada", PASSWORD, &app).await, Is(1));
+}
+
+#[tokio::test]
+async fn asking_all_at_once_gives_no_more_tries() {
+    let hall = Arc::new(Hall::open().await);
+    hall.user(1, "ada", |_| {}).await;
+    let before = hall.hashes();
+    let mut tries = JoinSet::new();
+    for number in 0..40 {
+        let hall = Arc::clone(&hall);
+        tries.spawn(async move {
+            let password = format!("guess number {number}");
+            hall.present("ada", &password, &client("app")).await
+        });
+    }
+    let outcomes = tries.join_all().await;
+    let wrong = outcomes.iter().filter(|outcome| **outcome == Wrong);
+    assert_eq!(wrong.count(), 10, "{outcomes:?}");
+    assert_eq!(hall.hashes() - before, 10);
+}
+
+#[tokio::test]
+async fn our_own_failures_are_nobodys() {
+    let hall = Hall::with(2, 3, 3).await;
+    hall.user(1, "ada", |_| {}).await;
+    let place = address("192.0.2.1");
+    hall.database
+        .execute("alter table end_user rename to elsewhere")
+        .await;
+    for _ in 0..9 {
+        assert_eq!(hall.present("ada", PASSWORD, &place).await, Failed);
+    }
+    hall.database
+        .execute("alter table elsewhere rename to end_user")
+        .await;
+    for _ in 0..9 {
+        assert_eq!(hall.present("ada", PASSWORD, &place).await, Is(1));
+    }
+    let series = hall.exposition().series;
+    let counted = |outcome: &str| {
+        whole(series[&format!("countersign_presented_passwords_total{{outcome=\"{outcome}\"}}")])
+    };
+    assert_eq!((counted("unavailable"), counted("right")), (9, 9));
+}
+
+/// One worker has a line of 32; whoever does not fit in is told so, and costs nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_for_a_hash_is_bounded() {
+    let hall = Arc::new(Hall::with(1, 10, 0).await);
+    hall.user(1, "ada", |_| {}).await;
+    let before = hall.hashes();
+    let mut callers = JoinSet::new();
+    for number in 0..80 {
+        let hall = Arc::clone(&hall);
+        callers.spawn(async move {
+            let place = address(&format!("192.0.2.{number}"));
+            hall.present("ada", PASSWORD, &place).await
+        });
+    }
+    let outcomes = callers.join_all().await;
+    let served = outcomes.iter().filter(|outcome| **outcome == Is(1)).count();
+    let busy = outcomes.iter().filter(|outcome| **outcome == Busy).count();
+    assert_eq!(served + busy, 80, "{outcomes:?}");
+    assert!(served >= 33 && busy > 0, "{served} {busy}");
+    assert_eq!(hall.hashes() - before, served);
+    assert_eq!(hall.passwords.waiting(), 0);
+    assert_eq!(
+        hall.present("ada", PASSWORD, &address("192.0.2.7")).await,
+        Is(1)
+    );
+}
+
+#[tokio::test]
+async fn whoever_leaves_the_line_makes_room() {
+    let hall = Hall::with(1, 0, 0).await;
+    hall.user(1, "ada", |_| {}).await;
+    let place = client("app");
+    for _ in 0..10 {
+        let mut calls: Vec<_> = (0..33)
+            .map(|_| Box::pin(hall.present("ada", PASSWORD, &place)))
+            .collect();
+        // All of them get in line, and one to work; nobody stays for it.
+        while hall.passwords.waiting() < 32 {
+            for call in &mut calls {
+                let _ = futures_util::poll!(call);
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(hall.present("ada", PASSWORD, &place).await, Busy);
+        drop(calls);
+        assert_eq!(hall.passwords.waiting(), 0);
+    }
+    assert_eq!(hall.present("ada", PASSWORD, &place).await, Is(1));
+}
+
+#[tokio::test]
+async fn a_hash_is_of_the_recommended_strength_and_salted() {
+    let hall = Hall::open().await;
+    let password = || Password::read(PASSWORD).unwrap();
+    let other = hall.passwords.hash(password(), name("ada")).await.unwrap();
+    assert_ne!(other, hall.hash);
+    for hash in [&other, &hall.hash] {
+        let phc = hash.phc();
+        assert!(phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{phc}");
+        let is_it = hall.passwords.verify(password(), hash.clone()).await;
+        assert_eq!(is_it, Ok(true));
+    }
+    // Made by another program with other parameters (the reference implementation).
+    let foreign =
+        "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
+    let foreign = PasswordHash::from_phc(foreign.to_owned());
+    let of_foreign = Password::read("password").unwrap();
+    let verified = hall.passwords.verify(of_foreign, foreign).await;
+    assert_eq!(verified, Ok(true));
+    // A row that somebody has damaged is nobody's password.
+    let damaged = PasswordHash::from_phc("$argon2id$".to_owned());
+    assert!(hall.passwords.verify(password(), damaged).await.is_err());
+}
