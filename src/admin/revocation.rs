@@ -126,6 +126,7 @@ impl RevocationAdmin {
                 check_token(jti, *expires_at, now)?;
                 Change::RevokeToken {
                     jti: jti.clone(),
+                    family: None,
                     client_id: None,
                     token_dies_at: expires_at.plus(self.policy.grace()),
                     tokens_die_at,

@@ -566,6 +566,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         lifetime: config.refresh_token_lifetime,
         token_retention: config.policy.retention(),
     };
+    let rotations = RotationQueue::default();
     let issuer_path =
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     Services {
@@ -573,10 +574,14 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         introspection: Introspection {
             authenticator: Arc::clone(&authenticator),
             tokens: tokens.clone(),
+            refresh_tokens: refresh_tokens.clone(),
+            store: Arc::clone(&context.store),
         },
         revocation: Revocation {
             authenticator: Arc::clone(&authenticator),
             tokens,
+            refresh_tokens: refresh_tokens.clone(),
+            rotations: rotations.clone(),
             store: Arc::clone(&context.store),
             policy: config.policy,
         },
@@ -584,7 +589,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
             authenticator,
             minter,
             refresh_tokens,
-            rotations: RotationQueue::default(),
+            rotations,
             store: Arc::clone(&context.store),
         },
         snapshots: sync.snapshots(),

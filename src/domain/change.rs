@@ -57,10 +57,13 @@ pub enum Change {
     },
     /// Revokes one access token.
     ///
-    /// Of a client of which too many are revoked one by one already, it revokes them all.
+    /// Of a client of which too many are revoked one by one already, it ends the token's family, or
+    /// revokes them all.
     RevokeToken {
         /// Which one.
         jti: String,
+        /// The family that it belongs to, if it does.
+        family: Option<FamilyId>,
         /// Whose it is; unknown when an operator gives nothing but the `jti`.
         client_id: Option<ClientId>,
         /// When nobody accepts the token any more.

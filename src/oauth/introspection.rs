@@ -10,8 +10,20 @@ use super::{
     error::{ErrorCode, OAuthError},
     form::Form,
     live_token::LiveTokens,
+    refresh_tokens::RefreshTokens,
+    store_answer,
 };
-use crate::domain::{change::Origin, client::Client, resource::ResourceUri};
+use crate::{
+    domain::{
+        change::Origin,
+        client::{Client, GrantType},
+        family::{Family, UserStanding},
+        id::FamilyId,
+        refresh_token::RefreshToken,
+        resource::ResourceUri,
+    },
+    store::Store,
+};
 
 /// The answer about every token that is not good, or none of the caller's business
 /// (RFC 7662 §2.2): nothing else may be told.
@@ -23,18 +35,24 @@ pub fn inactive() -> Value {
 pub struct Introspection {
     /// Tells which client asks.
     pub authenticator: Arc<Authenticator>,
-    /// Judges tokens.
+    /// Judges access tokens.
     pub tokens: LiveTokens,
+    /// Judges refresh tokens.
+    pub refresh_tokens: RefreshTokens,
+    /// The database: whether a family lives is not in memory.
+    pub store: Arc<dyn Store>,
 }
 
 impl Introspection {
     /// Answers one request.
     ///
-    /// A token is active only for its own client and for those that its resources name as
-    /// introspection clients: whoever finds a token learns nothing by asking.
+    /// An access token is active only for its own client and for those that its resources name as
+    /// introspection clients, a refresh token only for its own client: whoever finds a token learns
+    /// nothing by asking. The token of a sign-in is inactive as soon as that has ended.
     ///
     /// # Errors
-    /// `invalid_request` without a token; `invalid_client` for a caller that proves nothing.
+    /// `invalid_request` without a token; `invalid_client` for a caller that proves nothing;
+    /// `temporarily_unavailable` when the database has to be asked and is down.
     pub async fn answer(
         &self,
         authorization: Option<&str>,
@@ -58,13 +76,71 @@ impl Introspection {
         let token = form
             .one("token")?
             .ok_or_else(|| OAuthError::malformed("token is missing"))?;
-        // A hint that is wrong changes nothing: there is one kind of token (RFC 7662 §2.1).
+        // A hint that is wrong changes nothing: each kind of token shows what it is (RFC 7662 §2.1).
         form.one("token_type_hint")?;
-        let claims = self
-            .tokens
-            .find(token)?
-            .filter(|claims| self.concerns(&caller, claims));
-        Ok(claims.map_or_else(inactive, |claims| answer(&claims)))
+        let answer = match self.refresh_tokens.genuine(token).await? {
+            Some(token) => self.of_refresh_token(&caller, &token).await?,
+            None => match self.tokens.find(token)? {
+                Some(claims) if self.concerns(&caller, &claims) => {
+                    self.of_access_token(&claims).await?
+                }
+                Some(_) | None => None,
+            },
+        };
+        Ok(answer.unwrap_or_else(inactive))
+    }
+
+    /// Tells about a refresh token: whether it is the one that its family is at.
+    async fn of_refresh_token(
+        &self,
+        caller: &Client,
+        token: &RefreshToken,
+    ) -> Result<Option<Value>, OAuthError> {
+        let living = self.living(token.family).await?;
+        let Some((family, user)) = living else {
+            return Ok(None);
+        };
+        let is_current = i64::try_from(token.counter) == Ok(family.counter);
+        let is_theirs = caller.client_id == family.grant.client_id
+            && caller.grant_types.contains(&GrantType::RefreshToken);
+        Ok((is_current && is_theirs).then(|| {
+            json!({
+                "active": true,
+                "client_id": family.grant.client_id.as_str(),
+                "sub": family.grant.subject.to_string(),
+                "username": user.username,
+                "scope": family.grant.scope.to_string(),
+                "iat": family.rotated_at.seconds(),
+                "exp": family.ends_at().seconds(),
+                "iss": self.tokens.issuer,
+            })
+        }))
+    }
+
+    /// Tells about an access token that is good as far as this node knows.
+    async fn of_access_token(
+        &self,
+        claims: &AccessTokenClaims<'_>,
+    ) -> Result<Option<Value>, OAuthError> {
+        let Some(sid) = claims.sid.as_deref() else {
+            return Ok(Some(answer(claims, None)));
+        };
+        let Ok(family) = FamilyId::parse(sid) else {
+            return Ok(None);
+        };
+        let living = self.living(family).await?;
+        Ok(living.map(|(_, user)| answer(claims, Some(&user))))
+    }
+
+    /// A family that has not ended, and its user.
+    async fn living(&self, id: FamilyId) -> Result<Option<(Family, UserStanding)>, OAuthError> {
+        let clock = &self.tokens.clock;
+        let found = store_answer(clock, self.store.family(id)).await?;
+        Ok(found.and_then(|(family, standing)| {
+            let is_living = family.ending(&standing, clock.now()).is_none();
+            is_living.then_some(())?;
+            Some((family, standing.user?))
+        }))
     }
 
     fn concerns(&self, caller: &Client, claims: &AccessTokenClaims<'_>) -> bool {
@@ -81,8 +157,8 @@ impl Introspection {
     }
 }
 
-/// The members of RFC 7662 §2.2.
-fn answer(claims: &AccessTokenClaims<'_>) -> Value {
+/// The members of RFC 7662 §2.2, and of RFC 9068 those that it does not have.
+fn answer(claims: &AccessTokenClaims<'_>, user: Option<&UserStanding>) -> Value {
     let mut answer = json!({
         "active": true,
         "token_type": "Bearer",
@@ -94,8 +170,15 @@ fn answer(claims: &AccessTokenClaims<'_>) -> Value {
         "exp": claims.exp,
         "jti": claims.jti,
     });
-    if let (Some(scope), Some(answer)) = (&claims.scope, answer.as_object_mut()) {
-        answer.insert("scope".to_owned(), json!(scope));
+    let optional = [
+        ("scope", json!(claims.scope)),
+        ("username", json!(user.map(|user| &user.username))),
+        ("sid", json!(claims.sid)),
+        ("auth_time", json!(claims.auth_time)),
+    ];
+    if let Some(answer) = answer.as_object_mut() {
+        let present = optional.into_iter().filter(|(_, value)| !value.is_null());
+        answer.extend(present.map(|(name, value)| (name.to_owned(), value)));
     }
     answer
 }

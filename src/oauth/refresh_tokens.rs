@@ -62,6 +62,19 @@ impl RefreshTokens {
         })
     }
 
+    /// The same for whoever asks about a text that may be anything: none for what is no good refresh
+    /// token of this service.
+    ///
+    /// # Errors
+    /// 503 when nobody can tell.
+    pub async fn genuine(&self, text: &str) -> Result<Option<RefreshToken>, OAuthError> {
+        match self.verify(text).await {
+            Ok(token) => Ok(Some(token)),
+            Err(error) if error.code() == ErrorCode::InvalidGrant => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The refresh token that a family is at: always the same text for the same counter.
     ///
     /// # Errors

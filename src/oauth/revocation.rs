@@ -2,15 +2,26 @@
 
 use std::sync::Arc;
 
+use countersign_verifier::AccessTokenClaims;
+
 use super::{
     client_auth::Authenticator,
     error::{ErrorCode, OAuthError},
     form::Form,
     live_token::LiveTokens,
+    refresh_tokens::RefreshTokens,
+    rotation_queue::RotationQueue,
+    store_answer,
 };
 use crate::{
     clock::Timestamp,
-    domain::change::{Cause, Change, Origin},
+    domain::{
+        change::{Cause, Change, Origin},
+        client::Client,
+        family::{Intent, Outcome, Presentation, Refusal, Verdict},
+        id::FamilyId,
+        refresh_token::RefreshToken,
+    },
     keys::lifecycle::Policy,
     store::Store,
 };
@@ -19,8 +30,12 @@ use crate::{
 pub struct Revocation {
     /// Tells which client asks.
     pub authenticator: Arc<Authenticator>,
-    /// Judges tokens.
+    /// Judges access tokens.
     pub tokens: LiveTokens,
+    /// Judges refresh tokens.
+    pub refresh_tokens: RefreshTokens,
+    /// Where refresh tokens wait for their verdict.
+    pub rotations: RotationQueue,
     /// The database.
     pub store: Arc<dyn Store>,
     /// How long tokens live, and are accepted somewhere after that.
@@ -28,7 +43,8 @@ pub struct Revocation {
 }
 
 impl Revocation {
-    /// Revokes the token of a request, if it is the client's.
+    /// Revokes the token of a request, if it is the client's: an access token alone, a refresh token
+    /// with its family.
     ///
     /// A token that is not good is none to revoke, and that is no error: "the client cannot handle
     /// such an error in a reasonable way" (RFC 7009 §2.2). When this returns, the revocation is in
@@ -51,28 +67,73 @@ impl Revocation {
         let token = form
             .one("token")?
             .ok_or_else(|| OAuthError::malformed("token is missing"))?;
-        // A hint that is wrong changes nothing: there is one kind of token (RFC 7009 §2.1).
+        // A hint that is wrong changes nothing: each kind of token shows what it is (RFC 7009 §2.1).
         form.one("token_type_hint")?;
-        let Some(claims) = self.tokens.find(token)? else {
-            return Ok(());
+        let cause = Cause::of_request(&client.client_id, origin, None);
+        match self.refresh_tokens.genuine(token).await? {
+            Some(token) => self.end_family(&client, token, cause).await,
+            None => match self.tokens.find(token)? {
+                Some(claims) => self.revoke_token(&client, claims, &cause).await,
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Ends a family by any of its tokens, whether spent or not: whoever holds one could end it in
+    /// any case, by using it, and a client that lost an answer has no other.
+    async fn end_family(
+        &self,
+        client: &Client,
+        token: RefreshToken,
+        cause: Cause,
+    ) -> Result<(), OAuthError> {
+        let presented = Presentation {
+            family: token.family,
+            counter: i64::try_from(token.counter).unwrap_or(i64::MAX),
+            client_id: client.client_id.clone(),
+            dpop_jkt: None,
+            intent: Intent::Revoke,
+            cause,
         };
+        let (outcome, _) = self.rotations.submit(presented, false).await?;
+        match outcome {
+            Outcome::Judged {
+                verdict: Verdict::Refused(Refusal::OtherClient),
+                ..
+            } => Err(other_client()),
+            // That the family has ended already is what was wanted.
+            Outcome::Judged { .. } | Outcome::Unknown => Ok(()),
+            Outcome::Illegible => Err(OAuthError::internal("the family cannot be read")),
+        }
+    }
+
+    async fn revoke_token(
+        &self,
+        client: &Client,
+        claims: AccessTokenClaims<'_>,
+        cause: &Cause,
+    ) -> Result<(), OAuthError> {
         if claims.client_id != client.client_id.as_str() {
-            return Err(OAuthError::new(
-                ErrorCode::InvalidGrant,
-                "other_client",
-                "the token was issued to another client",
-            ));
+            return Err(other_client());
         }
         let expires_at = Timestamp::from_seconds(i64::try_from(claims.exp).unwrap_or(i64::MAX));
         let now = self.tokens.clock.now();
-        let cause = Cause::of_request(&client.client_id, origin, None);
         let change = Change::RevokeToken {
+            family: claims.sid.and_then(|sid| FamilyId::parse(&sid).ok()),
             jti: claims.jti.into_owned(),
             client_id: Some(client.client_id.clone()),
             token_dies_at: expires_at.plus(self.policy.grace()),
             tokens_die_at: now.plus(self.policy.retention()),
         };
-        let applied = self.store.apply(&change, &cause, now).await;
-        applied.map(drop).map_err(OAuthError::of_store)
+        let applied = self.store.apply(&change, cause, now);
+        store_answer(&self.tokens.clock, applied).await.map(drop)
     }
+}
+
+const fn other_client() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::InvalidGrant,
+        "other_client",
+        "the token was issued to another client",
+    )
 }

@@ -337,13 +337,14 @@ where
             }
             Change::RevokeToken {
                 jti,
+                family,
                 client_id,
                 token_dies_at,
                 tokens_die_at,
             } => {
                 let spans = Spans::new(now, *tokens_die_at);
                 let owner = client_id.as_ref();
-                self.revoke_token(&mut tx, jti, owner, *token_dies_at, spans)
+                self.revoke_token(&mut tx, (jti, *family), owner, *token_dies_at, spans)
                     .await?
             }
             Change::RevokeClientTokens {

@@ -9,6 +9,7 @@ use crate::{
     clock::Timestamp,
     domain::{
         change::{EventType, Topic},
+        family::EndReason,
         id::{ClientId, FamilyId, Kid, UserId},
         revocation::{MOST_TOKENS, Revocation, RevocationKind, RevokedValue, next_second},
     },
@@ -170,7 +171,7 @@ where
     pub(super) async fn revoke_token(
         &self,
         tx: &mut Transaction<'_, DB>,
-        jti: &str,
+        (jti, family): (&str, Option<FamilyId>),
         owner: Option<&ClientId>,
         token_dies_at: Timestamp,
         spans: Spans,
@@ -187,7 +188,16 @@ where
             .await?;
             let count: i64 = row.try_get(0)?;
             if count >= MOST_TOKENS {
-                return self.revoke_client_tokens(tx, owner, spans).await;
+                let Some(family) = family else {
+                    return self.revoke_client_tokens(tx, owner, spans).await;
+                };
+                let reason = EndReason::RevokedByClient;
+                let Spans { now, tokens_die_at } = spans;
+                match Self::end_family(tx, family, reason, tokens_die_at, now).await {
+                    // It has ended meanwhile: one more that is remembered does no harm.
+                    Err(StoreError::Conflict) => {}
+                    ended => return ended,
+                }
             }
         }
         let entry = Entry {

@@ -32,6 +32,7 @@ mod jwks;
 mod log;
 mod metadata;
 mod metrics;
+mod session;
 mod stop;
 mod tls;
 mod token;

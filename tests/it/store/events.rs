@@ -62,6 +62,7 @@ fn one_of_each() -> Vec<(Change, EventType, String)> {
         (
             Change::RevokeToken {
                 jti: "x".to_owned(),
+                family: None,
                 client_id: Some(ClientId::parse("b").unwrap()),
                 token_dies_at: TOKENS_DIE_AT,
                 tokens_die_at: TOKENS_DIE_AT,

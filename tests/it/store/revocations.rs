@@ -33,6 +33,7 @@ fn id(text: &str) -> ClientId {
 fn revoke(jti: &str, owner: Option<&str>) -> Change {
     Change::RevokeToken {
         jti: jti.to_owned(),
+        family: None,
         client_id: owner.map(id),
         token_dies_at: TOKEN_DIES_AT,
         tokens_die_at: TOKENS_DIE_AT,

@@ -6,6 +6,7 @@ pub(crate) mod openmetrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod server;
+pub(crate) mod sign_in;
 pub(crate) mod site;
 
 use std::time::Duration;
