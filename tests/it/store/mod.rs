@@ -5,6 +5,7 @@
 
 mod changes;
 mod clients;
+mod codes;
 mod events;
 mod families;
 mod keys;
@@ -13,7 +14,9 @@ mod opening;
 mod outage;
 mod resources;
 mod revocations;
+mod rotations;
 mod sample;
+mod sign_in;
 mod twins;
 mod users;
 
@@ -118,6 +121,47 @@ on_both_engines! {
         a_family_that_is_locked_is_left_to_the_next_walk,
         thousands_of_families_of_a_user_end_by_one_update,
         a_restored_database_has_no_living_family_unless_told_otherwise,
+    }
+    rotations {
+        a_family_is_read_back_as_it_was_opened,
+        a_rotation_moves_the_counter_and_what_goes_with_it,
+        the_token_before_gets_the_same_successor_within_the_window,
+        a_token_spent_long_ago_ends_its_family,
+        a_family_ends_to_the_millisecond,
+        the_cases_are_judged_in_their_order,
+        whoever_is_no_party_to_a_family_changes_nothing,
+        a_request_may_narrow_a_grant_and_never_widen_it,
+        without_rotation_the_same_token_goes_on,
+        a_reuse_is_published_with_both_parties,
+        a_client_ends_a_family_by_any_of_its_tokens,
+        an_operator_ends_a_family_once,
+        user_and_client_are_looked_at_with_every_use,
+        every_sign_in_at_a_client_ends_by_one_change,
+        a_database_that_has_lost_commits_goes_on_from_the_token,
+        a_replay_is_noted_once_and_no_more_than_there_is_room_for,
+        of_a_user_agent_only_the_beginning_is_kept,
+        a_family_that_occurs_twice_is_judged_twice,
+        each_event_of_a_batch_has_the_place_of_its_entry,
+        a_batch_without_an_end_leaves_the_order_of_changes_alone,
+        the_end_of_a_family_wakes_whoever_waits_for_changes,
+        a_family_that_cannot_be_read_is_refused_alone,
+        a_rotation_that_fails_half_way_leaves_everything_as_it_was,
+        a_refresh_needs_nothing_but_its_own_row,
+    }
+    codes {
+        a_code_is_exchanged_for_a_family_once,
+        a_family_lives_no_longer_than_the_shorter_of_its_lives,
+        a_code_is_not_stored_for_what_is_over,
+        a_code_is_exchanged_only_by_whom_it_is_for,
+        what_a_code_was_stored_without_is_not_to_be_presented,
+        the_cases_of_a_code_are_judged_in_their_order,
+        what_a_code_stands_for_is_looked_at_again_when_it_is_exchanged,
+        a_code_used_again_ends_what_it_was_exchanged_for,
+        a_code_used_again_after_its_family_is_gone_changes_nothing,
+        of_50_who_exchange_a_code_at_once_one_gets_a_family_that_is_over,
+        an_exchange_that_fails_half_way_leaves_everything_as_it_was,
+        an_unfinished_sign_in_is_taken_once,
+        an_unfinished_sign_in_is_left_to_its_client_until_it_is_over,
     }
     nodes {
         a_node_is_listed_by_its_last_sign_of_life,

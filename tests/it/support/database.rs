@@ -155,6 +155,63 @@ impl Database {
             }
         }
     }
+
+    /// Everything in these tables, whatever it is.
+    pub(crate) async fn dump<'a>(&self, tables: &[&'a str]) -> Vec<(&'a str, Vec<String>)> {
+        let mut dump = Vec::new();
+        for table in tables {
+            let sql = match self.engine {
+                Engine::Postgres => format!("select t::text from {table} t order by 1"),
+                Engine::Sqlite => {
+                    let sql = format!("select name from pragma_table_info('{table}')");
+                    let columns: Vec<(String,)> = self.rows(statement(sql)).await;
+                    let columns = columns.iter().map(|(name,)| format!("quote(\"{name}\")"));
+                    let row = columns.collect::<Vec<_>>().join("||','||");
+                    format!("select {row} from {table} order by 1")
+                }
+            };
+            let rows: Vec<(String,)> = self.rows(statement(sql)).await;
+            dump.push((*table, rows.into_iter().map(|(row,)| row).collect()));
+        }
+        dump
+    }
+
+    /// Lets every writing to a table fail.
+    pub(crate) async fn break_table(&self, table: &str) {
+        let sql = match self.engine {
+            Engine::Postgres => format!(
+                "create or replace function fault() returns trigger language plpgsql as \
+                 $$ begin raise exception 'injected' using errcode = '53100'; end $$; \
+                 create trigger fault before insert or update or delete on {table} \
+                 for each row execute function fault()"
+            ),
+            Engine::Sqlite => ["insert", "update", "delete"]
+                .map(|act| {
+                    format!(
+                        "create trigger fault_{act} before {act} on {table} \
+                         begin select raise(abort, 'injected'); end;"
+                    )
+                })
+                .concat(),
+        };
+        self.execute(&sql).await;
+    }
+
+    /// Lets it succeed again.
+    pub(crate) async fn mend_table(&self, table: &str) {
+        let sql = match self.engine {
+            Engine::Postgres => format!("drop trigger fault on {table}"),
+            Engine::Sqlite => ["insert", "update", "delete"]
+                .map(|act| format!("drop trigger fault_{act};"))
+                .concat(),
+        };
+        self.execute(&sql).await;
+    }
+}
+
+/// A statement that lives as long as the tests, as those of tests do.
+pub(crate) fn statement(sql: String) -> &'static str {
+    Box::leak(sql.into_boxed_str())
 }
 
 /// Opens the database of a URL.

@@ -30,62 +30,6 @@ const TABLES: [&str; 9] = [
 /// What every change writes.
 const ALWAYS: [&str; 3] = ["event", "change", "change_head"];
 
-/// A statement that lives as long as the tests, as those of tests do.
-fn statement(sql: String) -> &'static str {
-    Box::leak(sql.into_boxed_str())
-}
-
-/// Everything in these tables.
-async fn dump(database: &Database) -> Vec<(&'static str, Vec<String>)> {
-    let mut dump = Vec::new();
-    for table in TABLES {
-        let sql = match database.engine() {
-            Engine::Postgres => format!("select t::text from {table} t order by 1"),
-            Engine::Sqlite => {
-                let sql = format!("select name from pragma_table_info('{table}')");
-                let columns: Vec<(String,)> = database.rows(statement(sql)).await;
-                let columns = columns.iter().map(|(name,)| format!("quote(\"{name}\")"));
-                let row = columns.collect::<Vec<_>>().join("||','||");
-                format!("select {row} from {table} order by 1")
-            }
-        };
-        let rows: Vec<(String,)> = database.rows(statement(sql)).await;
-        dump.push((table, rows.into_iter().map(|(row,)| row).collect()));
-    }
-    dump
-}
-
-/// Lets every writing to a table fail.
-async fn break_table(database: &Database, table: &str) {
-    let sql = match database.engine() {
-        Engine::Postgres => format!(
-            "create or replace function fault() returns trigger language plpgsql as \
-             $$ begin raise exception 'injected' using errcode = '53100'; end $$; \
-             create trigger fault before insert or update or delete on {table} \
-             for each row execute function fault()"
-        ),
-        Engine::Sqlite => ["insert", "update", "delete"]
-            .map(|act| {
-                format!(
-                    "create trigger fault_{act} before {act} on {table} \
-                     begin select raise(abort, 'injected'); end;"
-                )
-            })
-            .concat(),
-    };
-    database.execute(&sql).await;
-}
-
-async fn mend_table(database: &Database, table: &str) {
-    let sql = match database.engine() {
-        Engine::Postgres => format!("drop trigger fault on {table}"),
-        Engine::Sqlite => ["insert", "update", "delete"]
-            .map(|act| format!("drop trigger fault_{act};"))
-            .concat(),
-    };
-    database.execute(&sql).await;
-}
-
 /// A change: the name of its call, how it is asked for, and what it writes besides [`ALWAYS`].
 struct Change {
     call: &'static str,
@@ -104,11 +48,11 @@ async fn try_it(desk: &Desk<'_>, database: &Database, change: &Change) -> Answer
         }
         desk.send(request).await
     };
-    let before = dump(database).await;
+    let before = database.dump(&TABLES).await;
     for table in ALWAYS.iter().chain(change.writes) {
-        break_table(database, table).await;
+        database.break_table(table).await;
         let failed = ask().await;
-        mend_table(database, table).await;
+        database.mend_table(table).await;
         let place = format!("{} with a broken {table}: {failed:?}", change.call);
         assert!([500, 503].contains(&failed.status), "{place}");
         assert_eq!(
@@ -117,11 +61,11 @@ async fn try_it(desk: &Desk<'_>, database: &Database, change: &Change) -> Answer
             "{place}"
         );
         assert!(!failed.body.contains("injected"), "{place}");
-        assert_eq!(dump(database).await, before, "{place}");
+        assert_eq!(database.dump(&TABLES).await, before, "{place}");
     }
     let done = ask().await;
     assert!(done.status < 300, "{}: {done:?}", change.call);
-    let after = dump(database).await;
+    let after = database.dump(&TABLES).await;
     let changed = before
         .iter()
         .zip(&after)
