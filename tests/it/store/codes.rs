@@ -82,7 +82,7 @@ fn wrongs(right: &Redemption) -> Vec<(Redemption, CodeRefusal)> {
             wrong.client_id = ClientId::parse("other").unwrap();
         }),
         wrong(CodeRefusal::VerifierMissing, |wrong| {
-            wrong.code_challenge = None
+            wrong.code_challenge = None;
         }),
         wrong(CodeRefusal::Verifier, |wrong| {
             wrong.code_challenge = Some("Challenge".to_owned());
