@@ -97,6 +97,12 @@ fn wrongs(right: &Redemption) -> Vec<(Redemption, CodeRefusal)> {
         wrong(CodeRefusal::OtherKey, |wrong| {
             wrong.dpop_jkt = Some("other".to_owned());
         }),
+        wrong(CodeRefusal::Grant(Refusal::Scope), |wrong| {
+            wrong.scope = Some(scope("read admin"));
+        }),
+        wrong(CodeRefusal::Grant(Refusal::Target), |wrong| {
+            wrong.resources = resources(&["urn:other", "urn:foreign"]);
+        }),
     ]
 }
 
@@ -304,6 +310,10 @@ pub(super) async fn the_cases_of_a_code_are_judged_in_their_order(database: &Dat
         let refusal = site.refused_without_a_trace(presented, millis).await;
         assert_eq!(refusal, expected);
     };
+    presented.resources = resources(&["urn:foreign"]);
+    check(&presented, 1, CodeRefusal::Grant(Refusal::Target)).await;
+    presented.scope = Some(scope("admin"));
+    check(&presented, 1, CodeRefusal::Grant(Refusal::Scope)).await;
     presented.dpop_jkt = Some("other".to_owned());
     check(&presented, 1, CodeRefusal::OtherKey).await;
     presented.redirect_uri = Some("https://other.example".to_owned());

@@ -146,6 +146,8 @@ pub(super) fn redemption(number: u128, code: &AuthorizationCode) -> Redemption {
         code_challenge: code.code_challenge.clone(),
         redirect_uri: code.redirect_uri.clone(),
         dpop_jkt: code.grant.dpop_jkt.clone(),
+        scope: None,
+        resources: Vec::new(),
         family_id: id(number),
         lifetime: LIFETIME,
         terms: TERMS,
