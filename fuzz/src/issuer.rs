@@ -5,7 +5,7 @@ use std::time::Duration;
 use countersign::{
     clock::Timestamp,
     config::Config,
-    domain::scope::Scope,
+    domain::{refresh_token::RefreshToken, scope::Scope},
     oauth::{
         client_auth::{Assertion, parse_basic},
         form::Form,
@@ -45,6 +45,22 @@ pub fn assertion(data: &[u8]) {
 pub fn basic(data: &[u8]) {
     if let Ok(header) = std::str::from_utf8(data) {
         let _ = parse_basic(header);
+    }
+}
+
+/// A refresh token has one spelling, and another tag is another token.
+pub fn refresh_token(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok((token, tag)) = RefreshToken::parse(text)
+    {
+        assert_eq!(token.encode(&tag), text);
+        assert!(bool::from(tag.matches(&tag)));
+        let later = RefreshToken {
+            counter: token.counter ^ 1,
+            ..token
+        };
+        assert_ne!(later.encode(&tag), text);
+        assert_ne!(later.authenticated(), token.authenticated());
     }
 }
 

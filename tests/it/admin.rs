@@ -1,6 +1,7 @@
 //! What operators do, where somebody else is faster or something is gone.
 
 use std::{
+    fs,
     pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
@@ -586,6 +587,17 @@ async fn a_master_key_is_exchanged_for_keys_of_every_use_also_where_that_ends_ha
         matches!(&refused, Err(AdminError::Conflict(why)) if why.contains("2 keys")),
         "{refused:?}"
     );
+
+    // The MAC keys alone still need the old one, which is as much of a reason not to start.
+    let file = office.folder.path().join(format!("master-{old}.key"));
+    let elsewhere = office.folder.path().join("elsewhere");
+    fs::rename(&file, &elsewhere).unwrap();
+    let refused = keys.bootstrap(true).await;
+    assert!(
+        matches!(&refused, Err(AdminError::Conflict(why)) if why.contains(&old.to_string())),
+        "{refused:?}"
+    );
+    fs::rename(&elsewhere, &file).unwrap();
 
     assert_eq!(keys.rewrap(&cause()).await.unwrap(), 2);
     assert_eq!(keys.rewrap(&cause()).await.unwrap(), 0);

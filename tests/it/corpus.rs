@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use countersign::{
     config::Config,
-    domain::scope::Scope,
+    domain::{refresh_token::RefreshToken, scope::Scope},
     oauth::{
         client_auth::{Assertion, parse_basic},
         form::Form,
@@ -57,6 +57,14 @@ fn basic_headers_of_the_corpus_are_accepted_or_refused_as_named() {
     replay("basic", |data| {
         invariant::basic(data);
         std::str::from_utf8(data).is_ok_and(|header| parse_basic(header).is_ok())
+    });
+}
+
+#[test]
+fn refresh_tokens_of_the_corpus_are_accepted_or_refused_as_named() {
+    replay("refresh_token", |data| {
+        invariant::refresh_token(data);
+        std::str::from_utf8(data).is_ok_and(|text| RefreshToken::parse(text).is_ok())
     });
 }
 

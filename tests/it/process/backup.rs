@@ -2,9 +2,17 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf, slice};
 
-use countersign::{domain::change::Position, store::Access};
+use countersign::{
+    domain::{change::Position, id::FamilyId, key::KeyUse},
+    keys::{
+        mac::{MacError, MacRing},
+        master::MasterKeySource,
+    },
+    store::Access,
+};
 use reqwest::StatusCode;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::{
     master_key::{Traffic, id_of, refuses_to_start},
@@ -21,7 +29,7 @@ const DOCUMENT: &str = include_str!("../../../docs/operations.md");
 const MARK: &str = "<!-- tested: ";
 
 /// The procedures that [`a_lost_database_is_restored`] runs.
-const RUN: [&str; 9] = [
+const RUN: [&str; 10] = [
     "first start",
     "back up sqlite",
     "back up postgres",
@@ -31,6 +39,7 @@ const RUN: [&str; 9] = [
     "restore keys",
     "after restoring",
     "emergency",
+    "emergency of refresh tokens",
 ];
 
 /// The commands of a procedure.
@@ -102,6 +111,23 @@ impl Scene {
 
     async fn does(&self, arguments: &[&str]) {
         self.here.run(arguments).await.done();
+    }
+
+    /// The MAC keys in the database, opened with the master keys that are here.
+    async fn mac_ring(&self) -> MacRing {
+        let store = database::open(&self.url, Access::Command).await.unwrap();
+        let schedule = store.key_schedule(KeyUse::RefreshMac).await.unwrap();
+        store.close().await;
+        let masters = MasterKeySource::Folder {
+            path: self.here.path("keys"),
+            group_may_read: false,
+        };
+        MacRing::open(&schedule, &masters.load().unwrap(), now()).unwrap()
+    }
+
+    /// Why a refresh token is refused, whatever has become of its family.
+    async fn refusal_of(&self, token: &str) -> Option<MacError> {
+        self.mac_ring().await.verify(token, now()).err()
     }
 
     async fn position(&self) -> Position {
@@ -182,6 +208,9 @@ async fn a_lost_database_is_restored(engine: Engine) {
     let before = node.token(&kept).await;
     let compromised = kid_of(&before);
 
+    let family = FamilyId::from_uuid(Uuid::from_u128(7));
+    let minted = scene.mac_ring().await;
+    let minted = minted.active(now()).unwrap().mint(family, 0);
     let (traffic, tasks) = Traffic::begin(slice::from_ref(&node), &load);
     scene.follow_on_engine("back up").await;
     let revoked = change_much(&scene, &node, &kept, &stopped).await;
@@ -219,6 +248,9 @@ async fn a_lost_database_is_restored(engine: Engine) {
         }
     }
 
+    // Refresh tokens made before the backup still count.
+    assert_eq!(scene.refusal_of(&minted).await, None);
+
     // The key that had been revoked signs again, so that the drill is due.
     let forged = node.token(&kept).await;
     scene.follow("emergency").await;
@@ -230,6 +262,8 @@ async fn a_lost_database_is_restored(engine: Engine) {
         assert!(!node.jwks().await.kids().any(|kid| kid == compromised));
         assert!(!node.is_active(&kept, &forged).await);
     }
+    scene.follow("emergency of refresh tokens").await;
+    assert_eq!(scene.refusal_of(&minted).await, Some(MacError::KeyGone));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

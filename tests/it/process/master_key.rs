@@ -15,8 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::turn;
 use crate::support::{
     database::{Database, Engine},
+    openmetrics,
     process::{Credentials, Installation, Node, http, is_valid, kid_of, pause, token_of, until},
 };
+
+const REPLACE_MAC_KEY: [&str; 4] = ["rotate", "--use", "refresh_mac", "--emergency"];
 
 /// The id in the name of a master key's file.
 pub(super) fn id_of(file: &Path) -> String {
@@ -95,6 +98,29 @@ async fn kids(node: &Node) -> Vec<String> {
     node.jwks().await.kids().map(str::to_owned).collect()
 }
 
+/// Makes a change of the keys of each use, upon which both nodes open all of them anew, with what
+/// they have now. Returns what both publish then.
+async fn both_open_every_key(operator: &Operator<'_>, nodes: &[Node; 2]) -> Vec<String> {
+    let before = kids(&nodes[0]).await;
+    operator.does(&["rotate", "--emergency"]).await;
+    operator.does(&REPLACE_MAC_KEY).await;
+    let at_last = until("both nodes to publish the same new keys", async || {
+        let kids = [kids(&nodes[0]).await, kids(&nodes[1]).await];
+        (kids[0] == kids[1] && kids[0] != before).then(|| kids[0].clone())
+    })
+    .await;
+
+    for node in nodes {
+        until("the node to know both revoked MAC keys", async || {
+            let (_, metrics) = openmetrics::scrape(node.admin).await;
+            let revoked = r#"countersign_keys{use="refresh_mac",state="revoked"}"#;
+            (metrics.value(revoked) > 1.5).then_some(())
+        })
+        .await;
+    }
+    at_last
+}
+
 /// A start that has to fail for want of this master key, and to make none.
 pub(super) async fn refuses_to_start(installation: &Installation, needed: &str) {
     let before = installation.master_key_files();
@@ -165,15 +191,16 @@ async fn a_master_key_is_replaced_under_traffic_and_in_no_wrong_order() {
     })
     .await;
     operator
-        .is_refused(&["remove-master", &old_id], &["2 keys", "rewrap"])
+        .is_refused(&["remove-master", &old_id], &["4 keys", "rewrap"])
         .await;
     operator
         .is_refused(&["remove-master", &new_id], &["primary"])
         .await;
-    // A new signing key is sealed under the new master key, and both nodes take it.
+    // A new key is sealed under the new master key, whatever it is for, and both nodes take it.
     operator.does(&["rotate", "--emergency"]).await;
+    operator.does(&REPLACE_MAC_KEY).await;
     operator
-        .is_refused(&["remove-master", &old_id], &["2 keys", "rewrap"])
+        .is_refused(&["remove-master", &old_id], &["4 keys", "rewrap"])
         .await;
 
     // Rewrap.
@@ -191,14 +218,7 @@ async fn a_master_key_is_replaced_under_traffic_and_in_no_wrong_order() {
     operator
         .is_refused(&["remove-master", &old_id], &[&old_id])
         .await;
-    // A change makes both nodes open every key anew, with what they have now.
-    let before = kids(&nodes[0]).await;
-    operator.does(&["rotate", "--emergency"]).await;
-    let at_last = until("both nodes to publish the same new keys", async || {
-        let kids = [kids(&nodes[0]).await, kids(&nodes[1]).await];
-        (kids[0] == kids[1] && kids[0] != before).then(|| kids[0].clone())
-    })
-    .await;
+    let at_last = both_open_every_key(&operator, &nodes).await;
 
     let mut tokens = traffic.end(tasks).await;
     tokens.push(nodes[0].token(&credentials).await);

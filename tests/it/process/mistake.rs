@@ -71,6 +71,34 @@ const IN_SETTINGS: &[Mistake] = &[
         ..NONE
     },
     Mistake {
+        name: "a sign-in that outlives the keys of its refresh tokens",
+        variables: &[(
+            "COUNTERSIGN__TOKENS__REFRESH_TOKEN_LIFETIME_SECONDS",
+            "34560001",
+        )],
+        says: &["tokens.refresh_token_lifetime_seconds", "34560000"],
+        ..NONE
+    },
+    Mistake {
+        name: "a sign-in that is over before it is idle",
+        variables: &[(
+            "COUNTERSIGN__TOKENS__REFRESH_TOKEN_LIFETIME_SECONDS",
+            "604799",
+        )],
+        says: &[
+            "tokens.refresh_token_idle_seconds",
+            "tokens.refresh_token_lifetime_seconds",
+            "604799",
+        ],
+        ..NONE
+    },
+    Mistake {
+        name: "a sign-in that is idle after no time",
+        variables: &[("COUNTERSIGN__TOKENS__REFRESH_TOKEN_IDLE_SECONDS", "59")],
+        says: &["tokens.refresh_token_idle_seconds", "60"],
+        ..NONE
+    },
+    Mistake {
         name: "a rotation period shorter than two leads",
         variables: &[("COUNTERSIGN__KEYS__ROTATION_PERIOD_SECONDS", "1200")],
         says: &["keys.rotation_period_seconds", "1231"],

@@ -288,19 +288,24 @@ struct Key {
 
 /// Every signing key, in the order in which they sign.
 async fn keys(database: &Database) -> Vec<Key> {
-    let rows: Vec<(String, i64, i64, Option<i64>)> = database
+    keys_of(database, "signing").await
+}
+
+async fn keys_of(database: &Database, key_use: &str) -> Vec<Key> {
+    let rows: Vec<(String, String, i64, i64, Option<i64>)> = database
         .rows(
-            "select kid, published_at, activates_at, revoked_at from sealed_key \
+            "select key_use, kid, published_at, activates_at, revoked_at from sealed_key \
              order by activates_at",
         )
         .await;
-    let key = |(kid, published_at, activates_at, revoked_at)| Key {
+    let key = |(_, kid, published_at, activates_at, revoked_at)| Key {
         kid,
         published_at: Timestamp::from_millis(published_at),
         activates_at: Timestamp::from_millis(activates_at),
         revoked_at: Option::map(revoked_at, Timestamp::from_millis),
     };
-    rows.into_iter().map(key).collect()
+    let rows = rows.into_iter().filter(|row| row.0 == key_use);
+    rows.map(key).collect()
 }
 
 /// Checks what the traffic has seen against the keys, and reports it.
@@ -487,10 +492,12 @@ async fn of_many_nodes_one_makes_the_next_key_and_all_switch_to_it_on_schedule()
     assert_eq!(rotate(&installation, &["--emergency"]).await, Value::Null);
     // Read before the schedule makes yet another key.
     let keys = keys(&database).await;
-    let events: Vec<(String, i64)> = database
+    let mac_keys = keys_of(&database, "refresh_mac").await;
+    let events: Vec<(String, String, i64)> = database
         .rows(
-            "select type, count(*) from event \
-             where type in ('key.created', 'key.revoked', 'key.rotated') group by type order by type",
+            "select target, type, count(*) from event \
+             where type in ('key.created', 'key.revoked', 'key.rotated') \
+             group by target, type order by target desc, type",
         )
         .await;
     pause(spans.lead()).await;
@@ -500,9 +507,15 @@ async fn of_many_nodes_one_makes_the_next_key_and_all_switch_to_it_on_schedule()
     show(&judge(&traffic, &keys, 4, seconds));
     assert_eq!(keys.len(), 5, "one new key for each switch");
     // The first two keys together, then one for each switch of the schedule.
-    let expected = [("key.created", 3), ("key.revoked", 1)];
-    assert_eq!(
-        events,
-        expected.map(|(name, count)| (name.to_owned(), count))
-    );
+    let expected = [
+        ("signing", "key.created", 3),
+        ("signing", "key.revoked", 1),
+        ("refresh_mac", "key.created", 3),
+    ];
+    let expected = expected.map(|(target, kind, count)| (target.into(), kind.into(), count));
+    assert_eq!(events, expected);
+    assert_eq!(mac_keys.len(), 4);
+    for pair in mac_keys.windows(2) {
+        assert_eq!(pair[1].activates_at, pair[0].activates_at.plus(period));
+    }
 }

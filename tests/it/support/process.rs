@@ -175,6 +175,8 @@ impl Installation {
             return Vec::new();
         };
         let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        // A process that was killed may have left one that it had not finished.
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "key"));
         files.sort();
         files
     }
