@@ -466,6 +466,26 @@ mod tests {
     }
 
     #[test]
+    fn a_mac_key_needs_to_be_known_to_nodes_only_and_stays_for_as_long_as_any_family() {
+        let spans = POLICY.spans(KeyUse::RefreshMac);
+        assert_eq!(spans.lead, Duration::from_millis(500 + 5000));
+        let offline_and_skew = Duration::from_secs(900 + 5);
+        assert_eq!(spans.retention, LONGEST_FAMILY_LIFE + offline_and_skew);
+        assert_eq!(spans.period, POLICY.period);
+
+        let keys = plan(&[], Command::Ensure, spans, at(0)).unwrap().created;
+        let switch = keys[1].activates_at;
+        let signer = |now| active(&keys, spans.life, now);
+        assert_eq!(signer(switch.minus(Duration::from_millis(1))), Some(0));
+        assert_eq!(signer(switch), Some(1));
+        // A token that is made by a node that has missed the switch does not outlive its key.
+        let last = switch.plus(offline_and_skew).plus(spans.life);
+        assert_eq!(keys[0].withdrawn_at, Some(last));
+        assert!(is_published(&keys[0], last.minus(Duration::from_millis(1))));
+        assert!(!is_published(&keys[0], last));
+    }
+
+    #[test]
     fn a_scheduled_rotation_before_the_lead_has_passed_is_refused() {
         let keys = fresh();
         let refusal = plan(&keys, Command::RotateScheduled, spans(), at(600));

@@ -276,10 +276,14 @@ proptest! {
     fn every_promise_holds_over_any_schedule(
         policy in policies(),
         key_use in prop::sample::select(KeyUse::ALL),
+        part in 0u32..200,
         lags in prop::array::uniform3(0.0f64..1.0),
         errors in prop::array::uniform3(-1000i64..1000),
         steps in steps(),
     ) {
+        // Long enough for keys to be withdrawn before all steps are done.
+        let mut policy = policy;
+        policy.period += policy.spans(key_use).retention * part / 200;
         let mut world = World::new(policy, key_use, lags, errors);
         for step in steps {
             let part = |span: Duration, thousandths: u32| span * thousandths / 1000;
