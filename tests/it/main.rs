@@ -19,5 +19,6 @@ mod layering;
 mod observability;
 mod outbound;
 mod process;
+mod rotation_queue;
 mod store;
 mod support;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::support::{
     database::{Cluster, Durability, Engine},
     server::{API, ISSUER, Registered, Setup, TestServer, answer, metadata},
-    sign_in::{SignedIn, refresh_token},
+    sign_in::SignedIn,
     soon,
 };
 
@@ -98,7 +98,7 @@ async fn a_revoked_refresh_token_ends_its_session(engine: Engine) {
     let signed_in = server.sign_in(&server.app, ada).await;
     let other = server.sign_in(&server.app, ada).await;
     let refreshed = server.refresh(&server.app, &signed_in.refresh_token).await;
-    let (access, refresh) = (refreshed.access_token(), refresh_token(&refreshed));
+    let (access, refresh) = (refreshed.access_token(), refreshed.refresh_token());
     server.revoked(&server.app, &refresh).await;
     for token in [&signed_in.access_token, &access, &refresh] {
         assert!(!server.is_active(&server.app, token).await);
@@ -134,7 +134,7 @@ async fn any_spent_token_ends_its_session_and_no_other(engine: Engine) {
         let mut tokens = vec![signed_in.refresh_token.clone()];
         for _ in 0..3 {
             let refreshed = server.refresh(&server.app, tokens.last().unwrap()).await;
-            tokens.push(refresh_token(&refreshed));
+            tokens.push(refreshed.refresh_token());
         }
         assert!(server.is_active(&server.app, &tokens[3]).await);
         server.revoked(&server.app, &tokens[spent]).await;
@@ -153,7 +153,7 @@ async fn the_refresh_token_of_another_client_is_refused_and_its_session_goes_on(
     let ada = server.user("ada").await;
     let signed_in = server.sign_in(&server.app, ada).await;
     let refreshed = server.refresh(&server.app, &signed_in.refresh_token).await;
-    let refresh = refresh_token(&refreshed);
+    let refresh = refreshed.refresh_token();
     let stranger = server.register(&metadata()).await;
     for token in [&signed_in.refresh_token, &refresh, &signed_in.access_token] {
         let form = [("token", token.as_str())];
@@ -196,7 +196,7 @@ async fn a_revoked_access_token_leaves_its_session_alone() {
     soon(async { while server.is_active(&server.app, &signed_in.access_token).await {} }).await;
     let access = refreshed.access_token();
     assert!(server.is_active(&server.app, &access).await);
-    let refresh = refresh_token(&refreshed);
+    let refresh = refreshed.refresh_token();
     assert_eq!(server.refresh(&server.app, &refresh).await.status, 200);
 }
 
@@ -258,7 +258,7 @@ async fn the_tokens_of_a_session_are_told_with_their_user() {
     // The one that the family is at, for its own client alone, as long as it may be used.
     pass(&server, &clock, Duration::from_secs(100)).await;
     let refreshed = server.refresh(&server.app, &signed_in.refresh_token).await;
-    let mut refresh = refresh_token(&refreshed);
+    let mut refresh = refreshed.refresh_token();
     assert!(
         !server
             .is_active(&server.app, &signed_in.refresh_token)
@@ -283,7 +283,7 @@ async fn the_tokens_of_a_session_are_told_with_their_user() {
     // The absolute end, once that is the earlier.
     for _ in 0..4 {
         pass(&server, &clock, Duration::from_hours(6 * 24)).await;
-        refresh = refresh_token(&server.refresh(&server.app, &refresh).await);
+        refresh = server.refresh(&server.app, &refresh).await.refresh_token();
     }
     let told = server.told(&server.app, &refresh).await;
     assert_eq!(told["exp"], family.expires_at.seconds());

@@ -135,6 +135,17 @@ impl Database {
         }
     }
 
+    /// Lets nobody write into a file of `SQLite` until what is returned is dropped.
+    pub(crate) async fn lock(&self) -> SqliteConnection {
+        assert_eq!(self.engine, Engine::Sqlite);
+        let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+        let begun = sqlx::raw_sql("begin immediate")
+            .execute(&mut connection)
+            .await;
+        begun.unwrap();
+        connection
+    }
+
     /// The rows of a query behind the store's back, as tuples.
     pub(crate) async fn rows<T>(&self, sql: &'static str) -> Vec<T>
     where

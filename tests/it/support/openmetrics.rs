@@ -1,8 +1,20 @@
 //! A strict reader of the `OpenMetrics` text format, as far as the service uses it.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use countersign::metrics::Reading;
 
 use super::{client, server::answer};
+
+/// The state of a service that has done nothing.
+pub(crate) const NOTHING: Reading = Reading {
+    keys: Vec::new(),
+    sync_lag: Duration::ZERO,
+    database_up: true,
+    clock_offset_ms: 0,
+    revocation_entries: 0,
+    queues: Vec::new(),
+};
 
 /// What is said of a family before its samples.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 //! Tests speak HTTP to it. What operators do beside it goes through store handles of the test's
 //! own, as from another process.
 
-use std::{net::SocketAddr, sync::Arc, thread::JoinHandle};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, thread::JoinHandle};
 
 use countersign::{
     admin::{
@@ -56,6 +56,7 @@ pub(crate) struct Setup {
     url: Option<String>,
     clock: Arc<dyn Clock>,
     settings: Vec<(String, String)>,
+    clients: Vec<(&'static str, ClientMetadata)>,
 }
 
 impl Setup {
@@ -65,6 +66,7 @@ impl Setup {
             url: None,
             clock: Arc::new(SystemClock::new()),
             settings: Vec::new(),
+            clients: Vec::new(),
         };
         setup
             .set("environment", "production")
@@ -94,6 +96,12 @@ impl Setup {
 
     pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Knows one more client from its start: where time stands still, it hears of no other.
+    pub(crate) fn client(mut self, id: &'static str, metadata: ClientMetadata) -> Self {
+        self.clients.push((id, metadata));
         self
     }
 
@@ -148,6 +156,11 @@ impl Setup {
             authority: Authority::Everything,
         };
         let app = register(&clients, Some("app"), &metadata()).await;
+        let mut others = HashMap::new();
+        for (id, metadata) in &self.clients {
+            let client = register(&clients, Some(id), metadata).await;
+            others.insert(*id, client);
+        }
 
         let node = Node::start(config.clone(), Arc::clone(&self.clock)).await;
         TestServer {
@@ -155,6 +168,7 @@ impl Setup {
             admin: node.admin,
             issuer,
             app,
+            others,
             clients,
             config,
             clock: self.clock,
@@ -270,6 +284,7 @@ pub(crate) struct TestServer {
     pub(crate) issuer: String,
     /// The client that every server knows from its start: [`metadata`], Basic authentication.
     pub(crate) app: Registered,
+    others: HashMap<&'static str, Registered>,
     /// What operators do, as from another process.
     pub(crate) clients: ClientAdmin,
     config: Config,
@@ -282,6 +297,11 @@ pub(crate) struct TestServer {
 impl TestServer {
     pub(crate) async fn start() -> Self {
         Setup::new().start().await
+    }
+
+    /// A client of [`Setup::client`].
+    pub(crate) fn other(&self, id: &str) -> &Registered {
+        &self.others[id]
     }
 
     /// Registers a client while the server runs.

@@ -1,12 +1,13 @@
 //! Users, and their sign-ins as clients have them: the code is put into the database, the rest goes
 //! over HTTP.
 
-use std::time::Duration;
-
 use countersign::{
+    admin::client::ClientMetadata,
+    clock::Timestamp,
     domain::{
         change::{Cause, Change, EventType},
-        code::AuthorizationCode,
+        client::Client,
+        code::{AuthorizationCode, CODE_LIFE, s256},
         family::{Family, Grant},
         id::{ClientId, FamilyId, UserId},
         resource::ResourceUri,
@@ -14,10 +15,17 @@ use countersign::{
         secret::{OneTimeKind, OneTimeSecret},
         user::{User, Username},
     },
+    entropy::Entropy,
     store::Store,
 };
+use countersign_verifier::base64url;
+use reqwest::RequestBuilder;
+use serde_json::{Map, Value};
 
-use super::server::{API, Answer, Registered, TestServer, answer};
+use super::server::{API, Answer, Registered, TestServer, answer, metadata};
+
+/// What proves that somebody has asked for a code (RFC 7636 Appendix B).
+pub(crate) const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
 
 /// The tokens of a sign-in.
 #[derive(Clone, Debug)]
@@ -28,23 +36,23 @@ pub(crate) struct SignedIn {
 }
 
 impl SignedIn {
-    fn of(answer: &Answer) -> Self {
+    pub(crate) fn of(answer: &Answer) -> Self {
         let access_token = answer.access_token();
-        let payload = access_token.split('.').nth(1).unwrap();
-        let payload = countersign_verifier::base64url::decode(payload).unwrap();
-        let claims: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        let sid = &claims(&access_token)["sid"];
         Self {
-            family: FamilyId::parse(claims["sid"].as_str().unwrap()).unwrap(),
+            family: FamilyId::parse(sid.as_str().unwrap()).unwrap(),
             access_token,
-            refresh_token: refresh_token(answer),
+            refresh_token: answer.refresh_token(),
         }
     }
 }
 
-/// The refresh token of a successful answer.
-pub(crate) fn refresh_token(answer: &Answer) -> String {
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    answer.json()["refresh_token"].as_str().unwrap().to_owned()
+impl Answer {
+    /// The refresh token of a successful answer.
+    pub(crate) fn refresh_token(&self) -> String {
+        assert_eq!(self.status, 200, "{}", self.body);
+        self.json()["refresh_token"].as_str().unwrap().to_owned()
+    }
 }
 
 impl TestServer {
@@ -62,76 +70,37 @@ impl TestServer {
     /// Creates a user while the server runs.
     pub(crate) async fn user(&self, name: &str) -> UserId {
         let now = self.clients.clock.now();
-        let id = UserId::from_uuid(self.clients.entropy.uuid_v7(now).unwrap());
-        let user = User {
-            id,
-            username: Username::parse(name).unwrap(),
-            password_hash: None,
-            roles: Vec::new(),
-            claims: serde_json::Map::new(),
-            disabled: false,
-            demo: false,
-            session_epoch: 0,
-            tokens_not_before: None,
-            revision: 0,
-            created_at: now,
-            updated_at: now,
-            password_changed_at: None,
-        };
-        self.apply(Change::PutUser {
-            user: Box::new(user),
-            expected: None,
-            event: EventType::UserCreated,
-            ends_sessions: false,
-            tokens_die_at: now,
-        })
-        .await;
-        id
+        create_user(self.store(), name, now).await.id
     }
 
-    /// A code for what a user grants to a client: `read write` at [`API`].
-    pub(crate) async fn code(&self, client: &Registered, user: UserId) -> String {
-        let now = self.clients.clock.now();
-        let client_id = ClientId::parse(&client.id).unwrap();
-        let registered = self.store().client(&client_id).await.unwrap().unwrap();
+    /// What a user grants to a client: `read write` at [`API`].
+    pub(crate) async fn grant(&self, client: &Registered, user: UserId) -> Grant {
+        let id = ClientId::parse(&client.id).unwrap();
+        let client = self.store().client(&id).await.unwrap().unwrap();
         let user = self.store().user(user).await.unwrap().unwrap();
-        let code = AuthorizationCode {
-            grant: Grant {
-                client_id,
-                client_epoch: registered.session_epoch,
-                subject: user.id,
-                user_epoch: user.session_epoch,
-                session_id: None,
-                scope: Scope::parse("read write").unwrap(),
-                resources: vec![ResourceUri::parse(API).unwrap()],
-                auth_time: now,
-                amr: vec!["pwd".to_owned()],
-                dpop_jkt: None,
-            },
-            redirect_uri: None,
-            code_challenge: None,
-            nonce: None,
-            expires_at: now.plus(Duration::from_mins(1)),
-            family_id: None,
-        };
-        let kind = OneTimeKind::AuthorizationCode;
-        let secret = OneTimeSecret::mint(kind, &self.clients.entropy).unwrap();
-        let put = self.store().put_code(&secret.hash(), &code).await;
-        assert!(put.unwrap());
-        secret.expose().to_owned()
+        grant(&client, &user, self.clients.clock.now())
+    }
+
+    /// A code for what a user grants to a client.
+    pub(crate) async fn code(&self, client: &Registered, user: UserId) -> String {
+        let grant = self.grant(client, user).await;
+        let code = code_for(grant, self.clients.clock.now());
+        put_code(self.store(), &code).await
+    }
+
+    /// A request of a client to the token endpoint, not sent yet.
+    pub(crate) fn by(&self, client: &Registered, form: &[(&str, &str)]) -> RequestBuilder {
+        by(self.token_request(), client, form)
     }
 
     /// A request of a client to the token endpoint.
     pub(crate) async fn exchange(&self, client: &Registered, form: &[(&str, &str)]) -> Answer {
-        let request = self.token_request();
-        let request = request.basic_auth(&client.id, Some(&client.secret));
-        answer(request.form(form)).await
+        answer(self.by(client, form)).await
     }
 
     /// Exchanges a code.
     pub(crate) async fn redeem(&self, client: &Registered, code: &str) -> Answer {
-        let form = [("grant_type", "authorization_code"), ("code", code)];
-        self.exchange(client, &form).await
+        self.exchange(client, &redeem(code)).await
     }
 
     /// Signs a user in at a client.
@@ -142,12 +111,144 @@ impl TestServer {
 
     /// Presents a refresh token.
     pub(crate) async fn refresh(&self, client: &Registered, token: &str) -> Answer {
-        let form = [("grant_type", "refresh_token"), ("refresh_token", token)];
-        self.exchange(client, &form).await
+        self.exchange(client, &refresh(token)).await
     }
 
     /// A family as it is in the database.
     pub(crate) async fn family(&self, id: FamilyId) -> Family {
         self.store().family(id).await.unwrap().unwrap().0
     }
+}
+
+/// A client that keeps no secret.
+pub(crate) fn public() -> ClientMetadata {
+    ClientMetadata {
+        token_endpoint_auth_method: Some("none".to_owned()),
+        ..metadata()
+    }
+}
+
+/// A form sent by a client that authenticates as it is registered.
+pub(crate) fn by(
+    request: RequestBuilder,
+    client: &Registered,
+    form: &[(&str, &str)],
+) -> RequestBuilder {
+    if client.secret.is_empty() {
+        let mut form = form.to_vec();
+        form.push(("client_id", &client.id));
+        request.form(&form)
+    } else {
+        request
+            .basic_auth(&client.id, Some(&client.secret))
+            .form(form)
+    }
+}
+
+/// The form that exchanges a code.
+pub(crate) fn redeem(code: &str) -> [(&str, &str); 3] {
+    [
+        ("grant_type", "authorization_code"),
+        ("code", code),
+        ("code_verifier", VERIFIER),
+    ]
+}
+
+/// The form that presents a refresh token.
+pub(crate) fn refresh(token: &str) -> [(&str, &str); 2] {
+    [("grant_type", "refresh_token"), ("refresh_token", token)]
+}
+
+/// The claims of a token, whoever has signed it.
+pub(crate) fn claims(token: &str) -> Value {
+    let payload = token.split('.').nth(1).unwrap();
+    serde_json::from_slice(&base64url::decode(payload).unwrap()).unwrap()
+}
+
+/// Creates a user without a password.
+pub(crate) async fn create_user(store: &dyn Store, name: &str, now: Timestamp) -> User {
+    let id = UserId::from_uuid(Entropy::new().uuid_v7(now).unwrap());
+    let user = User {
+        id,
+        username: Username::parse(name).unwrap(),
+        password_hash: None,
+        roles: Vec::new(),
+        claims: Map::new(),
+        disabled: false,
+        demo: false,
+        session_epoch: 0,
+        tokens_not_before: None,
+        revision: 0,
+        created_at: now,
+        updated_at: now,
+        password_changed_at: None,
+    };
+    put_user(store, user, None, EventType::UserCreated, now).await
+}
+
+/// Changes a user, who must not have changed meanwhile.
+pub(crate) async fn update_user(
+    store: &dyn Store,
+    id: UserId,
+    now: Timestamp,
+    change: impl FnOnce(&mut User),
+) {
+    let mut user = store.user(id).await.unwrap().unwrap();
+    let expected = user.revision;
+    change(&mut user);
+    put_user(store, user, Some(expected), EventType::UserUpdated, now).await;
+}
+
+async fn put_user(
+    store: &dyn Store,
+    user: User,
+    expected: Option<i64>,
+    event: EventType,
+    now: Timestamp,
+) -> User {
+    let id = user.id;
+    let change = Change::PutUser {
+        user: Box::new(user),
+        expected,
+        event,
+        ends_sessions: false,
+        tokens_die_at: now,
+    };
+    store.apply(&change, &Cause::system(), now).await.unwrap();
+    store.user(id).await.unwrap().unwrap()
+}
+
+/// What a user grants to a client: `read write` at [`API`].
+pub(crate) fn grant(client: &Client, user: &User, now: Timestamp) -> Grant {
+    Grant {
+        client_id: client.client_id.clone(),
+        client_epoch: client.session_epoch,
+        subject: user.id,
+        user_epoch: user.session_epoch,
+        session_id: None,
+        scope: Scope::parse("read write").unwrap(),
+        resources: vec![ResourceUri::parse(API).unwrap()],
+        auth_time: now,
+        amr: vec!["pwd".to_owned()],
+        dpop_jkt: None,
+    }
+}
+
+/// A code for a grant, as whoever asked for it with [`VERIFIER`] gets it.
+pub(crate) fn code_for(grant: Grant, now: Timestamp) -> AuthorizationCode {
+    AuthorizationCode {
+        grant,
+        redirect_uri: None,
+        code_challenge: s256(VERIFIER),
+        nonce: None,
+        expires_at: now.plus(CODE_LIFE),
+        family_id: None,
+    }
+}
+
+/// Stores a code, and returns its text.
+pub(crate) async fn put_code(store: &dyn Store, code: &AuthorizationCode) -> String {
+    let text = OneTimeSecret::mint(OneTimeKind::AuthorizationCode, &Entropy::new()).unwrap();
+    assert!(store.put_code(&text.hash(), code).await.unwrap());
+    text.expose().to_owned()
 }

@@ -7,6 +7,7 @@ mod cors;
 mod hammering;
 mod issuing;
 mod limits;
+mod refresh;
 mod refusal;
 
 use reqwest::{RequestBuilder, header::AUTHORIZATION};
