@@ -3,8 +3,10 @@
 //! Here time is real, and conditions are awaited by looking again. Tests that load the machine take
 //! turns ([`turn`]), so that none fails for want of the processor.
 
+mod at_once;
 mod backup;
 mod corrupt;
+mod crash;
 mod description;
 mod development;
 mod frozen;

@@ -4,6 +4,7 @@ pub(crate) mod database;
 pub(crate) mod jwt;
 pub(crate) mod openmetrics;
 pub(crate) mod oracle;
+pub(crate) mod people;
 pub(crate) mod process;
 pub(crate) mod server;
 pub(crate) mod sign_in;

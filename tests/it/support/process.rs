@@ -310,6 +310,20 @@ impl Installation {
             .done();
     }
 
+    /// Registers a public client of [`AUDIENCE`] that may take its users' credentials; its id.
+    pub(crate) async fn first_party_client(&self, refresh_policy: &str) -> String {
+        let arguments = [
+            "--public",
+            "--first-party",
+            "--refresh-policy",
+            refresh_policy,
+        ];
+        let created = self
+            .json(&[&create_client("app")[..], &arguments].concat())
+            .await;
+        created["client_id"].as_str().unwrap().to_owned()
+    }
+
     /// Registers a client of [`AUDIENCE`].
     pub(crate) async fn client(&self, name: &str) -> Credentials {
         let answer = self.json(&create_client(name)).await;

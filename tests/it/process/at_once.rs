@@ -1,0 +1,182 @@
+//! Many requests about one sign-in at the same moment, at two nodes where the database takes two.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use countersign::domain::family::{EndReason, Family};
+use futures_util::future::join_all;
+use reqwest::{Client, StatusCode};
+use serde_json::Value;
+
+use super::turn;
+use crate::support::{
+    database::{Database, Engine},
+    people::App,
+    process::{Installation, Node, free_address, http},
+};
+
+/// How many present one token at the same moment.
+const CALLERS: usize = 64;
+
+/// How many present one code at the same moment.
+const REDEEMERS: usize = 50;
+
+/// The nodes of one installation, a client and a user.
+struct Site {
+    nodes: Vec<Node>,
+    http: Client,
+    client_id: String,
+    app: App,
+    _database: Database,
+}
+
+impl Site {
+    async fn start(engine: Engine, refresh_policy: &str) -> Self {
+        let database = Database::create(engine).await;
+        let installation = Installation::production(database.url()).await;
+        installation.register_resource().await;
+        let client_id = installation.first_party_client(refresh_policy).await;
+        let app = App::new(database.url(), &client_id).await;
+        let mut nodes = vec![installation.start_at(free_address()).await];
+        if engine == Engine::Postgres {
+            nodes.push(installation.twin().start_at(free_address()).await);
+        }
+        Self {
+            nodes,
+            http: http(),
+            client_id,
+            app,
+            _database: database,
+        }
+    }
+
+    fn address(&self, number: usize) -> SocketAddr {
+        self.nodes[number % self.nodes.len()].public
+    }
+
+    /// The first refresh token of a new sign-in.
+    async fn sign_in(&self) -> String {
+        self.app.sign_in(&self.http, self.address(0)).await
+    }
+
+    async fn refresh(&self, number: usize, token: &str) -> (StatusCode, Value) {
+        let form = [
+            ("client_id", self.client_id.as_str()),
+            ("grant_type", "refresh_token"),
+            ("refresh_token", token),
+        ];
+        let url = format!("http://{}/oauth2/token", self.address(number));
+        let answer = self.http.post(url).form(&form).send().await.unwrap();
+        (answer.status(), answer.json().await.unwrap())
+    }
+
+    /// Presents a token many times at once; what was answered.
+    async fn at_once(&self, token: &str) -> Vec<(StatusCode, Value)> {
+        join_all((0..CALLERS).map(|number| self.refresh(number, token))).await
+    }
+
+    /// The family of an answer's tokens, as stored.
+    async fn family_of(&self, answer: &Value) -> Family {
+        self.app.family(text(answer, "access_token")).await
+    }
+}
+
+fn text<'a>(answer: &'a Value, name: &str) -> &'a str {
+    answer[name].as_str().unwrap()
+}
+
+async fn one_token_is_rotated_once(engine: Engine) {
+    let _turn = turn().await;
+    let site = Site::start(engine, "standard").await;
+    let mut token = site.sign_in().await;
+    for round in 1..=3 {
+        let answers = site.at_once(&token).await;
+        let wrong: Vec<_> = answers
+            .iter()
+            .filter(|(status, _)| *status != StatusCode::OK)
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        let of_all = |name| -> BTreeSet<&str> {
+            answers
+                .iter()
+                .map(|(_, answer)| text(answer, name))
+                .collect()
+        };
+        assert_eq!(of_all("access_token").len(), CALLERS);
+        let successors = of_all("refresh_token");
+        assert_eq!(successors.len(), 1, "{successors:?}");
+        let family = site.family_of(&answers[0].1).await;
+        assert_eq!(family.counter, round);
+        token = (*successors.first().unwrap()).to_owned();
+    }
+}
+
+async fn a_strict_family_ends(engine: Engine) {
+    let _turn = turn().await;
+    let site = Site::start(engine, "strict").await;
+    let token = site.sign_in().await;
+    let answers = site.at_once(&token).await;
+    let answered = |status| answers.iter().filter(move |(other, _)| *other == status);
+    // Those whose turn did not come are told to come back.
+    let refused = answered(StatusCode::BAD_REQUEST).count();
+    let too_many = answered(StatusCode::TOO_MANY_REQUESTS).count();
+    let winners: Vec<_> = answered(StatusCode::OK).collect();
+    assert_eq!(winners.len(), 1, "{answers:?}");
+    assert!(refused > 0 && refused + too_many == CALLERS - 1);
+    let (_, winner) = winners[0];
+    let (status, _) = site.refresh(0, text(winner, "refresh_token")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let family = site.family_of(winner).await;
+    assert_eq!(family.revoke_reason, Some(EndReason::Reuse));
+}
+
+async fn one_code_is_exchanged_once(engine: Engine) {
+    let _turn = turn().await;
+    let site = Site::start(engine, "standard").await;
+    let code = site.app.code().await;
+    let exchange = |number| {
+        let (site, code) = (&site, &code);
+        async move {
+            let node = site.address(number);
+            site.app.exchange(&site.http, node, code).await
+        }
+    };
+    let answers = join_all((0..REDEEMERS).map(exchange)).await;
+    let (winners, others): (Vec<_>, Vec<_>) = answers
+        .into_iter()
+        .partition(|answer| answer.status() == StatusCode::OK);
+    assert_eq!(winners.len(), 1);
+    assert!(
+        others
+            .iter()
+            .all(|answer| answer.status() == StatusCode::BAD_REQUEST)
+    );
+    let winner: Value = winners.into_iter().next().unwrap().json().await.unwrap();
+    let (status, _) = site.refresh(1, text(&winner, "refresh_token")).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let family = site.family_of(&winner).await;
+    assert_eq!(family.revoke_reason, Some(EndReason::CodeReuse));
+}
+
+/// Makes each case a test on each engine.
+macro_rules! on_both_engines {
+    ($($case:ident,)+) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case(super::Engine::Sqlite).await;
+            })+
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case(super::Engine::Postgres).await;
+            })+
+        }
+    };
+}
+
+on_both_engines! {
+    one_token_is_rotated_once,
+    a_strict_family_ends,
+    one_code_is_exchanged_once,
+}
