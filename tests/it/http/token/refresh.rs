@@ -55,6 +55,11 @@ const LIFETIME: Duration = Duration::from_hours(30 * 24);
 const WINDOW: Duration = Duration::from_secs(30);
 const MS: Duration = Duration::from_millis(1);
 
+/// A millisecond less than a span.
+const fn short_of(span: Duration) -> Duration {
+    span.saturating_sub(MS)
+}
+
 const fn grant(reason: &'static str) -> Refusal {
     (400, "invalid_grant", reason)
 }
@@ -190,10 +195,8 @@ async fn a_refresh_gets_an_access_token_and_the_next_refresh_token(engine: Engin
     let store = site.server.store();
     update_user(store, site.ada, NOW, |user| {
         user.roles = vec!["editor".to_owned(), "admin \" \\ ü".to_owned()];
-        user.claims = json!({ "tier": 2, "https://ü/n\"": { "a": [null, 1.5] } })
-            .as_object()
-            .unwrap()
-            .clone();
+        let claims = json!({ "tier": 2, "https://ü/n\"": { "a": [null, 1.5] } });
+        claims.as_object().unwrap().clone_into(&mut user.claims);
     })
     .await;
     let answer = site.refresh(&token).await;
@@ -285,7 +288,7 @@ async fn the_window_is_measured_from_the_rotation_and_never_extended(engine: Eng
     let site = Site::on(engine).await;
     let token = site.signed_in().await;
     let successor = site.refreshed(&token).await;
-    for pause in [WINDOW / 2, WINDOW / 2 - MS] {
+    for pause in [WINDOW / 2, short_of(WINDOW / 2)] {
         site.clock.advance(pause);
         assert_eq!(site.refreshed(&token).await, successor);
     }
@@ -388,7 +391,7 @@ async fn under_the_shared_policy_late_processes_are_told_to_look_again(engine: E
         let last = tokens.last().unwrap();
         tokens.push(server.refresh(client, last).await.refresh_token());
     }
-    site.clock.advance(Duration::from_mins(15) - MS);
+    site.clock.advance(short_of(Duration::from_mins(15)));
     // Of ten tokens, the one before the last gets it again; eight turns back is late, nine is reuse.
     let again = server.refresh(client, &tokens[8]).await.refresh_token();
     assert_eq!(again, tokens[9]);
@@ -414,7 +417,7 @@ async fn under_the_policy_none_the_token_stays_the_same(engine: Engine) {
     let token = site.signed_in_as(site.ada, client).await;
     for _ in 0..4 {
         // Each use prolongs the life without use.
-        site.pass(IDLE - MS).await;
+        site.pass(short_of(IDLE)).await;
         let answer = server.refresh(client, &token).await;
         assert_eq!(answer.refresh_token(), token);
     }
@@ -520,11 +523,11 @@ async fn the_resources_are_narrowed_for_one_access_token_only(engine: Engine) {
 async fn a_family_that_is_not_refreshed_ends_to_the_millisecond(engine: Engine) {
     let site = Site::on(engine).await;
     let (token, other) = (site.signed_in().await, site.signed_in().await);
-    site.pass(IDLE - MS).await;
+    site.pass(short_of(IDLE)).await;
     let token = site.refreshed(&token).await;
     site.clock.advance(MS);
     site.refused(&other, grant("idle_expired")).await;
-    site.pass(IDLE - MS * 2).await;
+    site.pass(short_of(short_of(IDLE))).await;
     let token = site.refreshed(&token).await;
     site.pass(IDLE).await;
     site.refused(&token, grant("idle_expired")).await;
@@ -537,11 +540,12 @@ async fn the_absolute_end_never_moves_and_no_access_token_outlives_it(engine: En
     let end = 1_800_000_000 + LIFETIME.as_secs();
     let mut left = LIFETIME;
     while left > IDLE {
-        site.pass(IDLE - MS).await;
-        left -= IDLE - MS;
+        site.pass(short_of(IDLE)).await;
+        left -= short_of(IDLE);
         token = site.refreshed(&token).await;
     }
-    site.pass(left - Duration::from_secs(100)).await;
+    site.pass(left.saturating_sub(Duration::from_secs(100)))
+        .await;
     let answer = site.refresh(&token).await;
     assert_eq!(answer.json()["expires_in"], 100);
     assert_eq!(claims(&answer.access_token())["exp"], end);
