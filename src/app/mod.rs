@@ -48,6 +48,7 @@ use crate::{
     metrics::Metrics,
     oauth::{
         access_token::Minter,
+        challenge::ChallengeEndpoint,
         client_auth::{Authenticator, KeySets},
         introspection::Introspection,
         limits::Limits,
@@ -322,7 +323,8 @@ impl App {
         let sync = sync::Sync::begin(&context).await?;
         let resolver: Arc<dyn Resolver> = Arc::new(SystemResolver);
         let outbound = Outbound::new(&context.config.outbound, &resolver, context.clock.clone())?;
-        let services = services(&context, &sync, outbound);
+        let sign_in = context.sign_in().await?;
+        let services = services(&context, &sync, outbound, sign_in);
         let tls = certificate.as_ref().map(Certificate::server_config);
         let tls = tls
             .transpose()
@@ -527,7 +529,7 @@ fn admin_services(context: &Context, tokens: LiveTokens) -> AdminServices {
     }
 }
 
-fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Services {
+fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: SignIn) -> Services {
     let config = &context.config;
     let limits = &config.limits;
     let minter = Minter {
@@ -571,6 +573,15 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound) -> Service
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     Services {
         admin: admin_services(context, tokens.clone()),
+        challenge: ChallengeEndpoint {
+            authenticator: Arc::clone(&authenticator),
+            sign_in,
+            begun: Throttle::per_minute(limits.password_failures_per_address_per_minute),
+            store: Arc::clone(&context.store),
+            snapshots: sync.snapshots(),
+            clock: context.clock.clone(),
+            entropy: context.entropy.clone(),
+        },
         introspection: Introspection {
             authenticator: Arc::clone(&authenticator),
             tokens: tokens.clone(),

@@ -19,6 +19,9 @@ use crate::clock::Timestamp;
 /// RECOMMENDED" (RFC 6749 §4.1.2); programs need seconds.
 pub const CODE_LIFE: Duration = Duration::from_mins(1);
 
+/// How long a sign-in without a browser may take, from its first step.
+pub const CHALLENGE_LIFE: Duration = Duration::from_mins(10);
+
 /// The S256 transformation of a code verifier (RFC 7636 §4.2); none of a text that is no verifier:
 /// 43 to 128 characters of `A-Z a-z 0-9 - . _ ~` (§4.1).
 ///

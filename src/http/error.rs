@@ -4,11 +4,14 @@ use actix_web::{
     HttpResponse,
     http::{StatusCode, header},
 };
-use serde_json::json;
+use serde_json::{Map, Value};
 
 use super::body::BodyError;
 use crate::{
-    oauth::error::{ErrorCode, OAuthError},
+    oauth::{
+        challenge::NextStep,
+        error::{ErrorCode, OAuthError},
+    },
     throttle::RetryAfter,
 };
 
@@ -20,14 +23,31 @@ const RETRY_AFTER: u64 = 5;
 /// `challenge` tells whether the client used the `Authorization` header: then, and only then, the
 /// answer to a failed authentication has to carry `WWW-Authenticate`.
 pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
+    with_members(error, challenge, &[])
+}
+
+/// The answer to a sign-in that can be gone on with (draft-ietf-oauth-first-party-apps §5.2.2). Its
+/// client is authenticated.
+pub(super) fn unfinished(error: &OAuthError, next: &NextStep) -> HttpResponse {
+    let members = [
+        ("auth_session", next.auth_session.expose()),
+        ("needed", next.needed.as_str()),
+    ];
+    with_members(error, false, &members)
+}
+
+fn with_members(error: &OAuthError, challenge: bool, members: &[(&str, &str)]) -> HttpResponse {
     let status = match error.code() {
         ErrorCode::InvalidClient => StatusCode::UNAUTHORIZED,
-        ErrorCode::InvalidGrant
+        ErrorCode::InsufficientAuthorization
+        | ErrorCode::InvalidGrant
         | ErrorCode::InvalidRequest
         | ErrorCode::InvalidScope
+        | ErrorCode::InvalidSession
         | ErrorCode::InvalidTarget
         | ErrorCode::UnauthorizedClient
-        | ErrorCode::UnsupportedGrantType => StatusCode::BAD_REQUEST,
+        | ErrorCode::UnsupportedGrantType
+        | ErrorCode::UnsupportedResponseType => StatusCode::BAD_REQUEST,
         ErrorCode::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
         ErrorCode::TemporarilyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         ErrorCode::TooOften => StatusCode::TOO_MANY_REQUESTS,
@@ -36,7 +56,12 @@ pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
         let cause: &dyn std::error::Error = error;
         tracing::error!(cause, "request failed");
     }
-    let mut answer = refusal(status, error.code(), error.reason(), error.description());
+    let mut document = document(error.code(), error.description());
+    let members = members
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
+    document.extend(members);
+    let mut answer = refusal(status, document, error.reason());
     let headers = answer.headers_mut();
     if status == StatusCode::UNAUTHORIZED && challenge {
         let value =
@@ -71,18 +96,22 @@ pub(super) fn body(error: &BodyError) -> HttpResponse {
             "the body is too large",
         ),
     };
-    refusal(status, ErrorCode::InvalidRequest, reason, description)
+    let document = document(ErrorCode::InvalidRequest, description);
+    refusal(status, document, reason)
 }
 
-fn refusal(
-    status: StatusCode,
-    code: ErrorCode,
-    reason: &'static str,
-    description: &'static str,
-) -> HttpResponse {
+fn document(code: ErrorCode, description: &'static str) -> Map<String, Value> {
+    let members = [("error", code.as_str()), ("error_description", description)];
+    members
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .into_iter()
+        .collect()
+}
+
+fn refusal(status: StatusCode, document: Map<String, Value>, reason: &'static str) -> HttpResponse {
     let mut answer = HttpResponse::build(status)
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(json!({ "error": code.as_str(), "error_description": description }));
+        .json(Value::Object(document));
     give_reason(&mut answer, reason);
     answer
 }

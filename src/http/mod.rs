@@ -38,7 +38,10 @@ pub use self::{address::TrustedProxies, admin::AdminServices, connection::Connec
 use crate::{
     clock::AgreedClock,
     entropy::Entropy,
-    oauth::{introspection::Introspection, metadata, revocation::Revocation, token::TokenEndpoint},
+    oauth::{
+        challenge::ChallengeEndpoint, introspection::Introspection, metadata,
+        revocation::Revocation, token::TokenEndpoint,
+    },
     registry::Snapshots,
 };
 
@@ -46,6 +49,8 @@ use crate::{
 pub struct Services {
     /// Exchanges credentials for tokens.
     pub token: TokenEndpoint,
+    /// Exchanges the credentials of users for codes.
+    pub challenge: ChallengeEndpoint,
     /// Tells whether tokens are good.
     pub introspection: Introspection,
     /// Revokes tokens of their clients.
@@ -228,6 +233,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         }
     }
     post(config, &below(metadata::TOKEN_PATH), public::token);
+    post(config, &below(metadata::CHALLENGE_PATH), public::challenge);
     post(
         config,
         &below(metadata::INTROSPECTION_PATH),

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Services, body, cors, error};
 use crate::{
     domain::change::Origin,
-    oauth::{client_auth::several_ways, error::OAuthError},
+    oauth::{challenge::Unfinished, client_auth::several_ways, error::OAuthError},
 };
 
 /// Longest that verifiers may keep a JWKS which this node can no longer check, in seconds.
@@ -27,6 +27,27 @@ pub(super) async fn token(
         let answer = services.token.exchange(authorization, form, &origin);
         let answer = answer.await?;
         Ok(HttpResponse::Ok().json(answer))
+    })
+    .await
+}
+
+/// `POST /oauth2/challenge` (draft-ietf-oauth-first-party-apps §5).
+pub(super) async fn challenge(
+    request: HttpRequest,
+    payload: Payload,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
+) -> HttpResponse {
+    of_client(&request, payload, &services, async |authorization, form| {
+        let answer = services.challenge.answer(authorization, form, &origin);
+        match answer.await {
+            Ok(answer) => Ok(HttpResponse::Ok().json(answer)),
+            Err(Unfinished { error, next: None }) => Err(error),
+            Err(Unfinished {
+                error,
+                next: Some(next),
+            }) => Ok(error::unfinished(&error, &next)),
+        }
     })
     .await
 }

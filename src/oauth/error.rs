@@ -7,6 +7,9 @@ use crate::{store::StoreError, throttle::RetryAfter};
 /// An error code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
+    /// "The presented authorization is insufficient, and the authorization server is requesting the
+    /// client to take additional steps" (draft-ietf-oauth-first-party-apps §5.2.2.1).
+    InsufficientAuthorization,
     /// Client authentication failed (RFC 6749 §5.2). Always 401.
     InvalidClient,
     /// The grant or token was "issued to another client", among others (RFC 6749 §5.2).
@@ -18,6 +21,9 @@ pub enum ErrorCode {
     /// "The requested scope is invalid, unknown, malformed, or exceeds the scope granted"
     /// (RFC 6749 §5.2).
     InvalidScope,
+    /// The `auth_session` is "invalid, expired, revoked, or otherwise not acceptable"
+    /// (draft-ietf-oauth-first-party-apps §5.2.2.1).
+    InvalidSession,
     /// The requested resource is unknown or not granted (RFC 8707 §2).
     InvalidTarget,
     /// Something is wrong here, not with the request. 500.
@@ -30,21 +36,27 @@ pub enum ErrorCode {
     UnauthorizedClient,
     /// The grant type is none that this service knows (RFC 6749 §5.2).
     UnsupportedGrantType,
+    /// "The authorization server does not support obtaining an authorization code using this method"
+    /// (RFC 6749 §4.1.2.1).
+    UnsupportedResponseType,
 }
 
 impl ErrorCode {
     /// The code as it stands in the response.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::InsufficientAuthorization => "insufficient_authorization",
             Self::InvalidClient => "invalid_client",
             Self::InvalidGrant => "invalid_grant",
             Self::InvalidRequest => "invalid_request",
             Self::InvalidScope => "invalid_scope",
+            Self::InvalidSession => "invalid_session",
             Self::InvalidTarget => "invalid_target",
             Self::ServerError => "server_error",
             Self::TemporarilyUnavailable | Self::TooOften => "temporarily_unavailable",
             Self::UnauthorizedClient => "unauthorized_client",
             Self::UnsupportedGrantType => "unsupported_grant_type",
+            Self::UnsupportedResponseType => "unsupported_response_type",
         }
     }
 }

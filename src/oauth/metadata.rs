@@ -8,6 +8,8 @@ use crate::domain::client::{AuthMethod, GrantType};
 pub const JWKS_PATH: &str = "/.well-known/jwks.json";
 /// Where tokens are issued, below the issuer.
 pub const TOKEN_PATH: &str = "/oauth2/token";
+/// Where users of first-party clients sign in without a browser, below the issuer.
+pub const CHALLENGE_PATH: &str = "/oauth2/challenge";
 /// Where tokens are introspected, below the issuer.
 pub const INTROSPECTION_PATH: &str = "/oauth2/introspect";
 /// Where tokens are revoked, below the issuer.
@@ -37,6 +39,8 @@ pub fn document(issuer: &str) -> Value {
         "revocation_endpoint": format!("{issuer}{REVOCATION_PATH}"),
         "revocation_endpoint_auth_methods_supported": methods,
         "revocation_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,
+        "authorization_challenge_endpoint": format!("{issuer}{CHALLENGE_PATH}"),
+        "code_challenge_methods_supported": ["S256"],
         "grant_types_supported": grants,
         // Required by RFC 8414 §2 and truly empty as long as there is no authorization endpoint.
         "response_types_supported": [],

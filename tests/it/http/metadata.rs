@@ -36,6 +36,8 @@ async fn the_metadata_says_what_is_there_and_no_more() {
                 "revocation_endpoint_auth_methods_supported":
                     ["client_secret_basic", "client_secret_post", "none", "private_key_jwt"],
                 "revocation_endpoint_auth_signing_alg_values_supported": ["ES256"],
+                "authorization_challenge_endpoint": "https://issuer.example/oauth2/challenge",
+                "code_challenge_methods_supported": ["S256"],
                 "grant_types_supported":
                     ["authorization_code", "client_credentials", "refresh_token"],
                 "response_types_supported": [],

@@ -1,9 +1,11 @@
 //! Users, and their sign-ins as clients have them: the code is put into the database, the rest goes
 //! over HTTP.
 
+use std::{sync::Arc, time::Duration};
+
 use countersign::{
     admin::client::ClientMetadata,
-    clock::Timestamp,
+    clock::{AgreedClock, SystemClock, Timestamp},
     domain::{
         change::{Cause, Change, EventType},
         client::Client,
@@ -13,14 +15,17 @@ use countersign::{
         resource::ResourceUri,
         scope::Scope,
         secret::{OneTimeKind, OneTimeSecret},
-        user::{User, Username},
+        user::{PasswordHash, User, Username},
     },
     entropy::Entropy,
+    identity::password::{Password, Passwords, Settings},
+    metrics::Metrics,
     store::Store,
 };
 use countersign_verifier::base64url;
 use reqwest::RequestBuilder;
 use serde_json::{Map, Value};
+use tokio::runtime::Handle;
 
 use super::server::{API, Answer, Registered, TestServer, answer, metadata};
 
@@ -118,6 +123,27 @@ impl TestServer {
     pub(crate) async fn family(&self, id: FamilyId) -> Family {
         self.store().family(id).await.unwrap().unwrap().0
     }
+}
+
+/// The password of every user who has one.
+pub(crate) const PASSWORD: &str = "zwölf Boxkämpfer jagen Eva";
+
+/// The hash of [`PASSWORD`], or of another password.
+pub(crate) async fn hash_of(password: &str) -> PasswordHash {
+    let clock = AgreedClock::new(Arc::new(SystemClock::new()));
+    let span = Duration::from_secs(1);
+    let settings = Settings {
+        minimum_length: 15,
+        concurrent_hashes: 1,
+    };
+    let metrics = Metrics::new(clock.now(), span, span);
+    let (issuer, runtime) = (String::new(), Handle::current());
+    let passwords = Passwords::new(settings, issuer, runtime, clock, Entropy::new(), metrics);
+    let name = Username::parse("somebody").unwrap();
+    let hashed = passwords
+        .hash(Password::read(password).unwrap(), name)
+        .await;
+    hashed.unwrap()
 }
 
 /// A client that keeps no secret.

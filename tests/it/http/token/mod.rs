@@ -15,16 +15,21 @@ use reqwest::{RequestBuilder, header::AUTHORIZATION};
 use crate::support::server::{Answer, answer};
 
 /// What a refusal says: its status, `error`, and the word in `Countersign-Reason`.
-type Refusal = (u16, &'static str, &'static str);
+pub(in crate::http) type Refusal = (u16, &'static str, &'static str);
 
-const MALFORMED: Refusal = (400, "invalid_request", "malformed");
-const REPEATED: Refusal = (400, "invalid_request", "repeated_parameter");
-const SEVERAL_WAYS: Refusal = (400, "invalid_request", "several_client_authentications");
-const INVALID_CLIENT: Refusal = (401, "invalid_client", "client_authentication");
+pub(in crate::http) const MALFORMED: Refusal = (400, "invalid_request", "malformed");
+pub(in crate::http) const REPEATED: Refusal = (400, "invalid_request", "repeated_parameter");
+pub(in crate::http) const SEVERAL_WAYS: Refusal =
+    (400, "invalid_request", "several_client_authentications");
+pub(in crate::http) const INVALID_CLIENT: Refusal =
+    (401, "invalid_client", "client_authentication");
 
 /// Sends a request that must be refused in this way, and checks what all refusals have in common
 /// (RFC 6749 §5.2).
-async fn refused(request: RequestBuilder, (status, error, reason): Refusal) -> Answer {
+pub(in crate::http) async fn refused(
+    request: RequestBuilder,
+    (status, error, reason): Refusal,
+) -> Answer {
     let sent = request.try_clone().unwrap().build().unwrap();
     let answer = answer(request).await;
     assert_eq!(answer.status, status, "{answer:?}");
@@ -42,7 +47,8 @@ async fn refused(request: RequestBuilder, (status, error, reason): Refusal) -> A
 
     let body = answer.json();
     let members = body.as_object().unwrap();
-    assert_eq!(members.len(), 2, "{body}");
+    let goes_on = members.contains_key("auth_session");
+    assert_eq!(members.len(), if goes_on { 4 } else { 2 }, "{body}");
     assert_eq!(members["error"], error);
     let description = members["error_description"].as_str().unwrap();
     // %x20-21 / %x23-5B / %x5D-7E

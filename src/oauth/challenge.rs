@@ -1,0 +1,415 @@
+//! Signing in without a browser (draft-ietf-oauth-first-party-apps): an app of the service's own takes
+//! its user's credentials and gets an authorization code.
+//!
+//! To add a factor: a variant of [`Needed`], the order of which is the order of the steps; what has
+//! been proved so far goes into the stored [`ChallengeSession`], which is handed on from step to step.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{
+    access_token::Target,
+    client_auth::Authenticator,
+    error::{ErrorCode, OAuthError},
+    form::Form,
+    store_answer,
+};
+use crate::{
+    clock::{AgreedClock, Timestamp},
+    domain::{
+        change::Origin,
+        client::{Client, GrantType},
+        code::{AuthorizationCode, CHALLENGE_LIFE, CODE_LIFE, ChallengeSession, is_s256},
+        family::Grant,
+        name::named,
+        secret::{OneTimeKind, OneTimeSecret},
+        user::{User, Username},
+    },
+    entropy::Entropy,
+    identity::sign_in::{Place, Refused, SignIn},
+    registry::Snapshots,
+    store::Store,
+    throttle::{AddressPrefix, Throttle},
+};
+
+/// How many wrong passwords one sign-in has.
+const MOST_FAILURES: u32 = 5;
+
+/// How users of this service authenticate (RFC 8176 §2).
+const BY_PASSWORD: &str = "pwd";
+
+named!(
+    /// What a sign-in still needs. Whatever the user has enrolled is asked for, and nothing skipped.
+    Needed {
+        /// The user's password, in the parameter `password`.
+        Password = "password",
+    }
+);
+
+/// The answer to whoever has shown all that was needed (draft-ietf-oauth-first-party-apps §5.2.1).
+///
+/// Neither printable nor clonable: it holds a code.
+#[derive(Serialize)]
+pub struct ChallengeResponse {
+    /// The code, for the token endpoint.
+    pub authorization_code: String,
+}
+
+/// The answer to everybody else (§5.2.2).
+pub struct Unfinished {
+    /// What is wrong, or missing.
+    pub error: OAuthError,
+    /// How to go on, if that is possible.
+    pub next: Option<NextStep>,
+}
+
+/// How a sign-in is gone on with.
+pub struct NextStep {
+    /// What it is named by; takes the place of the one that was presented.
+    pub auth_session: OneTimeSecret,
+    /// What is to be sent with it.
+    pub needed: Needed,
+}
+
+impl From<OAuthError> for Unfinished {
+    fn from(error: OAuthError) -> Self {
+        Self { error, next: None }
+    }
+}
+
+/// Exchanges the credentials of users for authorization codes.
+pub struct ChallengeEndpoint {
+    /// Tells which client asks.
+    pub authenticator: Arc<Authenticator>,
+    /// Tells whether credentials are right.
+    pub sign_in: SignIn,
+    /// How often an address may begin to sign in without going through with it: each time something
+    /// is stored.
+    pub begun: Throttle<AddressPrefix>,
+    /// Where sign-ins and codes are kept.
+    pub store: Arc<dyn Store>,
+    /// Clients and resources.
+    pub snapshots: Arc<Snapshots>,
+    /// The time all nodes agree on.
+    pub clock: AgreedClock,
+    /// Draws codes and sessions.
+    pub entropy: Entropy,
+}
+
+/// A sign-in on its way.
+struct Attempt {
+    session: ChallengeSession,
+    /// Whether it was stored by an earlier step.
+    is_continued: bool,
+}
+
+impl ChallengeEndpoint {
+    /// Answers one request: a step of a sign-in, or all of it at once.
+    ///
+    /// # Security
+    /// `authorization` and `body` come from whoever sends the request. Nothing of the answer, nor the
+    /// time it takes, tells whether there is such a user before the right password was presented.
+    pub async fn answer(
+        &self,
+        authorization: Option<&str>,
+        body: &[u8],
+        origin: &Origin,
+    ) -> Result<ChallengeResponse, Unfinished> {
+        let form = Form::of_body(body)?;
+        let client = self
+            .authenticator
+            .authenticate(authorization, &form, origin)
+            .await?;
+        check_client(&client)?;
+        check_response_type(&form)?;
+        let password = form.one("password")?;
+        let attempt = match form.one("auth_session")? {
+            Some(auth_session) => self.resume(&client, &form, auth_session).await?,
+            None => self.begin(&client, &form)?,
+        };
+        let Some(password) = password else {
+            return Err(self
+                .ask_for(Needed::Password, attempt, &client, origin)
+                .await?);
+        };
+        let place = Place::of(&client, origin);
+        let username = &attempt.session.username;
+        match self.sign_in.verify(username, password, &place).await {
+            Ok(user) => self.issue(&client, origin, attempt, user).await,
+            Err(refused) => Err(self.refuse(refused, attempt).await?),
+        }
+    }
+
+    /// What a first step asks for.
+    fn begin(&self, client: &Client, form: &Form) -> Result<Attempt, OAuthError> {
+        let username = form
+            .one("username")?
+            .ok_or_else(|| OAuthError::malformed("username and auth_session are missing"))?;
+        let code_challenge = code_challenge(form)?;
+        let registry = self.snapshots.registry();
+        let target =
+            Target::of_request(client, &registry, form.many("resource"), form.one("scope")?)?;
+        // That is for clients that act for themselves, with the authority that they have.
+        if target.resources.iter().any(|uri| registry.is_admin(uri)) {
+            return Err(OAuthError::new(
+                ErrorCode::InvalidTarget,
+                "admin_resource",
+                "no user signs in to the admin interface",
+            ));
+        }
+        let session = ChallengeSession {
+            client_id: client.client_id.clone(),
+            client_epoch: client.session_epoch,
+            username: name_to_keep(username).to_owned(),
+            code_challenge,
+            scope: target.scope,
+            resources: target.resources,
+            dpop_jkt: None,
+            failures: 0,
+            expires_at: self.clock.now().plus(CHALLENGE_LIFE),
+        };
+        Ok(Attempt {
+            session,
+            is_continued: false,
+        })
+    }
+
+    /// Takes up the sign-in of an `auth_session`, which nobody can do twice. What is asked for stays
+    /// as it was at the first step.
+    async fn resume(
+        &self,
+        client: &Client,
+        form: &Form,
+        auth_session: &str,
+    ) -> Result<Attempt, OAuthError> {
+        let (username, challenge) = (form.one("username")?, form.one("code_challenge")?);
+        let hash = OneTimeSecret::hash_of(OneTimeKind::AuthSession, auth_session);
+        let hash = hash.ok_or_else(invalid_session)?;
+        let now = self.clock.now();
+        let taking = self.store.take_challenge(&hash, &client.client_id, now);
+        let session = store_answer(&self.clock, taking).await?;
+        let session = session.ok_or_else(invalid_session)?;
+        // Otherwise somebody would be signed in as another one than this request names, or with a
+        // challenge whose verifier nobody has.
+        let is_other = username.is_some_and(|name| name_to_keep(name) != session.username)
+            || challenge.is_some_and(|challenge| challenge != session.code_challenge);
+        if is_other {
+            return Err(OAuthError::malformed(
+                "username or code_challenge is not the one that the auth_session began with",
+            ));
+        }
+        Ok(Attempt {
+            session,
+            is_continued: true,
+        })
+    }
+
+    /// Ends a step that was not the last one.
+    async fn ask_for(
+        &self,
+        needed: Needed,
+        attempt: Attempt,
+        client: &Client,
+        origin: &Origin,
+    ) -> Result<Unfinished, OAuthError> {
+        if !attempt.is_continued
+            && let Some(prefix) = counted(client, origin)
+        {
+            self.begun
+                .take(&prefix, self.clock.monotonic())
+                .map_err(|wait| {
+                    OAuthError::too_often(wait, "too many sign-ins are begun from this address")
+                })?;
+        }
+        Ok(Unfinished {
+            error: OAuthError::new(
+                ErrorCode::InsufficientAuthorization,
+                needed.as_str(),
+                "more is needed to sign in; send it with the auth_session",
+            ),
+            next: Some(self.keep(&attempt.session, needed).await?),
+        })
+    }
+
+    /// Ends an attempt that failed. A sign-in that had begun before can be gone on with, unless it has
+    /// failed too often.
+    async fn refuse(&self, refused: Refused, attempt: Attempt) -> Result<Unfinished, OAuthError> {
+        let mut session = attempt.session;
+        let error = match refused {
+            Refused::Credentials => {
+                session.failures += 1;
+                wrong_credentials()
+            }
+            Refused::TooOften(wait) => {
+                OAuthError::too_often(wait, "signing in failed too often; try again later")
+            }
+            Refused::Busy(_) => OAuthError::new(
+                ErrorCode::TemporarilyUnavailable,
+                "busy",
+                "too many passwords are being checked",
+            ),
+            // What was stored is lost with the database.
+            Refused::Store(error) => return Err(OAuthError::of_store(error)),
+        };
+        let goes_on = attempt.is_continued && session.failures < MOST_FAILURES;
+        Ok(Unfinished {
+            error,
+            next: if goes_on {
+                Some(self.keep(&session, Needed::Password).await?)
+            } else {
+                None
+            },
+        })
+    }
+
+    /// Ends a sign-in: its user has shown all that is needed.
+    async fn issue(
+        &self,
+        client: &Client,
+        origin: &Origin,
+        attempt: Attempt,
+        user: User,
+    ) -> Result<ChallengeResponse, Unfinished> {
+        let Attempt {
+            session,
+            is_continued,
+        } = attempt;
+        let now = self.clock.now();
+        if is_continued && let Some(prefix) = counted(client, origin) {
+            let begun_at = Timestamp::minus(session.expires_at, CHALLENGE_LIFE);
+            let monotonic = self.clock.monotonic();
+            let begun = monotonic.saturating_sub(now.since(begun_at));
+            self.begun.give_back(&prefix, begun, monotonic);
+        }
+        let code = AuthorizationCode {
+            grant: Grant {
+                client_id: session.client_id,
+                client_epoch: session.client_epoch,
+                subject: user.id,
+                // As it was when the password was read: if that was changed since, or the user
+                // disabled, the code is not stored.
+                user_epoch: user.session_epoch,
+                session_id: None,
+                scope: session.scope,
+                resources: session.resources,
+                auth_time: now,
+                amr: vec![BY_PASSWORD.to_owned()],
+                dpop_jkt: session.dpop_jkt,
+            },
+            redirect_uri: None,
+            code_challenge: Some(session.code_challenge),
+            nonce: None,
+            expires_at: now.plus(CODE_LIFE),
+            family_id: None,
+        };
+        let text = self.drawn(OneTimeKind::AuthorizationCode)?;
+        let hash = text.hash();
+        let is_stored = store_answer(&self.clock, self.store.put_code(&hash, &code)).await?;
+        if !is_stored {
+            return Err(wrong_credentials().into());
+        }
+        Ok(ChallengeResponse {
+            authorization_code: text.expose().to_owned(),
+        })
+    }
+
+    /// Stores a sign-in for its next step, under a new `auth_session`.
+    async fn keep(
+        &self,
+        session: &ChallengeSession,
+        needed: Needed,
+    ) -> Result<NextStep, OAuthError> {
+        let auth_session = self.drawn(OneTimeKind::AuthSession)?;
+        let hash = auth_session.hash();
+        store_answer(&self.clock, self.store.put_challenge(&hash, session)).await?;
+        Ok(NextStep {
+            auth_session,
+            needed,
+        })
+    }
+
+    fn drawn(&self, kind: OneTimeKind) -> Result<OneTimeSecret, OAuthError> {
+        OneTimeSecret::mint(kind, &self.entropy).map_err(OAuthError::internal)
+    }
+}
+
+/// "The Authorization Server MUST verify the first-partyness of the client before continuing" (§5).
+fn check_client(client: &Client) -> Result<(), OAuthError> {
+    if !client.first_party {
+        return Err(OAuthError::new(
+            ErrorCode::UnauthorizedClient,
+            "first_party",
+            "the client may not take the credentials of users",
+        ));
+    }
+    if !client.grant_types.contains(&GrantType::AuthorizationCode) {
+        return Err(OAuthError::new(
+            ErrorCode::UnauthorizedClient,
+            "grant_type",
+            "the client may not use the authorization code grant",
+        ));
+    }
+    Ok(())
+}
+
+/// There is nothing but codes; later drafts want that said (§5.1).
+fn check_response_type(form: &Form) -> Result<(), OAuthError> {
+    match form.one("response_type")? {
+        None | Some("code") => Ok(()),
+        Some(_) => Err(OAuthError::new(
+            ErrorCode::UnsupportedResponseType,
+            "response_type",
+            "the response_type must be code",
+        )),
+    }
+}
+
+/// The challenge of a request, which PKCE is required for: S256, as `plain` protects nobody who can
+/// read the request (RFC 7636 §4.2, RFC 9700 §2.1.1).
+fn code_challenge(form: &Form) -> Result<String, OAuthError> {
+    let challenge = form
+        .one("code_challenge")?
+        .ok_or_else(|| OAuthError::malformed("code_challenge is missing"))?;
+    // RFC 7636 §4.3: "Defaults to "plain" if not present in the request."
+    if form.one("code_challenge_method")? != Some("S256") {
+        return Err(OAuthError::malformed("code_challenge_method must be S256"));
+    }
+    if !is_s256(challenge) {
+        return Err(OAuthError::malformed(
+            "code_challenge is not the S256 transformation of anything",
+        ));
+    }
+    Ok(challenge.to_owned())
+}
+
+/// A user name as it is stored: the empty one, which nobody has, in place of all that nobody can have.
+fn name_to_keep(username: &str) -> &str {
+    Username::parse(username).map_or("", |_| username)
+}
+
+/// The address whose unfinished sign-ins are counted; none of a client that asks for all its users,
+/// or of a proxy that does not tell for whom it asks.
+fn counted(client: &Client, origin: &Origin) -> Option<AddressPrefix> {
+    match Place::of(client, origin) {
+        Place::Address(prefix) => Some(prefix),
+        Place::Client(_) => None,
+    }
+}
+
+const fn invalid_session() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::InvalidSession,
+        "auth_session",
+        "the auth_session is none of this client, has been used, or is over; begin anew",
+    )
+}
+
+/// Which of the two is wrong, and whether there is such a user, is not told.
+const fn wrong_credentials() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::InvalidGrant,
+        "credentials",
+        "the user name or the password is wrong",
+    )
+}
