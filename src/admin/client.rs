@@ -18,7 +18,7 @@ use crate::{
         change::{Cause, Change, EventType},
         client::{AuthMethod, Client, GrantType, MOST_SECRETS, Revision},
         family::RefreshPolicy,
-        id::{ClientId, SecretId},
+        id::{ClientId, SecretId, UserId},
         resource::ResourceUri,
         scope::Scope,
         secret::{ClientSecret, StoredSecret},
@@ -193,6 +193,13 @@ impl ClientAdmin {
                     "is the name of the service itself; choose another",
                 )]));
             }
+            // Tokens would have its `sub` (RFC 9068 §5).
+            Some(id) if self.is_a_users(&id).await? => {
+                return Err(AdminError::Invalid(vec![FieldError::new(
+                    "/client_id",
+                    "is the id of a user; choose another",
+                )]));
+            }
             Some(id) => id,
             None => ClientId::parse(&self.entropy.uuid_v7(now)?.to_string())
                 .map_err(|_| AdminError::Conflict("no client id could be drawn".to_owned()))?,
@@ -215,6 +222,13 @@ impl ClientAdmin {
             other => other,
         })?;
         Ok((Client { revision, ..client }, secret))
+    }
+
+    async fn is_a_users(&self, id: &ClientId) -> Result<bool, AdminError> {
+        match UserId::parse(id.as_str()) {
+            Ok(id) => Ok(self.store.user(id).await?.is_some()),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Changes a client by a merge patch (RFC 7396) of its [`ClientMetadata`].
@@ -710,49 +724,8 @@ fn drop_keys_of_before(document: &mut Value, patch: &Value, before: &Client) {
 /// A client's metadata after a merge patch, as far as that can be read, and what cannot.
 fn patched(client: &Client, patch: &Value) -> (ClientMetadata, Vec<FieldError>) {
     let mut document = serde_json::to_value(metadata_of(client)).unwrap_or_default();
-    // Whoever sends back what was shown, with something changed, changes only that.
-    let shown = client.document();
-    let mut patch = patch.clone();
-    if let Value::Object(members) = &mut patch {
-        members.retain(|name, value| {
-            !SHOWN_ONLY.contains(&name.as_str()) || shown.get(name) != Some(value)
-        });
-    }
-    let patch = &patch;
-    merge(&mut document, patch);
-    drop_keys_of_before(&mut document, patch, client);
-    let Value::Object(members) = document else {
-        let error = FieldError::new("", "must be an object");
-        return (ClientMetadata::default(), vec![error]);
-    };
-    // Taking away what no client has changes nothing, and is a mistake all the same.
-    let nulls = patch.as_object().into_iter().flatten();
-    let nulls: Map<String, Value> = nulls
-        .filter(|(_, value)| value.is_null())
-        .map(|(name, _)| (name.clone(), Value::Null))
-        .collect();
-    let unknown = document::unknown::<ClientMetadata>(nulls);
-    let (metadata, mut errors) = document::read(members);
-    errors.extend(unknown);
-    (metadata, errors)
-}
-
-/// JSON Merge Patch (RFC 7396 §2): null removes, an object merges, anything else replaces.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(serde_json::Map::new());
-    }
-    if let Value::Object(target) = target {
-        for (name, value) in patch {
-            if value.is_null() {
-                target.remove(name);
-            } else {
-                merge(target.entry(name.clone()).or_insert(Value::Null), value);
-            }
-        }
-    }
+    let patch = document::without_shown(patch, &client.document(), &SHOWN_ONLY);
+    document::merge(&mut document, &patch);
+    drop_keys_of_before(&mut document, &patch, client);
+    document::read_patched(document, &patch)
 }

@@ -43,11 +43,64 @@ fn segment(segment: &Segment) -> String {
 }
 
 /// Those members that are not known.
-pub(super) fn unknown<T: DeserializeOwned + Default>(
+fn unknown<T: DeserializeOwned + Default>(
     members: Map<String, Value>,
 ) -> impl Iterator<Item = FieldError> {
     let (_, errors) = read::<T>(members);
     errors.into_iter().filter(|error| error.detail == UNKNOWN)
+}
+
+/// A merge patch without what it only sends back of the document that was shown, of members that
+/// nobody can write: whoever sends the document back with something changed changes only that.
+pub(super) fn without_shown(patch: &Value, shown: &Value, shown_only: &[&str]) -> Value {
+    let mut patch = patch.clone();
+    if let Value::Object(members) = &mut patch {
+        members.retain(|name, value| {
+            !shown_only.contains(&name.as_str()) || shown.get(name) != Some(value)
+        });
+    }
+    patch
+}
+
+/// JSON Merge Patch (RFC 7396 §2): null removes, an object merges, anything else replaces.
+pub(super) fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    if let Value::Object(target) = target {
+        for (name, value) in patch {
+            if value.is_null() {
+                target.remove(name);
+            } else {
+                merge(target.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+    }
+}
+
+/// Reads a document into which a patch was merged, as far as it can be read, and tells what cannot.
+pub(super) fn read_patched<T: DeserializeOwned + Default>(
+    document: Value,
+    patch: &Value,
+) -> (T, Vec<FieldError>) {
+    let Value::Object(members) = document else {
+        let error = FieldError::new("", "must be an object");
+        return (T::default(), vec![error]);
+    };
+    // Taking away what there never is changes nothing, and is a mistake all the same.
+    let nulls = patch.as_object().into_iter().flatten();
+    let nulls: Map<String, Value> = nulls
+        .filter(|(_, value)| value.is_null())
+        .map(|(name, _)| (name.clone(), Value::Null))
+        .collect();
+    let unknown = unknown::<T>(nulls);
+    let (document, mut errors) = read(members);
+    errors.extend(unknown);
+    (document, errors)
 }
 
 /// All that is wrong: what could not be read, and what is wrong with the rest.
@@ -89,6 +142,7 @@ fn detail(message: &str) -> String {
     match expected {
         "a string" => "must be a string".to_owned(),
         "a boolean" => "must be true or false".to_owned(),
+        "a map" => "must be an object".to_owned(),
         "a sequence" => "must be a list".to_owned(),
         "i64" | "u32" | "u64" => "must be a whole number in range".to_owned(),
         _ => "has the wrong type or is out of range".to_owned(),

@@ -1,7 +1,7 @@
 //! What operators do: use cases shared by the admin interface and the command line.
 //!
 //! Each takes a [`Cause`](crate::domain::change::Cause), checks its input as a whole before
-//! anything is written, and applies one change. Imports `keys`, `store` and `domain`.
+//! anything is written, and applies one change. Imports `identity`, `keys`, `store` and `domain`.
 //!
 //! To add a call: a method on the struct of its family, an error with a pointer for each field that
 //! can be wrong, its command in `cli`, and its route.
@@ -15,10 +15,12 @@ pub mod operator;
 pub mod page;
 pub mod resource;
 pub mod revocation;
+pub mod user;
 
 use crate::{
     clock::Timestamp,
     entropy::EntropyError,
+    identity::password::Busy,
     keys::{master::MasterKeyError, sealing::SealingError},
     store::StoreError,
 };
@@ -66,6 +68,9 @@ pub enum AdminError {
     /// The database failed.
     #[error(transparent)]
     Store(StoreError),
+    /// Too many passwords are being hashed: another attempt may succeed.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// A key could not be sealed or opened.
     #[error(transparent)]
     Sealing(#[from] SealingError),

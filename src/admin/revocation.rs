@@ -11,7 +11,7 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::{Cause, Change},
-        id::ClientId,
+        id::{ClientId, UserId},
     },
     keys::lifecycle::{LONGEST_TOKEN_LIFE, Policy},
     store::{Store, StoreError},
@@ -25,6 +25,8 @@ const LONGEST_JTI: usize = 256;
 pub enum Target {
     /// Every access token that a client holds.
     Client(ClientId),
+    /// Every session of a user, and every access token that anybody holds of it.
+    Subject(UserId),
     /// One access token.
     Token {
         /// Its `jti`.
@@ -34,13 +36,16 @@ pub enum Target {
     },
 }
 
-/// A revocation as an operator writes it: one of `client_id`, or `jti` and `expires_at`.
+/// A revocation as an operator writes it: one of `client_id`, `subject`, or `jti` and `expires_at`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RevocationRequest {
     /// A client, all of whose access tokens are revoked.
     #[schema(pattern = "^[A-Za-z0-9._~-]{1,64}$")]
     client_id: Option<String>,
+    /// A user, all of whose sessions end, and all of whose access tokens are revoked.
+    #[schema(format = "uuid")]
+    subject: Option<String>,
     /// The `jti` of one access token.
     #[schema(min_length = 1, max_length = 256)]
     jti: Option<String>,
@@ -53,31 +58,39 @@ impl RevocationRequest {
     pub fn read(members: Map<String, Value>) -> Result<Target, AdminError> {
         let (request, unread): (Self, _) = document::read(members);
         let mut errors = Vec::new();
-        let target = match (request.client_id, request.jti, request.expires_at) {
-            (Some(client_id), None, None) => {
+        let named = (request.client_id, request.subject);
+        let target = match (named, request.jti, request.expires_at) {
+            ((Some(client_id), None), None, None) => {
                 let client_id = ClientId::parse(&client_id);
                 if client_id.is_err() {
                     errors.push(FieldError::new("/client_id", "is no client id"));
                 }
                 client_id.ok().map(Target::Client)
             }
-            (None, Some(jti), Some(expires_at)) => Some(Target::Token {
+            ((None, Some(subject)), None, None) => {
+                let subject = UserId::parse(&subject);
+                if subject.is_err() {
+                    errors.push(FieldError::new("/subject", "is not the id of a user"));
+                }
+                subject.ok().map(Target::Subject)
+            }
+            ((None, None), Some(jti), Some(expires_at)) => Some(Target::Token {
                 jti,
                 expires_at: Timestamp::from_seconds(expires_at),
             }),
-            (None, Some(_), None) => {
+            ((None, None), Some(_), None) => {
                 errors.push(FieldError::new(
                     "/expires_at",
                     "is missing: the exp of the token",
                 ));
                 None
             }
-            (None, None, Some(_)) => {
+            ((None, None), None, Some(_)) => {
                 errors.push(FieldError::new("/jti", "is missing: the jti of the token"));
                 None
             }
             _ => {
-                let detail = "must have either client_id, or jti and expires_at";
+                let detail = "must have either client_id, or subject, or jti and expires_at";
                 errors.push(FieldError::new("", detail));
                 None
             }
@@ -94,6 +107,7 @@ impl Target {
     pub fn document(&self) -> Value {
         match self {
             Self::Client(client_id) => json!({ "client_id": client_id.as_str() }),
+            Self::Subject(id) => json!({ "subject": id.to_string() }),
             Self::Token { jti, expires_at } => {
                 json!({ "jti": jti, "expires_at": expires_at.seconds() })
             }
@@ -122,6 +136,10 @@ impl RevocationAdmin {
                 client_id: client_id.clone(),
                 tokens_die_at,
             },
+            Target::Subject(id) => Change::EndUserSessions {
+                id: *id,
+                tokens_die_at,
+            },
             Target::Token { jti, expires_at } => {
                 check_token(jti, *expires_at, now)?;
                 Change::RevokeToken {
@@ -134,7 +152,10 @@ impl RevocationAdmin {
             }
         };
         match self.store.apply(&change, cause, now).await {
-            Err(StoreError::Conflict) => Err(AdminError::NotFound("client")),
+            Err(StoreError::Conflict) => Err(AdminError::NotFound(match target {
+                Target::Subject(_) => "user",
+                Target::Client(_) | Target::Token { .. } => "client",
+            })),
             applied => Ok(applied.map(drop)?),
         }
     }

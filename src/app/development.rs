@@ -1,4 +1,4 @@
-//! The development start: demo clients, their secrets, and the lines to paste.
+//! The development start: demo clients, a demo user, their secrets, and the lines to paste.
 
 use std::{
     collections::BTreeMap,
@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 use super::{Context, StartError};
@@ -16,16 +17,24 @@ use crate::{
         AdminError,
         client::{ClientAdmin, ClientMetadata},
         resource::ResourceMetadata,
+        user::UserMetadata,
     },
-    domain::{change::Cause, id::ClientId, resource::ResourceUri, secret::ClientSecret},
+    domain::{
+        change::Cause, id::ClientId, resource::ResourceUri, secret::ClientSecret, user::User,
+    },
+    identity::password::Password,
     oauth::metadata::TOKEN_PATH,
 };
 
-/// Where the secrets of the demo clients are kept between starts.
+/// Where the secrets of the demo clients and of the demo user are kept between starts.
 const FILE: &str = "data/development.json";
 
 /// The demo clients.
 const CLIENTS: [&str; 2] = ["demo", "ops"];
+
+/// The demo user, and where its password stands among the secrets: no client has such an id.
+const USER: &str = "demo";
+const PASSWORD: &str = "user:demo";
 
 /// The scopes of the demo resource.
 const DEMO_SCOPES: &str = "demo:read demo:write";
@@ -34,6 +43,10 @@ const DEMO_SCOPES: &str = "demo:read demo:write";
 pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
     for id in CLIENTS {
         refuse_foreign(&context.clients(), id).await?;
+    }
+    let user = context.users().find(USER).await?;
+    if user.as_ref().is_some_and(|user| !user.demo) {
+        return Err(StartError::NotDemoUser(USER));
     }
     let resources = context.resources();
     let demo = format!("{}/demo", context.issuer);
@@ -72,13 +85,21 @@ pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
     };
     let clients = context.clients();
     for (id, metadata) in CLIENTS.into_iter().zip([demo_client, ops_client]) {
-        let secret = ensure_client(&clients, id, &metadata, secrets.remove(id), context).await?;
-        secrets.insert(id.to_owned(), secret);
+        let kept = secrets
+            .remove(id)
+            .map(|secret| ClientSecret::kept(secret.expose_secret().to_owned()));
+        let secret = ensure_client(&clients, id, &metadata, kept, context).await?;
+        secrets.insert(id.to_owned(), secret.expose().to_owned().into());
     }
+    let password = secrets.remove(PASSWORD);
+    let password = ensure_user(context, user, password).await?;
+    secrets.insert(PASSWORD.to_owned(), password);
     keep(&secrets)?;
     Ok(banner(
         context,
-        secrets.get("demo").map_or("", |secret| secret.expose()),
+        secrets
+            .get("demo")
+            .map_or("", |secret| secret.expose_secret()),
     ))
 }
 
@@ -138,7 +159,47 @@ async fn ensure_client(
     Ok(secret)
 }
 
-fn kept() -> Result<BTreeMap<String, ClientSecret>, StartError> {
+/// Sees to it that there is the demo user, with the password that was kept or another one; returns
+/// the password.
+async fn ensure_user(
+    context: &Context,
+    user: Option<User>,
+    kept: Option<SecretString>,
+) -> Result<SecretString, StartError> {
+    let users = context.users();
+    let password = match kept {
+        Some(kept) => kept,
+        None => Password::generate(&context.entropy)
+            .map_err(AdminError::Entropy)?
+            .expose()
+            .to_owned()
+            .into(),
+    };
+    // A new one for each that takes it.
+    let read = || {
+        let read = Password::read(password.expose_secret());
+        read.map_err(|error| unusable(io::Error::new(io::ErrorKind::InvalidData, error)))
+    };
+    let cause = Cause::system();
+    let Some(user) = user else {
+        let metadata = UserMetadata {
+            username: USER.to_owned(),
+            ..UserMetadata::default()
+        };
+        users.create(&metadata, Some(read()?), true, &cause).await?;
+        return Ok(password);
+    };
+    let is_set = match user.password_hash {
+        Some(hash) => context.passwords.verify(read()?, hash).await,
+        None => Ok(false),
+    };
+    if !is_set.map_err(AdminError::Busy)? {
+        users.set_password(user.id, read()?, &cause).await?;
+    }
+    Ok(password)
+}
+
+fn kept() -> Result<BTreeMap<String, SecretString>, StartError> {
     let text = match fs::read_to_string(FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         text => text.map_err(unusable)?,
@@ -149,16 +210,16 @@ fn kept() -> Result<BTreeMap<String, ClientSecret>, StartError> {
             "it holds no JSON object of secrets; delete it",
         ))
     })?;
+    let secrets = secrets.into_iter();
     Ok(secrets
-        .into_iter()
-        .map(|(id, secret)| (id, ClientSecret::kept(secret)))
+        .map(|(name, secret)| (name, secret.into()))
         .collect())
 }
 
-fn keep(secrets: &BTreeMap<String, ClientSecret>) -> Result<(), StartError> {
+fn keep(secrets: &BTreeMap<String, SecretString>) -> Result<(), StartError> {
     let document: BTreeMap<&str, &str> = secrets
         .iter()
-        .map(|(id, secret)| (id.as_str(), secret.expose()))
+        .map(|(name, secret)| (name.as_str(), secret.expose_secret()))
         .collect();
     let text = format!("{:#}\n", json!(document));
     if fs::read_to_string(FILE).is_ok_and(|kept| kept == text) {
@@ -205,7 +266,7 @@ fn banner(context: &Context, secret: &str) -> String {
          Get one and verify it:\n\n{request} | {program}{settings} token verify -\n\n\
          Keys:     {issuer}/.well-known/jwks.json\n\
          Metadata: {issuer}/.well-known/oauth-authorization-server\n\
-         Secrets of the clients demo and ops: {FILE}\n\n"
+         Secrets of the clients demo and ops and of the user demo: {FILE}\n\n"
     )
 }
 

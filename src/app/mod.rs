@@ -35,6 +35,7 @@ use crate::{
         operator::{Authority, OperatorGate},
         resource::ResourceAdmin,
         revocation::RevocationAdmin,
+        user::UserAdmin,
     },
     clock::{AgreedClock, Clock, SystemClock},
     config::Config,
@@ -60,7 +61,7 @@ use crate::{
         token::TokenEndpoint,
     },
     outbound::{Outbound, OutboundError, Resolver, SystemResolver},
-    store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
+    store::{self, Access, OpenError, Schema, Store, StoreError},
     telemetry,
     throttle::Throttle,
 };
@@ -108,8 +109,8 @@ pub enum StartError {
     /// Production was pointed at a database of the development start.
     #[error(
         "setting database.url: the database holds demo rows ({0}) whose secrets lie in data/development.json; \
-         production needs a database of its own, or delete them with countersign clients delete and \
-         countersign resources delete"
+         production needs a database of its own, or delete them with countersign clients delete, \
+         resources delete and users delete"
     )]
     DemoRows(String),
     /// Development was pointed at a database that production has served.
@@ -123,13 +124,18 @@ pub enum StartError {
         "setting database.url: the database holds a client {0} that is not the demo client; use another database"
     )]
     NotDemo(ClientId),
+    /// Development found a user of its own name that somebody else has made.
+    #[error(
+        "setting database.url: the database holds a user {0} that is not the demo user; use another database"
+    )]
+    NotDemoUser(&'static str),
     /// Nothing can be fetched from others.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
     /// A part of the service ended by itself.
     #[error("a background task ended by itself")]
     TaskEnded,
-    /// The file with the secrets of the demo clients cannot be used.
+    /// The file with the secrets of the demo clients and the demo user cannot be used.
     #[error("cannot use {path}: {source}")]
     DevelopmentFile {
         /// The file.
@@ -226,6 +232,17 @@ impl Context {
         }
     }
 
+    /// The use cases about users.
+    pub fn users(&self) -> UserAdmin {
+        UserAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            passwords: self.passwords.clone(),
+            token_retention: self.config.policy.retention(),
+        }
+    }
+
     /// The use cases about revocations.
     pub fn revocations(&self) -> RevocationAdmin {
         RevocationAdmin {
@@ -273,6 +290,20 @@ impl Context {
         Ok(sign_in.await?)
     }
 
+    /// What the development start has made, of which production wants nothing: each row in words. Of
+    /// the users there may be more than the one that is told.
+    pub async fn demo_rows(&self) -> Result<Vec<String>, StoreError> {
+        let clients = self.store.clients().await?;
+        let clients = clients.iter().filter(|client| client.demo);
+        let clients = clients.map(|client| format!("client {}", client.client_id));
+        let resources = self.store.resources().await?;
+        let resources = resources.iter().filter(|resource| resource.demo);
+        let resources = resources.map(|resource| format!("resource {}", resource.id));
+        let user = self.store.demo_user().await?;
+        let user = user.map(|id| format!("user {id}"));
+        Ok(clients.chain(resources).chain(user).collect())
+    }
+
     /// Ends the connections to the database.
     pub async fn close(&self) {
         self.store.close().await;
@@ -312,7 +343,7 @@ impl App {
             return Err(StartError::OfProduction);
         }
         if !is_development {
-            refuse_demo_rows(&*context.store).await?;
+            refuse_demo_rows(&context).await?;
         }
         context.keys().bootstrap(is_development).await?;
         let banner = if is_development {
@@ -489,19 +520,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-async fn refuse_demo_rows(store: &dyn Store) -> Result<(), StartError> {
-    let Snapshot {
-        clients, resources, ..
-    } = store.snapshot().await?;
-    let clients = clients
-        .iter()
-        .filter(|client| client.demo)
-        .map(|client| format!("client {}", client.client_id));
-    let resources = resources
-        .iter()
-        .filter(|resource| resource.demo)
-        .map(|resource| format!("resource {}", resource.id));
-    let rows: Vec<String> = clients.chain(resources).collect();
+async fn refuse_demo_rows(context: &Context) -> Result<(), StartError> {
+    let rows = context.demo_rows().await?;
     if rows.is_empty() {
         return Ok(());
     }
@@ -526,6 +546,7 @@ fn admin_services(context: &Context, tokens: LiveTokens) -> AdminServices {
         keys: context.keys(),
         resources: context.resources(),
         revocations: context.revocations(),
+        users: context.users(),
     }
 }
 

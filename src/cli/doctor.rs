@@ -206,14 +206,7 @@ async fn key_schedule(context: &Context, key_use: KeyUse) -> Finding {
 }
 
 async fn demo_rows(context: &Context) -> Finding {
-    let clients = context.clients().list().await?;
-    let resources = context.resources().list().await?;
-    let clients = clients.iter().filter(|client| client.demo);
-    let clients = clients.map(|client| format!("client {}", client.client_id));
-    let resources = resources.iter().filter(|resource| resource.demo);
-    let rows: Vec<String> = clients
-        .chain(resources.map(|resource| format!("resource {}", resource.id)))
-        .collect();
+    let rows = context.demo_rows().await.map_err(Failure::Database)?;
     if rows.is_empty() {
         return Ok("none".to_owned());
     }

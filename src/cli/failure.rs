@@ -64,7 +64,8 @@ impl From<AdminError> for Failure {
                 "the database needs master key {id}, which is not here; restore master-{id}.key to the folder of setting keys.directory"
             )),
             AdminError::Store(error) => Self::Database(error),
-            error @ (AdminError::Conflict(_)
+            error @ (AdminError::Busy(_)
+            | AdminError::Conflict(_)
             | AdminError::Forbidden(_)
             | AdminError::Sealing(_)
             | AdminError::MasterKey(_)
@@ -97,6 +98,7 @@ fn in_flags(error: &FieldError) -> String {
     let flag = match field {
         "access_token_ttl_seconds" => "--ttl",
         "allowed_origins" => "--allowed-origin",
+        "claims" => "--claims",
         "client_name" | "name" => "--name",
         "default_resource" => "--default-resource",
         "expires_at" => "--expires-at",
@@ -107,7 +109,9 @@ fn in_flags(error: &FieldError) -> String {
         "jti" => "--jti",
         "refresh_policy" => "--refresh-policy",
         "resource" | "resources" => "--resource",
+        "roles" => "--role",
         "scope" | "scopes" => "--scope",
+        "username" => "--username",
         other => other,
     };
     let which = index

@@ -18,6 +18,7 @@ mod resources;
 mod revocation;
 mod timeline;
 mod token;
+mod users;
 
 use std::{collections::HashMap, ffi::OsString, io, path::PathBuf, process::ExitCode};
 
@@ -32,7 +33,7 @@ use crate::{
     config::{Config, Sources},
     domain::{
         change::Cause,
-        id::{ClientId, EventId, Kid, MasterKeyId, SecretId},
+        id::{ClientId, EventId, Kid, MasterKeyId, SecretId, UserId},
     },
     store::{Access, Schema},
     telemetry,
@@ -70,6 +71,9 @@ enum Command {
     /// Clients and their secrets
     #[command(subcommand)]
     Clients(clients::Command),
+    /// Users and their passwords
+    #[command(subcommand)]
+    Users(users::Command),
     /// Protected resources: what tokens are for
     #[command(subcommand)]
     Resources(resources::Command),
@@ -78,7 +82,7 @@ enum Command {
     Token(token::Command),
     /// Show what was changed, by whom and why
     Events(events::Events),
-    /// Revoke one access token, or all that a client holds
+    /// Revoke one access token, all that a client holds, or all of a user with its sessions
     Revoke(revocation::Revoke),
     /// Tell the service that its database was restored or has lost commits; revokes all access tokens
     Restored(revocation::Restored),
@@ -159,6 +163,10 @@ impl Command {
                 global.with_context(run).await
             }
             Self::Clients(command) => {
+                let run = async |context: &Context| command.run(context, global.json).await;
+                global.with_context(run).await
+            }
+            Self::Users(command) => {
                 let run = async |context: &Context| command.run(context, global.json).await;
                 global.with_context(run).await
             }
@@ -294,6 +302,10 @@ fn setting(text: &str) -> Result<(String, String), &'static str> {
 fn client_id(text: &str) -> Result<ClientId, &'static str> {
     ClientId::parse(text)
         .map_err(|_| "a client id has 1 to 64 characters out of A-Z a-z 0-9 . _ ~ -")
+}
+
+fn user_id(text: &str) -> Result<UserId, &'static str> {
+    UserId::parse(text).map_err(|_| "the id of a user is a UUID; users list shows them")
 }
 
 fn secret_id(text: &str) -> Result<SecretId, &'static str> {

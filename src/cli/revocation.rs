@@ -3,14 +3,17 @@
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{Failure, Reason, client_id, output};
+use super::{Failure, Reason, client_id, output, user_id};
 use crate::{
-    admin::revocation::Target, app::Context, clock::Timestamp, domain::id::ClientId,
+    admin::revocation::Target,
+    app::Context,
+    clock::Timestamp,
+    domain::id::{ClientId, UserId},
     keys::lifecycle::LONGEST_TOKEN_LIFE,
 };
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("target").required(true).args(["jti", "client"]))]
+#[command(group = ArgGroup::new("target").required(true).args(["jti", "client", "subject"]))]
 pub(super) struct Revoke {
     /// Revoke one access token, by its `jti`
     #[arg(long, value_name = "ID", requires = "expires_at")]
@@ -21,6 +24,9 @@ pub(super) struct Revoke {
     /// Revoke every access token that a client holds now
     #[arg(long, value_name = "CLIENT_ID", value_parser = client_id)]
     client: Option<ClientId>,
+    /// End every session of a user and revoke every access token of it
+    #[arg(long, value_name = "USER_ID", value_parser = user_id)]
+    subject: Option<UserId>,
     #[command(flatten)]
     reason: Reason,
 }
@@ -36,30 +42,30 @@ pub(super) struct Restored {
 
 impl Revoke {
     pub(super) async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
-        let (target, document, what) = match (self.client, self.jti, self.expires_at) {
-            (Some(id), _, _) => (
-                Target::Client(id.clone()),
-                json!({ "client_id": id.to_string() }),
-                format!("Every access token that client {id} holds"),
-            ),
-            (None, Some(jti), Some(expires_at)) => (
-                Target::Token {
-                    jti: jti.clone(),
-                    expires_at: Timestamp::from_seconds(expires_at),
-                },
-                json!({ "jti": jti, "expires_at": expires_at }),
-                format!("The access token {jti}"),
-            ),
+        let target = match (self.client, self.subject, self.jti, self.expires_at) {
+            (Some(id), ..) => Target::Client(id),
+            (None, Some(id), ..) => Target::Subject(id),
+            (None, None, Some(jti), Some(expires_at)) => Target::Token {
+                jti,
+                expires_at: Timestamp::from_seconds(expires_at),
+            },
             _ => {
                 return Err(Failure::Usage(
-                    "give --client, or --jti and --expires-at".to_owned(),
+                    "give --client, or --subject, or --jti and --expires-at".to_owned(),
                 ));
             }
+        };
+        let what = match &target {
+            Target::Client(id) => format!("Every access token that client {id} holds"),
+            Target::Subject(id) => {
+                format!("Every session of user {id} is ended, and every access token of it")
+            }
+            Target::Token { jti, .. } => format!("The access token {jti}"),
         };
         let cause = self.reason.cause();
         context.revocations().revoke(&target, &cause).await?;
         if json {
-            return Ok(output::json(&document)?);
+            return Ok(output::json(&target.document())?);
         }
         output::line(&format!(
             "{what} is revoked: introspection says so on every node within {} ms.",

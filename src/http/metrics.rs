@@ -53,6 +53,7 @@ fn reading(services: &Services) -> Reading {
         revocation_entries: services.revocation.tokens.revocations.len(),
         queues: vec![
             ("database_look", freshness.waiting()),
+            ("passwords", services.admin.users.passwords.waiting()),
             ("refresh", services.token.rotations.len()),
         ],
     }

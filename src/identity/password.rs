@@ -144,7 +144,7 @@ impl Rules {
             |_| false,
             |character| character == '@',
             |character| character == '.',
-            |character| !character.is_alphanumeric(),
+            |character| !character.is_alphabetic(),
         ];
         let parts = names.iter().flat_map(|name| {
             let parts = separators

@@ -205,8 +205,8 @@ pub trait Store: Send + Sync + 'static {
     /// Users by id, those after `after`, at most `limit`: there may be millions.
     async fn users(&self, after: Option<UserId>, limit: u32) -> Result<Vec<User>, StoreError>;
 
-    /// Whether there is a user that the development start has made.
-    async fn has_demo_user(&self) -> Result<bool, StoreError>;
+    /// A user that the development start has made, if there is one.
+    async fn demo_user(&self) -> Result<Option<UserId>, StoreError>;
 
     /// The key schedule of one use.
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError>;

@@ -118,9 +118,9 @@ impl Store for Watched {
         self.watch("users", self.inner.users(after, limit)).await
     }
 
-    async fn has_demo_user(&self) -> Result<bool, StoreError> {
-        let call = self.inner.has_demo_user();
-        self.watch("has_demo_user", call).await
+    async fn demo_user(&self) -> Result<Option<UserId>, StoreError> {
+        let call = self.inner.demo_user();
+        self.watch("demo_user", call).await
     }
 
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {

@@ -167,8 +167,8 @@ impl Store for Contested {
         self.store.users(after, limit).await
     }
 
-    async fn has_demo_user(&self) -> Result<bool, StoreError> {
-        self.store.has_demo_user().await
+    async fn demo_user(&self) -> Result<Option<UserId>, StoreError> {
+        self.store.demo_user().await
     }
 
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {

@@ -13,6 +13,8 @@ use countersign::{
     app::Context,
     clock::{Clock as _, SystemClock},
     config::{Config, Sources},
+    domain::id::ClientId,
+    identity::sign_in::Place,
     oauth::access_token,
     store::{Access, Schema},
 };
@@ -162,6 +164,10 @@ on_both_engines! {
     what_is_no_public_key_for_es256_is_not_registered,
     a_client_has_two_secrets_and_no_third,
     a_resource_is_created_listed_and_deleted,
+    a_user_is_created_shown_and_changed,
+    a_user_is_disabled_enabled_signed_out_and_deleted,
+    users_are_listed_in_parts,
+    a_password_comes_from_standard_input_or_is_drawn,
     a_change_is_recorded_with_user_and_reason,
     migrating_twice_is_fine,
     keys_are_listed_and_drawn,
@@ -510,6 +516,192 @@ async fn a_resource_is_created_listed_and_deleted(database: &Database) {
             .len(),
         1
     );
+}
+
+async fn a_user_is_created_shown_and_changed(database: &Database) {
+    let terminal = Terminal::of(database);
+    let none = terminal.call(&["users", "list"]);
+    assert!(none.output.contains("There are no users"), "{none:?}");
+    let created = terminal.json(&[
+        "users",
+        "create",
+        "--username",
+        "Ada@example.com",
+        "--role",
+        "author",
+        "--role",
+        "night editor",
+        "--claims",
+        r#"{"tier":"gold","n":1}"#,
+    ]);
+    let id = created["id"].as_str().unwrap();
+    assert_eq!(created["roles"], json!(["author", "night editor"]));
+    assert_eq!(created["has_password"], false);
+    for name in [id, "ada@EXAMPLE.com"] {
+        assert_eq!(terminal.json(&["users", "show", name]), created);
+    }
+    let list = terminal.json(&["users", "list"]);
+    assert_eq!(list, json!({ "items": [created], "next_cursor": null }));
+    let text = terminal.call(&["users", "show", id]).output;
+    for part in [
+        "author, night editor",
+        r#"{"n":1,"tier":"gold"}"#,
+        "enabled",
+        "none",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+
+    let changed = terminal.json(&[
+        "users",
+        "update",
+        id,
+        "--username",
+        "Ada",
+        "--no-roles",
+        "--claims",
+        r#"{"n":null}"#,
+        "--revision",
+        "1",
+    ]);
+    assert_eq!(changed["claims"], json!({ "tier": "gold" }));
+    assert_eq!(
+        (&changed["roles"], &changed["username"]),
+        (&json!([]), &json!("Ada"))
+    );
+    let stale = terminal.call(&["users", "update", "ada", "--no-claims", "--revision", "1"]);
+    assert!(stale.failure().contains("revision 2"));
+    let taken = terminal.call(&["users", "create", "--username", "ADA"]);
+    assert!(
+        taken
+            .failure()
+            .contains("a user of this name exists already")
+    );
+    let wrong = [
+        "users",
+        "update",
+        "ada",
+        "--role",
+        "",
+        "--claims",
+        r#"{"aud":"x"}"#,
+    ];
+    let wrong = terminal.call(&wrong);
+    assert!(
+        wrong.failure().contains("--role (number 1): must be"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong.failure().contains("--claims: says something"),
+        "{wrong:?}"
+    );
+}
+
+async fn a_user_is_disabled_enabled_signed_out_and_deleted(database: &Database) {
+    let terminal = Terminal::of(database);
+    let created = terminal.json(&["users", "create", "--username", "Ada"]);
+    let id = created["id"].as_str().unwrap();
+    let off = terminal.call(&["users", "disable", "ada", "--reason", "left"]);
+    assert!(off.output.contains("Ada is disabled"), "{off:?}");
+    assert_eq!(terminal.json(&["users", "show", "ada"])["disabled"], true);
+    assert_eq!(
+        terminal.json(&["users", "enable", "ada"])["disabled"],
+        false
+    );
+    let ended = terminal.call(&["revoke", "--subject", id]);
+    assert!(ended.output.contains("Every session of user"), "{ended:?}");
+    assert_eq!(terminal.json(&["revoke", "--subject", id])["subject"], id);
+    assert_eq!(terminal.call(&["users", "delete", "ada"]).status, 0);
+    let events = terminal.json(&["events", "--limit", "20"]);
+    let types: Vec<&str> = events["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
+    let expected = [
+        "user.created",
+        "user.disabled",
+        "user.enabled",
+        "user.sessions_ended",
+        "user.sessions_ended",
+        "user.deleted",
+    ];
+    assert_eq!(types, expected);
+    assert_eq!(events["items"][1]["reason"], "left");
+    for arguments in [
+        &["users", "show", "ada"][..],
+        &["users", "delete", id],
+        &["users", "show", ""],
+    ] {
+        let gone = terminal.call(arguments);
+        assert!(
+            gone.failure()
+                .contains("there is no user of this id or name")
+        );
+    }
+    let nobody = terminal.call(&["revoke", "--subject", id]);
+    assert!(nobody.failure().contains("there is no user of this id"));
+}
+
+async fn users_are_listed_in_parts(database: &Database) {
+    let terminal = Terminal::of(database);
+    for name in ["a", "b", "c"] {
+        terminal.json(&["users", "create", "--username", name]);
+    }
+    let part = terminal.json(&["users", "list", "--limit", "2"]);
+    let cursor = part["next_cursor"].as_str().unwrap();
+    let rest = terminal.json(&["users", "list", "--cursor", cursor]);
+    assert_eq!(rest["items"][0]["username"], "c");
+    let text = terminal.call(&["users", "list", "--limit", "2"]).output;
+    assert!(text.contains(&format!("--cursor {cursor}")), "{text}");
+}
+
+async fn a_password_comes_from_standard_input_or_is_drawn(database: &Database) {
+    const PASSWORD: &str = "zwölf Boxkämpfer jagen Eva";
+    let (terminal, context) = Terminal::started(database).await;
+    let sign_in = context.sign_in().await.unwrap();
+    let place = Place::Client(ClientId::parse("app").unwrap());
+    let is_right = async |username: &str, password: &str| {
+        sign_in.verify(username, password, &place).await.is_ok()
+    };
+    let create = ["users", "create", "--username", "ada", "--password-stdin"];
+    for (input, says) in [
+        ("", "--password-stdin: there is no password in it"),
+        ("\n", "--password-stdin: there is no password in it"),
+        ("short\n", "password: must have at least 15 characters"),
+        ("passwordpassword", "password: is easy to guess"),
+        (
+            &"ä".repeat(600),
+            "--password-stdin: must have at most 1024 bytes",
+        ),
+    ] {
+        let refused = terminal.call_with(&create, input);
+        assert!(refused.failure().starts_with(says), "{refused:?}");
+        assert!(input.trim().is_empty() || !refused.remarks.contains(input.trim()));
+    }
+    let created = terminal.call_with(&create, &format!("{PASSWORD}\r\nanother line\n"));
+    assert_eq!(created.status, 0, "{created:?}");
+    assert!(!created.output.contains(PASSWORD), "{created:?}");
+    assert!(is_right("ada", PASSWORD).await);
+
+    let set = ["users", "set-password", "ada"];
+    let drawn = terminal.json(&[&set[..], &["--generate-password"]].concat());
+    let drawn = drawn["password"].as_str().unwrap();
+    assert!(is_right("ada", drawn).await);
+    assert!(!is_right("ada", PASSWORD).await);
+    let shown = terminal.call(&[&set[..], &["--generate-password"]].concat());
+    assert!(shown.output.contains("not shown again"), "{shown:?}");
+    assert!(!is_right("ada", drawn).await);
+    let given = terminal.call_with(&[&set[..], &["--password-stdin"]].concat(), PASSWORD);
+    assert!(
+        given.output.contains("every session of the user is ended"),
+        "{given:?}"
+    );
+    assert!(is_right("ada", PASSWORD).await);
+    let disabled = terminal.call(&["users", "disable", "ada"]);
+    assert_eq!(disabled.status, 0, "{disabled:?}");
+    assert!(!is_right("ada", PASSWORD).await);
 }
 
 async fn a_change_is_recorded_with_user_and_reason(database: &Database) {
@@ -901,6 +1093,34 @@ fn wrong_usage_exits_with_2() {
         &["clients", "create", "--name", "a", "--auth-method", "guess"],
         &["clients", "show", "a b"],
         &["clients", "update", "app"],
+        &["users", "create"],
+        &["users", "create", "--username", "a", "--password", "b"],
+        &["users", "create", "--username", "a", "--claims", "[]"],
+        &[
+            "users",
+            "create",
+            "--username",
+            "a",
+            "--claims",
+            r#"{"a":1,"a":2}"#,
+        ],
+        &["users", "update", "a"],
+        &["users", "set-password", "a"],
+        &[
+            "users",
+            "set-password",
+            "a",
+            "--password-stdin",
+            "--generate-password",
+        ],
+        &["revoke", "--subject", "ada"],
+        &[
+            "revoke",
+            "--subject",
+            "019f0000-0000-7000-8000-000000000000",
+            "--client",
+            "a",
+        ],
         &["keys", "rotate", "--discard-next"],
         &["keys", "revoke", "short"],
         &["doctor", "--set", "issuer"],

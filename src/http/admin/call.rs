@@ -10,11 +10,15 @@ use serde_json::{Map, Value, json};
 use super::problem::{Kind, Problem};
 use crate::{
     admin::{
+        FieldError,
         client::ClientAdmin,
         operator::{Authority, Operator},
         page::{Page, PageRequest},
     },
-    domain::change::{Cause, Origin},
+    domain::{
+        change::{Cause, Origin},
+        client::Revision,
+    },
     http::{AdminServices, Services},
     oauth::form::Form,
 };
@@ -64,6 +68,17 @@ impl Call {
     pub(super) fn query(&self) -> Result<Form, Problem> {
         Form::parse(self.request.query_string().as_bytes())
             .map_err(|_| Problem::new(Kind::Malformed, "the query is not well-formed"))
+    }
+
+    /// The revision that whoever sends a patch has seen, if that is told; taken out of the body.
+    pub(super) fn take_revision(&mut self) -> Result<Option<Revision>, Problem> {
+        let Some(revision) = self.body.remove("revision") else {
+            return Ok(None);
+        };
+        revision.as_i64().map(Some).ok_or_else(|| {
+            let error = FieldError::new("/revision", "must be a whole number");
+            Problem::invalid(vec![error])
+        })
     }
 
     /// Which part of a list is asked for.

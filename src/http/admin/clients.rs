@@ -7,12 +7,9 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    admin::{
-        FieldError,
-        client::{created_document, secret_document},
-    },
+    admin::client::{created_document, secret_document},
     domain::{
-        client::{Client, Revision},
+        client::Client,
         id::{ClientId, SecretId},
     },
 };
@@ -39,17 +36,8 @@ pub(super) async fn show(call: Call) -> Outcome {
 
 pub(super) async fn update(mut call: Call) -> Outcome {
     let id = client_id(&call)?;
-    let mut patch = std::mem::take(&mut call.body);
-    let expected = patch.remove("revision").map(|revision| revision.as_i64());
-    let expected: Option<Revision> = match expected {
-        None => None,
-        Some(Some(revision)) => Some(revision),
-        Some(None) => {
-            let error = FieldError::new("/revision", "must be a whole number");
-            return Err(Problem::invalid(vec![error]));
-        }
-    };
-    let patch = Value::Object(patch);
+    let expected = call.take_revision()?;
+    let patch = Value::Object(std::mem::take(&mut call.body));
     let update = call
         .clients()
         .update(&id, &patch, expected, &call.cause(None))

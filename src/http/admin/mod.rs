@@ -17,6 +17,7 @@ mod resources;
 mod revocations;
 mod schema;
 mod table;
+mod users;
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -38,7 +39,7 @@ use super::{Services, body};
 use crate::{
     admin::{
         FieldError, client::ClientAdmin, event::EventAdmin, key::KeyAdmin, operator::OperatorGate,
-        resource::ResourceAdmin, revocation::RevocationAdmin,
+        resource::ResourceAdmin, revocation::RevocationAdmin, user::UserAdmin,
     },
     domain::change::Origin,
 };
@@ -57,6 +58,8 @@ pub struct AdminServices {
     pub resources: ResourceAdmin,
     /// Revocations.
     pub revocations: RevocationAdmin,
+    /// Users.
+    pub users: UserAdmin,
 }
 
 /// Every call of the table, and what is open: the `OpenAPI` document and the page for people.

@@ -13,10 +13,16 @@ use super::{
 };
 use crate::{
     admin::{
-        client::ClientMetadata, event::LONGEST_WAIT_SECONDS, key::RotationRequest, page,
-        resource::ResourceMetadata, revocation::RevocationRequest,
+        client::ClientMetadata,
+        event::LONGEST_WAIT_SECONDS,
+        key::RotationRequest,
+        page,
+        resource::ResourceMetadata,
+        revocation::RevocationRequest,
+        user::{PasswordRequest, UserMetadata},
     },
     domain::{change::EventType, key::KeyUse},
+    identity::password,
 };
 
 /// The document as it is sent.
@@ -169,7 +175,7 @@ fn filters() -> Vec<Value> {
         ),
         (
             "subject",
-            "Those about this client, resource, key use or jti.",
+            "Those about this client, user, resource, key use or jti.",
             json!({ "type": "string" }),
         ),
         (
@@ -305,10 +311,13 @@ fn schemas() -> Value {
     add::<schema::Problem>(&mut schemas);
     add::<schema::Resource>(&mut schemas);
     add::<schema::Secret>(&mut schemas);
+    add::<schema::User>(&mut schemas);
     add::<ClientMetadata>(&mut schemas);
     add::<ResourceMetadata>(&mut schemas);
     add::<RevocationRequest>(&mut schemas);
     add::<RotationRequest>(&mut schemas);
+    add::<PasswordRequest>(&mut schemas);
+    add::<UserMetadata>(&mut schemas);
     let client_id = json!({
         "type": "string",
         "pattern": "^[A-Za-z0-9._~-]{1,64}$",
@@ -335,9 +344,28 @@ fn schemas() -> Value {
         &mut schemas,
         "ClientPatch",
         "ClientMetadata",
-        ("revision", revision),
+        ("revision", revision.clone()),
     );
     patch(&mut schemas, "ClientPatch");
+    let password = json!({
+        "type": "string",
+        "minLength": password::LEAST_MINIMUM_LENGTH,
+        "maxLength": password::LONGEST,
+        "description": "The password to sign in with; the user has none when it is absent.",
+    });
+    extend(
+        &mut schemas,
+        "NewUser",
+        "UserMetadata",
+        ("password", password),
+    );
+    extend(
+        &mut schemas,
+        "UserPatch",
+        "UserMetadata",
+        ("revision", revision),
+    );
+    patch(&mut schemas, "UserPatch");
     schemas.into()
 }
 

@@ -50,6 +50,8 @@ pub(super) enum Kind {
     Internal,
     /// The database cannot be reached.
     Unavailable,
+    /// Too many passwords are being hashed.
+    Busy,
 }
 
 impl Kind {
@@ -83,6 +85,7 @@ impl Kind {
             ),
             Self::Internal => (500, "internal", "The service failed"),
             Self::Unavailable => (503, "unavailable", "The database is not available"),
+            Self::Busy => (503, "busy", "Too many passwords are being hashed"),
         }
     }
 
@@ -214,7 +217,7 @@ impl Problem {
         {
             answer.insert_header((name, value));
         }
-        if self.kind == Kind::Unavailable {
+        if matches!(self.kind, Kind::Unavailable | Kind::Busy) {
             answer.insert_header((header::RETRY_AFTER, RETRY_AFTER));
         }
         answer.body(document.to_string())
@@ -240,6 +243,7 @@ impl From<AdminError> for Problem {
                 ),
                 ..Self::new(Kind::TooEarly, error.to_string())
             },
+            AdminError::Busy(_) => Self::new(Kind::Busy, "nothing was changed; try again"),
             _ if error.is_unavailable() => {
                 log(&error);
                 Self::new(

@@ -118,6 +118,33 @@ pub(super) struct Key {
     version: Option<u32>,
 }
 
+/// A user.
+#[derive(ToSchema)]
+pub(super) struct User {
+    /// The `sub` of its tokens.
+    id: String,
+    /// The name to sign in with.
+    username: String,
+    /// The `roles` of its access tokens.
+    roles: Vec<String>,
+    /// More claims of its access tokens.
+    #[schema(value_type = Object)]
+    claims: Value,
+    /// Whether it is refused.
+    disabled: bool,
+    /// Whether it can sign in with a password.
+    has_password: bool,
+    /// Grows by one with each change.
+    revision: i64,
+    /// Since when there has been such a user, in seconds since 1970.
+    created_at: i64,
+    /// When it was last changed, in seconds since 1970.
+    updated_at: i64,
+    /// When its password was set, in seconds since 1970.
+    #[schema(required)]
+    password_changed_at: Option<i64>,
+}
+
 /// The keys after a change of them.
 #[derive(ToSchema)]
 pub(super) struct KeyChange {

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use super::{
     call::{Call, Outcome},
     clients, events, keys,
-    problem::Kind::{self, Conflict, Forbidden, Invalid, NotFound, TooEarly},
-    resources, revocations,
+    problem::Kind::{self, Busy, Conflict, Forbidden, Invalid, NotFound, TooEarly},
+    resources, revocations, users,
 };
 
 /// The method of a call.
@@ -16,6 +16,7 @@ pub(super) enum Verb {
     Get,
     Patch,
     Post,
+    Put,
 }
 
 impl Verb {
@@ -26,6 +27,7 @@ impl Verb {
             Self::Get => &["GET", "HEAD"],
             Self::Patch => &["PATCH"],
             Self::Post => &["POST"],
+            Self::Put => &["PUT"],
         }
     }
 }
@@ -76,7 +78,7 @@ const JSON: &[&str] = &["application/json"];
 const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 
 /// Every call. Those of one path stand together.
-pub(super) static OPERATIONS: [Operation; 15] = [
+pub(super) static OPERATIONS: [Operation; 21] = [
     Operation {
         id: "listKeys",
         method: Verb::Get,
@@ -258,13 +260,102 @@ pub(super) static OPERATIONS: [Operation; 15] = [
         handler: |call| Box::pin(resources::delete(call)),
     },
     Operation {
+        id: "listUsers",
+        method: Verb::Get,
+        path: "/admin/v1/users",
+        scope: "users:read",
+        summary: "List the users",
+        description: "The oldest first.",
+        body: None,
+        success: Success::List("User"),
+        refusals: &[Invalid],
+        handler: |call| Box::pin(users::list(call)),
+    },
+    Operation {
+        id: "createUser",
+        method: Verb::Post,
+        path: "/admin/v1/users",
+        scope: "users:write",
+        summary: "Create a user",
+        description: "Without a password the user cannot sign in with one. A password that is too short or \
+            easy to guess is refused.",
+        body: Some(Body {
+            schema: "NewUser",
+            media_types: JSON,
+            example: r#"{"username":"ada@example.com","password":"zw\u00f6lf Boxk\u00e4mpfer jagen Eva","roles":["author"]}"#,
+        }),
+        success: Success::Created("User"),
+        refusals: &[Invalid, Conflict, Busy],
+        handler: |call| Box::pin(users::create(call)),
+    },
+    Operation {
+        id: "showUser",
+        method: Verb::Get,
+        path: "/admin/v1/users/{id}",
+        scope: "users:read",
+        summary: "Show a user",
+        description: "",
+        body: None,
+        success: Success::Document("User"),
+        refusals: &[NotFound],
+        handler: |call| Box::pin(users::show(call)),
+    },
+    Operation {
+        id: "updateUser",
+        method: Verb::Patch,
+        path: "/admin/v1/users/{id}",
+        scope: "users:write",
+        summary: "Change a user",
+        description: "A merge patch (RFC 7396): null takes a member away, what is absent stays. With a revision \
+            it is refused once somebody else has changed the user. Disabling a user ends its sessions and \
+            revokes its access tokens. Roles and claims are in its tokens from the next refresh on.",
+        body: Some(Body {
+            schema: "UserPatch",
+            media_types: MERGE_PATCH,
+            example: r#"{"roles":["author","editor"],"claims":{"tier":"gold"}}"#,
+        }),
+        success: Success::Document("User"),
+        refusals: &[Invalid, NotFound, Conflict],
+        handler: |call| Box::pin(users::update(call)),
+    },
+    Operation {
+        id: "deleteUser",
+        method: Verb::Delete,
+        path: "/admin/v1/users/{id}",
+        scope: "users:write",
+        summary: "Remove a user",
+        description: "With its sessions; its access tokens are revoked. Nobody gets its id again.",
+        body: None,
+        success: Success::Removed,
+        refusals: &[NotFound, Conflict],
+        handler: |call| Box::pin(users::delete(call)),
+    },
+    Operation {
+        id: "setUserPassword",
+        method: Verb::Put,
+        path: "/admin/v1/users/{id}/password",
+        scope: "users:write",
+        summary: "Give a user another password",
+        description: "Ends the sessions of the user and revokes its access tokens: somebody may have known the \
+            password before. One that is too short or easy to guess is refused.",
+        body: Some(Body {
+            schema: "PasswordRequest",
+            media_types: JSON,
+            example: r#"{"password":"correct horse battery staple"}"#,
+        }),
+        success: Success::Document("User"),
+        refusals: &[Invalid, NotFound, Conflict, Busy],
+        handler: |call| Box::pin(users::set_password(call)),
+    },
+    Operation {
         id: "revoke",
         method: Verb::Post,
         path: "/admin/v1/revocations",
         scope: "revocations:write",
         summary: "Revoke access tokens",
-        description: "Every token that a client holds, or one by its jti. Every node refuses them within the poll \
-            interval. The client may go on to get new ones: disable it to end that.",
+        description: "Every token that a client holds, or that anybody holds of a user (subject), or one by its \
+            jti. Every node refuses them within the poll interval. The sessions of a user end with them, and it \
+            may sign in again. A client may go on to get new ones: disable it to end that.",
         body: Some(Body {
             schema: "RevocationRequest",
             media_types: JSON,

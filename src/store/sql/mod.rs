@@ -668,9 +668,9 @@ where
         Self::read_users(&mut connection, after, limit).await
     }
 
-    async fn has_demo_user(&self) -> Result<bool, StoreError> {
+    async fn demo_user(&self) -> Result<Option<UserId>, StoreError> {
         let mut connection = self.readers().acquire().await?;
-        Self::read_has_demo_user(&mut connection).await
+        Self::read_demo_user(&mut connection).await
     }
 
     async fn key_schedule(&self, key_use: KeyUse) -> Result<KeySchedule, StoreError> {

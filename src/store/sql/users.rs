@@ -255,14 +255,15 @@ where
         rows.iter().map(Self::user_of).collect()
     }
 
-    pub(super) async fn read_has_demo_user(
+    pub(super) async fn read_demo_user(
         connection: &mut DB::Connection,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<UserId>, StoreError> {
         // Uses the index end_user_demo.
         let row = sqlx::query::<DB>("select id from end_user where demo = 1 limit 1")
             .fetch_optional(connection)
             .await?;
-        Ok(row.is_some())
+        let id = |row| Self::column(&row, "end_user", "id").map(UserId::from_uuid);
+        row.map(id).transpose()
     }
 
     fn user_of(row: &DB::Row) -> Result<User, StoreError> {

@@ -4,11 +4,11 @@ use std::{collections::HashSet, fs, net::SocketAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
     client,
-    process::Installation,
+    process::{Installation, Node},
     server::{FORM, GRANT, TestServer, answer, send_raw},
 };
 
@@ -72,6 +72,9 @@ async fn no_secret_gets_into_the_log() {
         .to_vec();
     let kept = fs::read(installation.path("data/development.json")).unwrap();
     let kept: Value = serde_json::from_slice(&kept).unwrap();
+    secrets.push(kept["user:demo"].as_str().unwrap().to_owned());
+    // How a stored hash of a password begins.
+    secrets.push("$argon2".to_owned());
     for id in ["demo", "ops"] {
         let secret = kept[id].as_str().unwrap();
         secrets.push(secret.to_owned());
@@ -83,6 +86,7 @@ async fn no_secret_gets_into_the_log() {
     secrets.push(master_key.trim().to_owned());
 
     secrets.extend(send_requests(node.public, kept["demo"].as_str().unwrap()).await);
+    secrets.extend(send_passwords(&node, kept["ops"].as_str().unwrap()).await);
 
     node.process.terminate();
     let status = node.process.ended().await;
@@ -105,6 +109,27 @@ async fn no_secret_gets_into_the_log() {
             assert!(!line.contains(secret), "{secret} stands in the line {line}");
         }
     }
+}
+
+/// Gives users passwords, good ones and bad ones; returns them.
+async fn send_passwords(node: &Node, ops_secret: &str) -> Vec<String> {
+    let client = client().build().unwrap();
+    let issuer = format!("http://{}", node.public);
+    let request = client
+        .post(format!("{issuer}/oauth2/token"))
+        .basic_auth("ops", Some(ops_secret))
+        .form(&[GRANT[0], ("resource", &format!("{issuer}/admin"))]);
+    let token = answer(request).await.access_token();
+    let passwords = ["hunter2 hunted one too many", "hunter2-in-use"];
+    let users = node.admin_url("/admin/v1/users");
+    for (password, expected) in passwords.iter().zip([201, 400]) {
+        let user = json!({ "username": "ada", "password": password });
+        let request = client.post(&users).bearer_auth(&token).json(&user);
+        let created = answer(request).await;
+        assert_eq!(created.status, expected, "{created:?}");
+        assert!(!created.body.contains("hunter2"), "{created:?}");
+    }
+    passwords.map(str::to_owned).to_vec()
 }
 
 /// Sends secrets wherever a request can hold one; returns all that must not be seen.
@@ -163,7 +188,7 @@ async fn send_requests(address: SocketAddr, demo_secret: &str) -> Vec<String> {
         (
             client
                 .post(&url)
-                .json(&serde_json::json!({"client_secret": broken, "token": token})),
+                .json(&json!({"client_secret": broken, "token": token})),
             400,
         ),
     ] {

@@ -2,10 +2,15 @@
 
 use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
+use argon2::PasswordVerifier as _;
+use countersign::{domain::user::Username, store::Access};
 use reqwest::StatusCode;
 use serde_json::Value;
 
-use crate::support::process::{Credentials, Installation, Node, free_address};
+use crate::support::{
+    database::open,
+    process::{Credentials, Installation, Node, free_address},
+};
 
 const SECRETS: &str = "data/development.json";
 
@@ -41,6 +46,23 @@ fn kept(installation: &Installation, node: &Node, client: &str) -> Credentials {
     }
 }
 
+/// The password of the demo user in the file that keeps it, which must be the one in the database.
+async fn password(installation: &Installation) -> String {
+    let secrets = fs::read_to_string(installation.path(SECRETS)).unwrap();
+    let secrets: Value = serde_json::from_str(&secrets).unwrap();
+    let kept = secrets["user:demo"].as_str().unwrap().to_owned();
+    let file = installation.path("data/countersign.db");
+    let store = open(&format!("sqlite://{}", file.display()), Access::Command).await;
+    let key = Username::parse("demo").unwrap();
+    let user = store.unwrap().user_by_name(key.key()).await.unwrap();
+    let user = user.unwrap();
+    assert!(user.demo);
+    let hash = argon2::PasswordHash::new(user.password_hash.as_ref().unwrap().phc()).unwrap();
+    let verified = argon2::Argon2::default().verify_password(kept.as_bytes(), &hash);
+    verified.unwrap();
+    kept
+}
+
 async fn kids(node: &Node) -> Vec<String> {
     node.jwks().await.kids().map(str::to_owned).collect()
 }
@@ -67,6 +89,7 @@ async fn a_second_start_in_the_same_folder_has_the_same_secrets_and_keys() {
     let node = installation.start().await;
     let (secret, keys) = (demo(&node), kids(&node).await);
     let ops = kept(&installation, &node, "ops");
+    let of_user = password(&installation).await;
     let banner = node.process.stdout();
     let masters = installation.master_key_files();
     assert_eq!(masters.len(), 1);
@@ -76,6 +99,11 @@ async fn a_second_start_in_the_same_folder_has_the_same_secrets_and_keys() {
     assert_eq!(node.process.stdout(), banner);
     assert_eq!(kids(&node).await, keys);
     assert_eq!(kept(&installation, &node, "ops").secret, ops.secret);
+    assert_eq!(password(&installation).await, of_user);
+    // Nor is its password set again, which would end its sessions.
+    let events = ["events", "--type", "user.password_changed"];
+    let events = installation.json(&events).await;
+    assert_eq!(events["items"], serde_json::json!([]));
     assert_eq!(installation.master_key_files(), masters);
     node.token(&secret).await;
 }
@@ -85,11 +113,13 @@ async fn deleting_the_file_of_secrets_makes_new_ones_that_work() {
     let installation = Installation::development();
     let node = installation.start().await;
     let (old, keys) = (demo(&node), kids(&node).await);
+    let old_password = password(&installation).await;
     let secrets = installation.path(SECRETS);
 
     let node = restart(&installation, node, || fs::remove_file(secrets).unwrap()).await;
     let new = kept(&installation, &node, "demo");
     assert_ne!(new.secret, old.secret);
+    assert_ne!(password(&installation).await, old_password);
     node.token(&new).await;
     assert_eq!(node.ask(&old).await.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(kids(&node).await, keys);
@@ -114,6 +144,29 @@ async fn deleting_the_database_and_keeping_the_master_key_works() {
     // The secrets are in the file beside it, and the new rows have been made to match.
     assert_eq!(demo(&node).secret, secret.secret);
     node.token(&secret).await;
+    password(&installation).await;
+}
+
+/// The file as it was before there were users.
+#[tokio::test]
+async fn a_file_without_the_users_password_gets_one() {
+    let installation = Installation::development();
+    let node = installation.start().await;
+    let secret = demo(&node);
+    let path = installation.path(SECRETS);
+    let node = restart(&installation, node, || {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut secrets: Value = serde_json::from_str(&text).unwrap();
+        secrets
+            .as_object_mut()
+            .unwrap()
+            .remove("user:demo")
+            .unwrap();
+        fs::write(&path, secrets.to_string()).unwrap();
+    })
+    .await;
+    password(&installation).await;
+    assert_eq!(kept(&installation, &node, "demo").secret, secret.secret);
 }
 
 #[tokio::test]

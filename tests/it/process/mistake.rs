@@ -350,8 +350,27 @@ async fn demo_rows_in_production_give_one_sentence() {
         .with("environment", "production")
         .with("public.trusted_proxies", "127.0.0.1")
         .with("issuer", "https://issuer.example");
-    let says = ["database.url", "demo", "ops", "clients delete"];
+    let says = ["database.url", "demo", "ops", "user ", "clients delete"];
     refuses(&production, &[], "demo", &says).await.unwrap();
+    // The user alone will do, by whatever name.
+    for id in ["demo", "ops"] {
+        production.run(&["clients", "delete", id]).await.done();
+    }
+    let resources = production.json(&["resources", "list"]).await;
+    let resource = resources["items"][1]["id"].as_str().unwrap();
+    production
+        .run(&["resources", "delete", resource])
+        .await
+        .done();
+    let renamed = ["users", "update", "demo", "--username", "somebody"];
+    production.run(&renamed).await.done();
+    let says = ["database.url", "(user ", "users delete"];
+    refuses(&production, &[], "demo-user", &says).await.unwrap();
+    production
+        .run(&["users", "delete", "somebody"])
+        .await
+        .done();
+    assert_eq!(production.start().await.stop().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -388,6 +407,20 @@ async fn a_client_of_the_demo_clients_name_gives_one_sentence_in_development() {
         1,
         "{resources}"
     );
+}
+
+#[tokio::test]
+async fn a_user_of_the_demo_users_name_gives_one_sentence_in_development() {
+    let installation = Installation::development();
+    let ours = ["users", "create", "--username", "DEMO"];
+    installation.run(&ours).await.done();
+    let before = installation.json(&["users", "show", "demo"]).await;
+    let says = ["database.url", "user demo", "not the demo user"];
+    refuses(&installation, &[], "demo", &says).await.unwrap();
+    let after = installation.json(&["users", "show", "demo"]).await;
+    assert_eq!(after, before);
+    let clients = installation.json(&["clients", "list"]).await;
+    assert_eq!(clients["items"].as_array().unwrap().len(), 0, "{clients}");
 }
 
 #[tokio::test]

@@ -364,9 +364,9 @@ pub(super) async fn a_user_row_that_cannot_be_read_is_named(database: &Database)
 pub(super) async fn a_demo_user_is_found_by_whatever_name(database: &Database) {
     let store = database.open().await;
     created_user(&*store, user(1)).await;
-    assert!(!store.has_demo_user().await.unwrap());
+    assert_eq!(store.demo_user().await.unwrap(), None);
     let demo = created_user(&*store, full_user(2)).await;
-    assert!(store.has_demo_user().await.unwrap());
+    assert_eq!(store.demo_user().await.unwrap(), Some(demo.id));
     apply(&*store, delete_user(&demo)).await.unwrap();
-    assert!(!store.has_demo_user().await.unwrap());
+    assert_eq!(store.demo_user().await.unwrap(), None);
 }

@@ -44,6 +44,9 @@ async fn the_document_is_whole_and_says_of_each_call_how_it_can_end() {
     assert_eq!(required("ResourceMetadata"), json!(["resource", "name"]));
     assert_eq!(required("RotationRequest"), json!(["mode"]));
     assert_eq!(required("ClientPatch"), Value::Null);
+    assert_eq!(required("NewUser"), json!(["username"]));
+    assert_eq!(required("UserPatch"), Value::Null);
+    assert_eq!(required("PasswordRequest"), json!(["password"]));
 }
 
 #[tokio::test]

@@ -15,9 +15,10 @@ on_both_engines! {
 }
 
 /// Every table that some change writes.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "client",
     "client_secret",
+    "end_user",
     "resource",
     "sealed_key",
     "key_schedule",
@@ -139,6 +140,22 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
         &["resource"],
     )
     .await;
+
+    let users = "/admin/v1/users".to_owned();
+    let written = json!({ "username": "made", "password": "zwölf Boxkämpfer jagen Eva" });
+    let created = change("createUser", "POST", users.clone(), written, &["end_user"]);
+    let id = created.await.json()["id"].as_str().unwrap().to_owned();
+    let user = format!("{users}/{id}");
+    let ending = &["end_user", "revocation"];
+    let password = json!({ "password": "Eva jagt zwölf Boxkämpfer" });
+    let place = format!("{user}/password");
+    change("setUserPassword", "PUT", place, password, ending).await;
+    let disabled = json!({ "disabled": true });
+    change("updateUser", "PATCH", user.clone(), disabled, ending).await;
+    let subject = json!({ "subject": id });
+    let revocations = "/admin/v1/revocations".to_owned();
+    change("revoke", "POST", revocations, subject, ending).await;
+    change("deleteUser", "DELETE", user, Value::Null, ending).await;
 
     let revocations = "/admin/v1/revocations".to_owned();
     let token = json!({ "jti": "some-token", "expires_at": now().seconds() + 600 });

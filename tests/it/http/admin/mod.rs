@@ -13,6 +13,7 @@ mod keys;
 mod nonsense;
 mod resources;
 mod revocations;
+mod users;
 
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ const ADMIN: &str = "https://issuer.example/admin";
 
 /// Every scope of the admin interface that some call needs.
 const ALL: &str = "clients:read clients:write events:read keys:read keys:rotate resources:read \
-     resources:write revocations:write";
+     resources:write revocations:write users:read users:write";
 
 /// What an operator is registered with.
 fn operator(scope: &str) -> ClientMetadata {

@@ -10,6 +10,9 @@ on_both_engines! {
 async fn nonsense_in_any_member_is_answered_as_described(engine: Engine) {
     let server = Setup::new().on(engine).start().await;
     let desk = Desk::of(&server, ALL).await;
+    let user = json!({ "username": "ada" });
+    let user = desk.post("/admin/v1/users", &user).await.json();
+    let user = user["id"].as_str().unwrap().to_owned();
     let nonsense = [
         json!(null),
         json!(true),
@@ -45,7 +48,8 @@ async fn nonsense_in_any_member_is_answered_as_described(engine: Engine) {
                         body = json!({ "mode": "scheduled" });
                     }
                     body[member] = value.clone();
-                    let request = desk.request(&method, &path.replace("{client_id}", "app"));
+                    let path = path.replace("{client_id}", "app").replace("{id}", &user);
+                    let request = desk.request(&method, &path);
                     let request = request
                         .header(CONTENT_TYPE, content.0)
                         .body(body.to_string());

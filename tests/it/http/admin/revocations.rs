@@ -70,8 +70,8 @@ async fn a_revocation_says_what_is_wrong_with_its_document() {
             vec!["/expires_at"],
         ),
         (
-            json!({ "jti": "x", "expires_at": soon, "subject": "x" }),
-            vec!["/subject"],
+            json!({ "jti": "x", "expires_at": soon, "user": "x" }),
+            vec!["/user"],
         ),
     ] {
         let refused = desk.post("/admin/v1/revocations", &document).await;

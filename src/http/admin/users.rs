@@ -1,0 +1,56 @@
+//! Calls about users.
+
+use serde_json::Value;
+
+use super::{
+    call::{Call, Outcome, answer, created, listed, removed},
+    problem::Problem,
+};
+use crate::domain::{id::UserId, user::User};
+
+pub(super) async fn list(call: Call) -> Outcome {
+    let page = call.admin().users.page(&call.page("users")?).await?;
+    Ok(listed(&page, User::document))
+}
+
+pub(super) async fn create(mut call: Call) -> Outcome {
+    let members = std::mem::take(&mut call.body);
+    let cause = call.cause(None);
+    let user = call.admin().users.register(members, &cause).await?;
+    Ok(created(
+        &format!("/admin/v1/users/{}", user.id),
+        &user.document(),
+    ))
+}
+
+pub(super) async fn show(call: Call) -> Outcome {
+    let user = call.admin().users.show(user_id(&call)?).await?;
+    Ok(answer(&user.document()))
+}
+
+pub(super) async fn update(mut call: Call) -> Outcome {
+    let id = user_id(&call)?;
+    let expected = call.take_revision()?;
+    let patch = Value::Object(std::mem::take(&mut call.body));
+    let cause = call.cause(None);
+    let updated = call.admin().users.update(id, &patch, expected, &cause);
+    Ok(answer(&updated.await?.document()))
+}
+
+pub(super) async fn set_password(mut call: Call) -> Outcome {
+    let id = user_id(&call)?;
+    let members = std::mem::take(&mut call.body);
+    let cause = call.cause(None);
+    let changed = call.admin().users.set_password_read(id, members, &cause);
+    Ok(answer(&changed.await?.document()))
+}
+
+pub(super) async fn delete(call: Call) -> Outcome {
+    let id = user_id(&call)?;
+    call.admin().users.delete(id, &call.cause(None)).await?;
+    Ok(removed())
+}
+
+fn user_id(call: &Call) -> Result<UserId, Problem> {
+    call.id("id", "user", UserId::parse)
+}
