@@ -3,6 +3,7 @@
 mod assertion;
 mod authentication;
 mod body;
+mod code;
 mod cors;
 mod hammering;
 mod issuing;
