@@ -97,6 +97,8 @@ impl Restored {
             "keys that were revoked:        countersign keys list, then keys rotate --emergency",
             "secrets that were removed:     countersign clients remove-secret",
             "clients disabled or deleted:   countersign clients update --disable, clients delete",
+            "users disabled or deleted:     countersign users disable, users delete",
+            "passwords that were changed:   countersign users set-password",
         ] {
             output::line(&format!("  {step}"))?;
         }
