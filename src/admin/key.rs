@@ -464,13 +464,14 @@ impl KeyAdmin {
     }
 
     async fn sealed(&self) -> Result<Sealed, AdminError> {
-        let (mut primary, mut under) = (None, Vec::new());
-        for key_use in KeyUse::ALL {
-            let schedule = self.schedule(*key_use).await?;
-            primary = schedule.primary_master;
-            under.extend(schedule.keys.iter().map(|key| key.sealed.master_id));
-        }
-        Ok(Sealed { primary, under })
+        let signing = self.schedule(KeyUse::Signing).await?;
+        let refresh_mac = self.schedule(KeyUse::RefreshMac).await?;
+        let keys = signing.keys.iter().chain(&refresh_mac.keys);
+        Ok(Sealed {
+            // The earlier reading: whatever was sealed under another one before is in the later.
+            primary: signing.primary_master,
+            under: keys.map(|key| key.sealed.master_id).collect(),
+        })
     }
 
     /// The keys of a schedule as the admin interfaces show them.

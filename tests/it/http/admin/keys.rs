@@ -3,7 +3,7 @@
 use countersign::clock::{Clock as _, Timestamp};
 
 use super::*;
-use crate::support::server::Setup;
+use crate::support::{database::Engine, server::Setup, sign_in};
 
 async fn states(desk: &Desk<'_>) -> Vec<String> {
     let keys = desk.get("/admin/v1/keys").await.json();
@@ -128,6 +128,69 @@ async fn keys_of_refresh_tokens_are_listed_and_rotated_apart() {
     assert_eq!(desk.get("/admin/v1/keys").await.json(), signing);
     let refused = desk.get("/admin/v1/keys?use=mac").await;
     assert_eq!(pointers(&refused), ["/use"]);
+}
+
+/// Whoever holds a refresh token of the leaked key signs in again. Nothing else happens to them.
+#[tokio::test]
+async fn an_emergency_of_mac_keys_refuses_the_refresh_tokens_made_with_them() {
+    let server = Setup::new().on(Engine::Postgres).start().await;
+    let beside = server.beside().await;
+    let desk = Desk::of(&server, "keys:read keys:rotate").await;
+    let ada = server.user("ada").await;
+    let before = server.sign_in(&server.app, ada).await;
+    let emergency = json!({ "mode": "emergency", "use": "refresh_mac", "discard_next": true });
+    let rotated = desk.post("/admin/v1/keys/rotate", &emergency).await;
+    assert_eq!(rotated.status, 200, "{rotated:?}");
+    server.renewed().await;
+
+    let family = server.family(before.family).await;
+    for _ in 0..2 {
+        let refused = server.refresh(&server.app, &before.refresh_token).await;
+        assert_eq!(refused.status, 400, "{refused:?}");
+        assert_eq!(refused.json()["error"], "invalid_grant");
+        assert_eq!(refused.header("countersign-reason"), Some("key_revoked"));
+    }
+    assert_eq!(server.family(before.family).await, family);
+    // No verifier has to hear of it.
+    assert!(
+        server
+            .store()
+            .revocations_since(0)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+
+    // A new key is good at once also where nobody has heard of it.
+    let after = server.sign_in(&server.app, ada).await;
+    let form = sign_in::refresh(&after.refresh_token);
+    let request = beside.request(Method::POST, "/oauth2/token");
+    let refreshed = answer(sign_in::by(request, &server.app, &form)).await;
+    let refreshed = refreshed.refresh_token();
+    assert_eq!(server.family(after.family).await.mac_version, 3);
+    let again = server.refresh(&server.app, &refreshed).await;
+    assert_eq!(again.status, 200, "{again:?}");
+}
+
+#[tokio::test]
+async fn a_session_outlives_the_rotation_of_its_mac_key() {
+    let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
+    let server = Setup::new().clock(clock.clone()).start().await;
+    let ada = server.user("ada").await;
+    let signed_in = server.sign_in(&server.app, ada).await;
+    clock.advance(Duration::from_secs(10));
+    let desk = Desk::in_time_of(&clock, &server, "keys:rotate").await;
+    let rotate = json!({ "mode": "scheduled", "use": "refresh_mac" });
+    let rotated = desk.post("/admin/v1/keys/rotate", &rotate).await;
+    assert_eq!(rotated.status, 200, "{rotated:?}");
+    // Two polls later the next key makes the tokens, and those made before are good.
+    while_time_passes(&clock, server.renewed()).await;
+    clock.advance(Duration::from_millis(500));
+    let refreshed = server.refresh(&server.app, &signed_in.refresh_token).await;
+    let refreshed = refreshed.refresh_token();
+    assert_eq!(server.family(signed_in.family).await.mac_version, 2);
+    let again = server.refresh(&server.app, &refreshed).await;
+    assert_eq!(again.status, 200, "{again:?}");
 }
 
 #[tokio::test]
