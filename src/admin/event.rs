@@ -73,7 +73,7 @@ impl EventFilter<'_> {
         }
         let query = EventQuery {
             after,
-            kind,
+            kinds: kind.into_iter().collect(),
             subject: self.subject.map(str::to_owned),
             latest_first: false,
             limit: u32::try_from(request.limit())

@@ -9,12 +9,15 @@
 pub mod client;
 mod client_keys;
 pub mod document;
+pub mod ending;
 pub mod event;
+pub mod family;
 pub mod key;
 pub mod operator;
 pub mod page;
 pub mod resource;
 pub mod revocation;
+pub mod story;
 pub mod user;
 
 use crate::{

@@ -74,6 +74,15 @@ impl PageRequest {
         self.first_of(items, key)
     }
 
+    /// A part that was looked for until `last`, the key of the last item that was looked at; none is
+    /// the end of the list.
+    pub(super) fn found<T>(&self, items: Vec<T>, last: Option<&str>) -> Page<T> {
+        Page {
+            items,
+            next_cursor: last.map(|key| cursor_of(self.list, key)),
+        }
+    }
+
     /// The part, of items that are in order and begin with the first that is asked for; of all the
     /// others, one more than [`Self::limit`] will do.
     pub(super) fn first_of<T>(&self, mut items: Vec<T>, key: impl Fn(&T) -> String) -> Page<T> {

@@ -31,6 +31,7 @@ use crate::{
         AdminError,
         client::ClientAdmin,
         event::EventAdmin,
+        family::FamilyAdmin,
         key::KeyAdmin,
         operator::{Authority, OperatorGate},
         resource::ResourceAdmin,
@@ -246,6 +247,15 @@ impl Context {
     /// The use cases about revocations.
     pub fn revocations(&self) -> RevocationAdmin {
         RevocationAdmin {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            policy: self.config.policy,
+        }
+    }
+
+    /// The use cases about families.
+    pub fn families(&self) -> FamilyAdmin {
+        FamilyAdmin {
             store: Arc::clone(&self.store),
             clock: self.clock.clone(),
             policy: self.config.policy,
@@ -543,6 +553,7 @@ fn admin_services(context: &Context, tokens: LiveTokens) -> AdminServices {
         operators: OperatorGate { tokens },
         clients: context.clients(),
         events: context.events(),
+        families: context.families(),
         keys: context.keys(),
         resources: context.resources(),
         revocations: context.revocations(),

@@ -51,7 +51,7 @@ impl Events {
         let admin = context.events();
         let mut query = EventQuery {
             after: self.after,
-            kind: self.kind,
+            kinds: self.kind.into_iter().collect(),
             subject: self.subject,
             latest_first: self.after.is_none(),
             limit: self.limit,

@@ -76,6 +76,7 @@ impl From<AdminError> for Failure {
 
 fn not_found(kind: &str) -> String {
     let shown_by = match kind {
+        "family" => "families list".to_owned(),
         "secret" => "clients show".to_owned(),
         _ => format!("{kind}s list"),
     };

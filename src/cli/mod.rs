@@ -10,6 +10,7 @@ mod completions;
 mod doctor;
 mod events;
 mod failure;
+mod families;
 mod health;
 mod init;
 mod keys;
@@ -33,7 +34,7 @@ use crate::{
     config::{Config, Sources},
     domain::{
         change::Cause,
-        id::{ClientId, EventId, Kid, MasterKeyId, SecretId, UserId},
+        id::{ClientId, EventId, FamilyId, Kid, MasterKeyId, SecretId, UserId},
     },
     store::{Access, Schema},
     telemetry,
@@ -74,6 +75,9 @@ enum Command {
     /// Users and their passwords
     #[command(subcommand)]
     Users(users::Command),
+    /// Sessions of users at clients: families of refresh tokens
+    #[command(subcommand)]
+    Families(families::Command),
     /// Protected resources: what tokens are for
     #[command(subcommand)]
     Resources(resources::Command),
@@ -167,6 +171,10 @@ impl Command {
                 global.with_context(run).await
             }
             Self::Users(command) => {
+                let run = async |context: &Context| command.run(context, global.json).await;
+                global.with_context(run).await
+            }
+            Self::Families(command) => {
                 let run = async |context: &Context| command.run(context, global.json).await;
                 global.with_context(run).await
             }
@@ -310,6 +318,10 @@ fn user_id(text: &str) -> Result<UserId, &'static str> {
 
 fn secret_id(text: &str) -> Result<SecretId, &'static str> {
     SecretId::parse(text).map_err(|_| "the id of a secret is a UUID; clients show lists them")
+}
+
+fn family_id(text: &str) -> Result<FamilyId, &'static str> {
+    FamilyId::parse(text).map_err(|_| "the id of a session is a UUID; families list shows it")
 }
 
 fn kid(text: &str) -> Result<Kid, &'static str> {

@@ -6,13 +6,12 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
-    time::Duration,
 };
 
 use serde_json::Value;
 use time::{OffsetDateTime, macros::format_description};
 
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, domain::words::span};
 
 /// Marks what is as it should be, and what is not.
 pub(super) const RIGHT: &str = "✓";
@@ -162,20 +161,6 @@ pub(super) fn relative(time: Timestamp, now: Timestamp) -> String {
     } else {
         format!("{} ago", span(now.since(time)))
     }
-}
-
-/// A span in the largest unit of which it has at least two, rounded.
-pub(super) fn span(span: Duration) -> String {
-    let seconds = span.as_secs();
-    let (unit_seconds, unit) = match seconds {
-        0..120 => (1, "second"),
-        120..7200 => (60, "minute"),
-        7200..172_800 => (3600, "hour"),
-        _ => (86_400, "day"),
-    };
-    let count = (seconds + unit_seconds / 2) / unit_seconds;
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {unit}{plural}")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::output;
 use crate::{
     clock::Timestamp,
-    domain::{id::Kid, key::KeyTimes},
+    domain::{id::Kid, key::KeyTimes, words::span},
     keys::lifecycle::KeyState,
 };
 
@@ -113,7 +113,7 @@ impl Bar<'_> {
         match self.state {
             KeyState::Active => self.succeeded_at.map_or_else(
                 || "signs".to_owned(),
-                |end| format!("signs for another {}", output::span(end.since(now))),
+                |end| format!("signs for another {}", span(end.since(now))),
             ),
             KeyState::Next => format!("signs {}", in_time(self.times.activates_at)),
             KeyState::Retired | KeyState::Retiring | KeyState::Revoked => {

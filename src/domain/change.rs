@@ -127,6 +127,9 @@ pub enum Change {
     },
 }
 
+/// What events about the whole database have as their target.
+pub const DATABASE: &str = "database";
+
 named!(
     /// The types of events in the audit trail.
     EventType {

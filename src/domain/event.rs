@@ -51,8 +51,8 @@ impl Event {
 pub struct EventQuery {
     /// Those after this one, in the order of commits.
     pub after: Option<EventId>,
-    /// Those of this type.
-    pub kind: Option<EventType>,
+    /// Those of these types; none are all.
+    pub kinds: Vec<EventType>,
     /// Those about this target.
     pub subject: Option<String>,
     /// The latest first, instead of the earliest.

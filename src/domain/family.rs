@@ -71,6 +71,18 @@ named!(
     }
 );
 
+named!(
+    /// What a family is good for.
+    FamilyState {
+        /// Its newest refresh token is exchanged.
+        Active = "active",
+        /// None of its tokens is, ever again.
+        Ended = "ended",
+        /// Its client is disabled: it goes on when that is enabled again.
+        Suspended = "suspended",
+    }
+);
+
 /// What a user has granted to a client: an authorization code stands for it, then a family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {

@@ -24,3 +24,4 @@ pub mod revocation;
 pub mod scope;
 pub mod secret;
 pub mod user;
+pub mod words;

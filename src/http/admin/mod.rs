@@ -10,6 +10,7 @@ mod call;
 mod clients;
 mod docs;
 mod events;
+mod families;
 mod keys;
 mod openapi;
 mod problem;
@@ -38,8 +39,9 @@ use self::{
 use super::{Services, body};
 use crate::{
     admin::{
-        FieldError, client::ClientAdmin, event::EventAdmin, key::KeyAdmin, operator::OperatorGate,
-        resource::ResourceAdmin, revocation::RevocationAdmin, user::UserAdmin,
+        FieldError, client::ClientAdmin, event::EventAdmin, family::FamilyAdmin, key::KeyAdmin,
+        operator::OperatorGate, resource::ResourceAdmin, revocation::RevocationAdmin,
+        user::UserAdmin,
     },
     domain::change::Origin,
 };
@@ -52,6 +54,8 @@ pub struct AdminServices {
     pub clients: ClientAdmin,
     /// The audit trail.
     pub events: EventAdmin,
+    /// Sessions of users.
+    pub families: FamilyAdmin,
     /// Signing keys.
     pub keys: KeyAdmin,
     /// Resources.
@@ -131,6 +135,7 @@ async fn carry_out(
     let operator = admitted.map_err(|error| Problem::refused(&error, operation.scope))?;
     let body = match &operation.body {
         None => Map::new(),
+        Some(expected) if expected.is_optional && has_no_body(&request) => Map::new(),
         Some(expected) => read(expected, &request, payload, &services).await?,
     };
     (operation.handler)(Call {
@@ -167,6 +172,13 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
         return Err(Problem::malformed_credentials());
     }
     Ok(token)
+}
+
+/// Whether a request has no body (RFC 9112 §6.3).
+fn has_no_body(request: &HttpRequest) -> bool {
+    let headers = request.headers();
+    let length = headers.get(header::CONTENT_LENGTH);
+    !headers.contains_key(header::TRANSFER_ENCODING) && length.is_none_or(|length| length == "0")
 }
 
 /// The members of a body.

@@ -15,13 +15,14 @@ use crate::{
     admin::{
         client::ClientMetadata,
         event::LONGEST_WAIT_SECONDS,
+        family::EndRequest,
         key::RotationRequest,
         page,
         resource::ResourceMetadata,
         revocation::RevocationRequest,
         user::{PasswordRequest, UserMetadata},
     },
-    domain::{change::EventType, key::KeyUse},
+    domain::{change::EventType, family::FamilyState, key::KeyUse},
     identity::password,
 };
 
@@ -101,7 +102,7 @@ fn describe(operation: &Operation) -> Value {
             .collect();
         put(
             "requestBody",
-            json!({ "required": true, "content": content }),
+            json!({ "required": !body.is_optional, "content": content }),
         );
     }
     described
@@ -128,7 +129,10 @@ fn parameters(operation: &Operation) -> Vec<Value> {
         })
         .collect();
     if let Success::List("Event") = operation.success {
-        parameters.extend(filters());
+        parameters.extend(in_query(event_filters()));
+    }
+    if let Success::List("Family") = operation.success {
+        parameters.extend(in_query(family_filters()));
     }
     if let Success::List("Key") = operation.success {
         parameters.push(json!({
@@ -159,10 +163,13 @@ fn uses() -> Vec<&'static str> {
     KeyUse::ALL.iter().map(|key_use| key_use.as_str()).collect()
 }
 
+/// Name, description and schema of a parameter of the query.
+type Filter = (&'static str, &'static str, Value);
+
 /// What events can be asked for by.
-fn filters() -> Vec<Value> {
+fn event_filters() -> [Filter; 4] {
     let types: Vec<&str> = EventType::ALL.iter().map(|kind| kind.as_str()).collect();
-    let filters = [
+    [
         (
             "after",
             "The id of the event after which to begin.",
@@ -183,9 +190,38 @@ fn filters() -> Vec<Value> {
             "How long to wait until there is one, in seconds.",
             json!({ "type": "integer", "minimum": 0, "maximum": LONGEST_WAIT_SECONDS, "default": 0 }),
         ),
-    ];
-    let parameter = |(name, description, schema)| json!({ "name": name, "in": "query", "description": description, "schema": schema });
-    filters.map(parameter).to_vec()
+    ]
+}
+
+/// What families can be asked for by.
+fn family_filters() -> [Filter; 3] {
+    let states: Vec<&str> = FamilyState::ALL
+        .iter()
+        .map(|state| state.as_str())
+        .collect();
+    [
+        (
+            "subject",
+            "Those of this user, by its id.",
+            json!({ "type": "string", "format": "uuid" }),
+        ),
+        (
+            "client_id",
+            "Those at this client.",
+            path_parameter("client_id"),
+        ),
+        (
+            "state",
+            "Those in this state.",
+            json!({ "type": "string", "enum": states }),
+        ),
+    ]
+}
+
+fn in_query<const N: usize>(filters: [Filter; N]) -> [Value; N] {
+    filters.map(|(name, description, schema)| {
+        json!({ "name": name, "in": "query", "description": description, "schema": schema })
+    })
 }
 
 /// The form of a parameter in the path. What has another form is not found.
@@ -304,15 +340,19 @@ fn schemas() -> Value {
     let mut schemas = Map::new();
     add::<schema::Client>(&mut schemas);
     add::<schema::Event>(&mut schemas);
+    add::<schema::Family>(&mut schemas);
     add::<schema::FieldError>(&mut schemas);
     add::<schema::Key>(&mut schemas);
     add::<schema::KeyChange>(&mut schemas);
     add::<schema::NewSecret>(&mut schemas);
+    add::<schema::Party>(&mut schemas);
     add::<schema::Problem>(&mut schemas);
     add::<schema::Resource>(&mut schemas);
     add::<schema::Secret>(&mut schemas);
+    add::<schema::Told>(&mut schemas);
     add::<schema::User>(&mut schemas);
     add::<ClientMetadata>(&mut schemas);
+    add::<EndRequest>(&mut schemas);
     add::<ResourceMetadata>(&mut schemas);
     add::<RevocationRequest>(&mut schemas);
     add::<RotationRequest>(&mut schemas);
@@ -366,6 +406,13 @@ fn schemas() -> Value {
         ("revision", revision),
     );
     patch(&mut schemas, "UserPatch");
+    let story = json!({
+        "type": "array",
+        "items": reference("Told"),
+        "description": "What happened, in order.",
+    });
+    extend(&mut schemas, "FamilyStory", "Family", ("story", story));
+    require(&mut schemas, "FamilyStory", "story");
     schemas.into()
 }
 
@@ -381,6 +428,16 @@ fn extend(schemas: &mut Map<String, Value>, name: &str, base: &str, member: (&st
         properties.insert(member.0.to_owned(), member.1);
     }
     schemas.insert(name.to_owned(), schema);
+}
+
+/// Says that a member is always there.
+fn require(schemas: &mut Map<String, Value>, name: &str, member: &str) {
+    let required = schemas
+        .get_mut(name)
+        .and_then(|schema| schema.get_mut("required"));
+    if let Some(Value::Array(required)) = required {
+        required.push(member.into());
+    }
 }
 
 /// Describes a merge patch: every member may be absent.

@@ -156,6 +156,84 @@ pub(super) struct KeyChange {
     verifiers_may_lag_until: Option<i64>,
 }
 
+/// A session of a user at a client: a family of refresh tokens.
+#[derive(ToSchema)]
+pub(super) struct Family {
+    /// Names it; the `sid` of access tokens.
+    id: String,
+    /// The client that the user signed in at.
+    client_id: String,
+    /// The user; the `sub` of access tokens.
+    subject: String,
+    /// The user's name; null if the user was removed.
+    #[schema(required)]
+    username: Option<String>,
+    /// `active`; `ended`, for ever; or `suspended`, for as long as its client is disabled.
+    state: String,
+    /// The scope that was granted, separated by spaces.
+    scope: String,
+    /// The resources that it was granted for.
+    resources: Vec<String>,
+    /// When the user authenticated, in seconds since 1970.
+    auth_time: i64,
+    /// How (RFC 8176).
+    amr: Vec<String>,
+    /// When it was opened, in seconds since 1970.
+    created_at: i64,
+    /// When it was refreshed last, in seconds since 1970; null if never, or not counted.
+    #[schema(required)]
+    refreshed_at: Option<i64>,
+    /// How often it was refreshed; not counted where refresh tokens stay the same.
+    refreshes: i64,
+    /// When it ends unless it is refreshed before, in seconds since 1970.
+    idle_expires_at: i64,
+    /// When it ends in any case, in seconds since 1970.
+    expires_at: i64,
+    /// When it ended, or began to rest, in seconds since 1970; null if it did not, or nobody knows.
+    #[schema(required)]
+    ended_at: Option<i64>,
+    /// Why: `reuse`, `code_reuse`, `revoked_by_client`, `revoked_by_operator`, `signed_out`, `expired`,
+    /// `idle_expired`, `password_changed`, `user_disabled`, `user_deleted`, `user_sessions_ended`,
+    /// `client_disabled`, `client_deleted`, `client_sessions_ended`, `key_revoked`, `restored`; null if
+    /// it is active.
+    #[schema(required)]
+    end_reason: Option<String>,
+    /// Who opened it.
+    first: Party,
+    /// Who refreshed it last, or opened it.
+    last: Party,
+}
+
+/// Where a request came from.
+#[derive(ToSchema)]
+pub(super) struct Party {
+    /// The network address.
+    #[schema(required)]
+    address: Option<String>,
+    /// The beginning of the `User-Agent`.
+    #[schema(required)]
+    user_agent: Option<String>,
+}
+
+/// Something that happened to a session.
+#[derive(ToSchema)]
+pub(super) struct Told {
+    /// When, in seconds since 1970; null if nobody knows.
+    #[schema(required)]
+    at: Option<i64>,
+    /// What: `opened`, `refreshed`, `replayed`, `recovered`, `reused`, `code_reused`, `ended` or
+    /// `suspended`.
+    what: String,
+    /// What, in words for people.
+    text: String,
+    /// The network address of who did it.
+    #[schema(required)]
+    address: Option<String>,
+    /// The beginning of the `User-Agent` of who did it.
+    #[schema(required)]
+    user_agent: Option<String>,
+}
+
 /// A change that was made.
 #[derive(ToSchema)]
 pub(super) struct Event {

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use super::{
     call::{Call, Outcome},
-    clients, events, keys,
+    clients, events, families, keys,
     problem::Kind::{self, Busy, Conflict, Forbidden, Invalid, NotFound, TooEarly},
     resources, revocations, users,
 };
@@ -40,6 +40,8 @@ pub(super) struct Body {
     pub(super) media_types: &'static [&'static str],
     /// One that is accepted.
     pub(super) example: &'static str,
+    /// Whether the call can do without: then no body is an object without members.
+    pub(super) is_optional: bool,
 }
 
 /// What a call answers with when it is carried out.
@@ -78,7 +80,7 @@ const JSON: &[&str] = &["application/json"];
 const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 
 /// Every call. Those of one path stand together.
-pub(super) static OPERATIONS: [Operation; 21] = [
+pub(super) static OPERATIONS: [Operation; 24] = [
     Operation {
         id: "listKeys",
         method: Verb::Get,
@@ -105,6 +107,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "RotationRequest",
             media_types: JSON,
             example: r#"{"mode":"emergency","reason":"The host has leaked","discard_next":true}"#,
+            is_optional: false,
         }),
         success: Success::Document("KeyChange"),
         refusals: &[Invalid, Conflict, TooEarly],
@@ -147,6 +150,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "NewClient",
             media_types: JSON,
             example: r#"{"client_name":"Orders"}"#,
+            is_optional: false,
         }),
         success: Success::Created("CreatedClient"),
         refusals: &[Invalid, Forbidden, Conflict],
@@ -177,6 +181,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "ClientPatch",
             media_types: MERGE_PATCH,
             example: r#"{"client_name":"Orders, Europe"}"#,
+            is_optional: false,
         }),
         success: Success::Document("Client"),
         refusals: &[Invalid, Forbidden, NotFound, Conflict],
@@ -220,6 +225,52 @@ pub(super) static OPERATIONS: [Operation; 21] = [
         handler: |call| Box::pin(clients::remove_secret(call)),
     },
     Operation {
+        id: "listFamilies",
+        method: Verb::Get,
+        path: "/admin/v1/families",
+        scope: "families:read",
+        summary: "List the sessions of users at clients",
+        description: "The latest first. Each is a family of refresh tokens: one sign-in, however often it is \
+            refreshed; its id is the sid of access tokens. A part may have fewer items than its limit before the \
+            end of the list, where few are in the state that is asked for.",
+        body: None,
+        success: Success::List("Family"),
+        refusals: &[Invalid],
+        handler: |call| Box::pin(families::list(call)),
+    },
+    Operation {
+        id: "showFamily",
+        method: Verb::Get,
+        path: "/admin/v1/families/{id}",
+        scope: "families:read",
+        summary: "Show a session and tell its story",
+        description: "What happened, in order and in plain words: from where it was opened and refreshed, which \
+            tokens were used twice and by whom, and when and why it ended. A session that has ended is kept \
+            for about 30 days.",
+        body: None,
+        success: Success::Document("FamilyStory"),
+        refusals: &[NotFound],
+        handler: |call| Box::pin(families::show(call)),
+    },
+    Operation {
+        id: "revokeFamily",
+        method: Verb::Post,
+        path: "/admin/v1/families/{id}/revoke",
+        scope: "families:write",
+        summary: "End a session",
+        description: "Its refresh tokens are refused from now on, and introspection says at once that its access \
+            tokens are inactive. One that has ended already stays as it has.",
+        body: Some(Body {
+            schema: "EndRequest",
+            media_types: JSON,
+            example: r#"{"reason":"A laptop was stolen"}"#,
+            is_optional: true,
+        }),
+        success: Success::Document("FamilyStory"),
+        refusals: &[Invalid, NotFound],
+        handler: |call| Box::pin(families::revoke(call)),
+    },
+    Operation {
         id: "listResources",
         method: Verb::Get,
         path: "/admin/v1/resources",
@@ -242,6 +293,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "ResourceMetadata",
             media_types: JSON,
             example: r#"{"resource":"https://orders.example","name":"Orders","scopes":["orders:read"]}"#,
+            is_optional: false,
         }),
         success: Success::Created("Resource"),
         refusals: &[Invalid, Conflict],
@@ -283,6 +335,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "NewUser",
             media_types: JSON,
             example: r#"{"username":"ada@example.com","password":"zw\u00f6lf Boxk\u00e4mpfer jagen Eva","roles":["author"]}"#,
+            is_optional: false,
         }),
         success: Success::Created("User"),
         refusals: &[Invalid, Conflict, Busy],
@@ -313,6 +366,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "UserPatch",
             media_types: MERGE_PATCH,
             example: r#"{"roles":["author","editor"],"claims":{"tier":"gold"}}"#,
+            is_optional: false,
         }),
         success: Success::Document("User"),
         refusals: &[Invalid, NotFound, Conflict],
@@ -342,6 +396,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "PasswordRequest",
             media_types: JSON,
             example: r#"{"password":"correct horse battery staple"}"#,
+            is_optional: false,
         }),
         success: Success::Document("User"),
         refusals: &[Invalid, NotFound, Conflict, Busy],
@@ -360,6 +415,7 @@ pub(super) static OPERATIONS: [Operation; 21] = [
             schema: "RevocationRequest",
             media_types: JSON,
             example: r#"{"client_id":"orders"}"#,
+            is_optional: false,
         }),
         success: Success::Document("RevocationRequest"),
         refusals: &[Invalid, Forbidden, NotFound],

@@ -8,7 +8,7 @@ use super::{Dialect, NewEvent, SqlStore, corrupt};
 use crate::{
     clock::Timestamp,
     domain::{
-        change::{Cause, EventType},
+        change::Cause,
         event::{Event, EventQuery},
         id::EventId,
     },
@@ -68,13 +68,13 @@ where
         let sql = if query.latest_first {
             "select id, at, type, actor, target, address, user_agent, request_id, reason, before, after \
              from event \
-             where ($1 = '' or type = $1) and ($2 = '' or target = $2) \
+             where ($1 = '' or $1 like '%,' || type || ',%') and ($2 = '' or target = $2) \
              and (seq < $3 or seq = $3 and id < $4) \
              order by seq desc, id desc limit $5"
         } else {
             "select id, at, type, actor, target, address, user_agent, request_id, reason, before, after \
              from event \
-             where ($1 = '' or type = $1) and ($2 = '' or target = $2) \
+             where ($1 = '' or $1 like '%,' || type || ',%') and ($2 = '' or target = $2) \
              and (seq > $3 or seq = $3 and id > $4) \
              order by seq, id limit $5"
         };
@@ -83,8 +83,14 @@ where
             None if query.latest_first => (i64::MAX, Uuid::max()),
             None => (-1, Uuid::nil()),
         };
+        let mut kinds = String::new();
+        for kind in &query.kinds {
+            kinds.push(',');
+            kinds.push_str(kind.as_str());
+            kinds.push(',');
+        }
         let rows = sqlx::query::<DB>(sql)
-            .bind(query.kind.map_or("", EventType::as_str).to_owned())
+            .bind(kinds)
             .bind(query.subject.clone().unwrap_or_default())
             .bind(seq)
             .bind(id)

@@ -8,7 +8,7 @@ use super::{Dialect, Done, NewEvent, Published, SqlStore, corrupt};
 use crate::{
     clock::Timestamp,
     domain::{
-        change::{EventType, Topic},
+        change::{DATABASE, EventType, Topic},
         family::EndReason,
         id::{ClientId, FamilyId, Kid, UserId},
         revocation::{MOST_TOKENS, Revocation, RevocationKind, RevokedValue, next_second},
@@ -292,9 +292,9 @@ where
             revision: 1,
             event: NewEvent {
                 kind: EventType::DatabaseRestored,
-                target: epoch.to_string(),
+                target: DATABASE.to_owned(),
                 before: None,
-                after: Some(json!({ "keep_tokens": keep_tokens })),
+                after: Some(json!({ "keep_tokens": keep_tokens, "epoch": epoch.to_string() })),
             },
             published,
         })

@@ -111,7 +111,7 @@ async fn a_revoked_refresh_token_ends_its_session(engine: Engine) {
     server.revoked(&server.app, &refresh).await;
     assert_eq!(server.family(signed_in.family).await, before);
     let events = EventQuery {
-        kind: Some(EventType::FamilyRevoked),
+        kinds: vec![EventType::FamilyRevoked],
         limit: 9,
         ..EventQuery::default()
     };

@@ -409,7 +409,7 @@ pub(super) async fn a_code_used_again_ends_what_it_was_exchanged_for(database: &
     assert_eq!(entries[0].expires_at, Some(TOKENS_DIE_AT));
     assert_eq!(site.head().await, head + 1);
     let query = EventQuery {
-        kind: Some(EventType::FamilyReuseDetected),
+        kinds: vec![EventType::FamilyReuseDetected],
         limit: 9,
         ..EventQuery::default()
     };

@@ -288,7 +288,7 @@ pub(super) async fn events_are_read_in_the_order_of_commits(database: &Database)
     });
     assert_eq!(about_b.await.len(), 2);
     let created = read(EventQuery {
-        kind: Some(EventType::ClientCreated),
+        kinds: vec![EventType::ClientCreated],
         after: Some(all[0].id),
         limit: 99,
         ..EventQuery::default()

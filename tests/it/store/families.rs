@@ -112,7 +112,7 @@ async fn opened(
     };
     match store.redeem_code(&redemption, now).await.unwrap() {
         Redeemed::Opened { family, .. } => *family,
-        refused => panic!("{refused:?}"),
+        refused @ Redeemed::Refused(_) => panic!("{refused:?}"),
     }
 }
 
@@ -372,9 +372,9 @@ pub(super) async fn the_walk_deletes_what_has_ended_long_ago_and_nothing_else(da
 
 /// What a refresh prolongs is not deleted by whoever has seen it before.
 pub(super) async fn a_family_refreshed_beside_the_walk_is_not_lost(database: &Database) {
+    const COUNT: u128 = 60;
     let (one, other) = (database.open().await, database.open().await);
     parties(&*one).await;
-    const COUNT: u128 = 60;
     for number in 1..=COUNT {
         opened(&*one, number, 1, "a", NOW).await;
     }
@@ -395,7 +395,7 @@ pub(super) async fn a_family_refreshed_beside_the_walk_is_not_lost(database: &Da
             deleted
         })
     };
-    let now = NOW.plus(IDLE - Duration::from_secs(1));
+    let now = NOW.plus(IDLE).minus(Duration::from_secs(1));
     let mut rotated = Vec::new();
     for number in (1..=COUNT).rev() {
         match refreshed(&*one, id(number), 0, now).await {

@@ -41,6 +41,7 @@ pub(crate) struct SignedIn {
 }
 
 impl SignedIn {
+    /// Those of a successful answer.
     pub(crate) fn of(answer: &Answer) -> Self {
         let access_token = answer.access_token();
         let sid = &claims(&access_token)["sid"];

@@ -15,7 +15,7 @@ on_both_engines! {
 }
 
 /// Every table that some change writes.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "client",
     "client_secret",
     "end_user",
@@ -26,6 +26,7 @@ const TABLES: [&str; 10] = [
     "change",
     "change_head",
     "revocation",
+    "family",
 ];
 
 /// What every change writes.
@@ -160,6 +161,12 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
     let revocations = "/admin/v1/revocations".to_owned();
     let token = json!({ "jti": "some-token", "expires_at": now().seconds() + 600 });
     change("revoke", "POST", revocations, token, &["revocation"]).await;
+
+    let ada = server.user("ada").await;
+    let signed_in = server.sign_in(&server.app, ada).await;
+    let family = format!("/admin/v1/families/{}/revoke", signed_in.family);
+    let of_family = &["family", "revocation"];
+    change("revokeFamily", "POST", family, Value::Null, of_family).await;
 
     let keys = desk.get("/admin/v1/keys").await.json();
     let next = keys["items"][1]["kid"].as_str().unwrap();

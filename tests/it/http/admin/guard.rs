@@ -33,7 +33,7 @@ async fn every_call_refuses_whoever_shows_no_token() {
     let server = TestServer::start().await;
     let document = document(&server).await;
     let calls = calls(&document);
-    assert!(calls.len() >= 21, "{}", calls.len());
+    assert!(calls.len() >= 24, "{}", calls.len());
     for (method, path, call) in calls {
         for credentials in ["", "Basic b3BzOm9wcw==", "DPoP x"] {
             let mut request = request(&server, &method, &filled(&path));
@@ -311,6 +311,8 @@ async fn ids_that_nothing_can_have_are_not_found() {
             ("POST", "/admin/v1/clients/{}/secrets"),
             ("DELETE", "/admin/v1/clients/app/secrets/{}"),
             ("DELETE", "/admin/v1/resources/{}"),
+            ("GET", "/admin/v1/families/{}"),
+            ("POST", "/admin/v1/families/{}/revoke"),
             ("POST", "/admin/v1/keys/{}/revoke"),
             ("GET", "/admin/v1/users/{}"),
             ("DELETE", "/admin/v1/users/{}"),

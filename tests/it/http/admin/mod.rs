@@ -7,6 +7,7 @@ mod clients;
 mod description;
 mod escalation;
 mod events;
+mod families;
 mod fault;
 mod guard;
 mod keys;
@@ -33,8 +34,8 @@ use crate::support::{
 const ADMIN: &str = "https://issuer.example/admin";
 
 /// Every scope of the admin interface that some call needs.
-const ALL: &str = "clients:read clients:write events:read keys:read keys:rotate resources:read \
-     resources:write revocations:write users:read users:write";
+const ALL: &str = "clients:read clients:write events:read families:read families:write keys:read \
+     keys:rotate resources:read resources:write revocations:write users:read users:write";
 
 /// What an operator is registered with.
 fn operator(scope: &str) -> ClientMetadata {
