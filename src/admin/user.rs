@@ -150,8 +150,19 @@ pub struct UserAdmin {
 }
 
 impl UserAdmin {
-    /// A part of the list of users, by id: the oldest first.
-    pub async fn page(&self, request: &PageRequest) -> Result<Page<User>, AdminError> {
+    /// A part of the list of users, by id: the oldest first. With a name, of the list of those who
+    /// have it, which is one at most.
+    pub async fn page(
+        &self,
+        request: &PageRequest,
+        username: Option<&str>,
+    ) -> Result<Page<User>, AdminError> {
+        if let Some(username) = username {
+            return Ok(Page {
+                items: self.find(username).await?.into_iter().collect(),
+                next_cursor: None,
+            });
+        }
         let after = request.after().map(UserId::parse).transpose();
         let after = after.map_err(|_| {
             let detail = "is no next_cursor of this list";
@@ -160,11 +171,6 @@ impl UserAdmin {
         let limit = u32::try_from(request.limit()).unwrap_or(u32::MAX);
         let users = self.store.users(after, limit.saturating_add(1)).await?;
         Ok(request.first_of(users, |user| user.id.to_string()))
-    }
-
-    /// Users by id, those after `after`, at most `limit`.
-    pub async fn list(&self, after: Option<UserId>, limit: u32) -> Result<Vec<User>, AdminError> {
-        Ok(self.store.users(after, limit).await?)
     }
 
     /// One user.

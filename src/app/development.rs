@@ -169,7 +169,9 @@ async fn ensure_user(
     let users = context.users();
     let password = match kept {
         Some(kept) => kept,
-        None => Password::generate(&context.entropy)
+        None => context
+            .passwords
+            .generate()
             .map_err(AdminError::Entropy)?
             .expose()
             .to_owned()

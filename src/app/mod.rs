@@ -291,10 +291,7 @@ impl Context {
             Arc::clone(&self.store),
             self.clock.clone(),
             self.passwords.clone(),
-            sign_in::Limits {
-                failures: Throttle::per_minute(limits.password_failures_per_minute),
-                failures_of_address: Throttle::per_minute(of_address),
-            },
+            sign_in::Limits::per_minute(limits.password_failures_per_minute, of_address),
             self.metrics.clone(),
         );
         Ok(sign_in.await?)

@@ -154,7 +154,7 @@ impl List {
     async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
         let (limit, cursor) = (self.limit.as_deref(), self.cursor.as_deref());
         let request = PageRequest::parse("users", limit, cursor)?;
-        let Page { items, next_cursor } = context.users().page(&request).await?;
+        let Page { items, next_cursor } = context.users().page(&request, None).await?;
         if json {
             let items: Vec<Value> = items.iter().map(User::document).collect();
             let document = json!({ "items": items, "next_cursor": next_cursor });
@@ -280,7 +280,8 @@ impl NewPassword {
     /// The password, if there is to be one; and the same once more if it is to be shown.
     fn take(&self, context: &Context) -> Result<(Option<Password>, Option<String>), Failure> {
         if self.generate_password {
-            let password = Password::generate(&context.entropy).map_err(AdminError::Entropy)?;
+            let password = context.passwords.generate();
+            let password = password.map_err(AdminError::Entropy)?;
             let shown = password.expose().to_owned();
             return Ok((Some(password), Some(shown)));
         }

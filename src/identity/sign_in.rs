@@ -1,6 +1,6 @@
 //! Signing in with a name and a password.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::password::{Busy, NewPasswordError, Password, Passwords};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     },
     metrics::Metrics,
     store::{Store, StoreError},
-    throttle::{AddressPrefix, RetryAfter, Throttle},
+    throttle::{AddressPrefix, RetryAfter, Site, Throttle},
 };
 
 /// Where a failure comes from, and what it is held against.
@@ -37,17 +37,72 @@ impl Place {
             Self::Client(client.client_id.clone())
         }
     }
+
+    /// The network of an address, and the site that it belongs to.
+    fn networks(&self) -> (Option<AddressPrefix>, Option<Site>) {
+        match self {
+            Self::Address(prefix) => (Some(*prefix), Site::of(*prefix)),
+            Self::Client(_) => (None, None),
+        }
+    }
 }
+
+/// Who was tried from where.
+pub type Tried = (Place, Option<UsernameKey>);
 
 /// How often passwords may be wrong.
 #[derive(Debug)]
 pub struct Limits {
     /// Failures of one place about one user, named or not; about nobody, if what is presented
     /// cannot be a name.
-    pub failures: Throttle<(Place, Option<UsernameKey>)>,
+    pub failures: Throttle<Tried>,
     /// Failures of one address about any user. A client has no such limit: a stranger could use it
     /// up, and nobody could sign in there any more.
     pub failures_of_address: Throttle<AddressPrefix>,
+    /// Failures of all networks of one IPv6 site about any user.
+    pub failures_of_site: Throttle<Site>,
+}
+
+impl Limits {
+    /// So many failures a minute of one place about one user, and of one address about any; 0 is no
+    /// limit. A site has as many as four addresses: whoever has one has 65536 networks to ask from.
+    pub fn per_minute(failures: u32, of_address: u32) -> Self {
+        Self {
+            failures: Throttle::per_minute(failures),
+            failures_of_address: Throttle::per_minute(of_address),
+            failures_of_site: Throttle::per_minute(of_address.saturating_mul(4)),
+        }
+    }
+
+    /// Counts a try against every limit, or against none if one of them has been reached.
+    fn take(&self, by: &Tried, now: Duration) -> Result<(), RetryAfter> {
+        let (address, site) = by.0.networks();
+        self.failures.take(by, now)?;
+        if let Some(address) = address {
+            let taken = self.failures_of_address.take(&address, now);
+            taken.inspect_err(|_| self.failures.give_back(by, now, now))?;
+        }
+        if let (Some(address), Some(site)) = (address, site) {
+            let taken = self.failures_of_site.take(&site, now);
+            taken.inspect_err(|_| {
+                self.failures.give_back(by, now, now);
+                self.failures_of_address.give_back(&address, now, now);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes back a try that was counted at `taken`.
+    fn give_back(&self, by: &Tried, taken: Duration, now: Duration) {
+        let (address, site) = by.0.networks();
+        self.failures.give_back(by, taken, now);
+        if let Some(address) = address {
+            self.failures_of_address.give_back(&address, taken, now);
+        }
+        if let Some(site) = site {
+            self.failures_of_site.give_back(&site, taken, now);
+        }
+    }
 }
 
 /// Why somebody is not signed in.
@@ -147,25 +202,14 @@ impl SignIn {
         password: &str,
         place: &Place,
     ) -> Result<User, Refused> {
-        let pair = (place.clone(), key);
+        let by = (place.clone(), key);
         let begun = self.clock.monotonic();
-        self.limits.failures.take(&pair, begun)?;
-        if let Place::Address(prefix) = place
-            && let Err(wait) = self.limits.failures_of_address.take(prefix, begun)
-        {
-            self.limits.failures.give_back(&pair, begun, begun);
-            return Err(wait.into());
-        }
-        let result = self.judge(pair.1.as_ref(), password).await;
+        self.limits.take(&by, begun)?;
+        let result = self.judge(by.1.as_ref(), password).await;
         // Our own failures are nobody's.
         if !matches!(result, Err(Refused::Credentials)) {
             let now = self.clock.monotonic();
-            self.limits.failures.give_back(&pair, begun, now);
-            if let Place::Address(prefix) = place {
-                self.limits
-                    .failures_of_address
-                    .give_back(prefix, begun, now);
-            }
+            self.limits.give_back(&by, begun, now);
         }
         result
     }

@@ -20,7 +20,7 @@ use countersign::{
     },
     metrics::{Metrics, Reading},
     store::Store,
-    throttle::{AddressPrefix, Throttle},
+    throttle::AddressPrefix,
 };
 use serde_json::Map;
 use tokio::{
@@ -79,10 +79,7 @@ impl Hall {
             Entropy::new(),
             metrics.clone(),
         );
-        let limits = Limits {
-            failures: Throttle::per_minute(failures),
-            failures_of_address: Throttle::per_minute(failures_of_address),
-        };
+        let limits = Limits::per_minute(failures, failures_of_address);
         let sign_in = SignIn::new(
             Arc::clone(&store),
             agreed,
@@ -348,6 +345,28 @@ async fn an_address_that_tries_many_names_is_stopped_and_a_client_is_not() {
         );
     }
     assert_eq!(hall.present("ada", PASSWORD, &app).await, Is(1));
+}
+
+/// Whoever has an IPv6 site has 65536 networks.
+#[tokio::test]
+async fn a_site_that_tries_from_all_its_networks_is_stopped() {
+    let hall = Hall::with(2, 10, 3).await;
+    hall.user(1, "ada", |_| {}).await;
+    let network = |number| address(&format!("2001:db8:7:{number:x}::1"));
+    for number in 0..12 {
+        assert_eq!(hall.present("ada", "wrong", &network(number)).await, Wrong);
+    }
+    assert_eq!(
+        hall.present("ada", PASSWORD, &network(99)).await,
+        TooOften(5)
+    );
+    let elsewhere = address("2001:db8:8::1");
+    assert_eq!(hall.present("ada", PASSWORD, &elsewhere).await, Is(1));
+    // What was not looked at is counted nowhere.
+    hall.clock.advance(Duration::from_secs(5));
+    for _ in 0..5 {
+        assert_eq!(hall.present("ada", PASSWORD, &network(99)).await, Is(1));
+    }
 }
 
 #[tokio::test]

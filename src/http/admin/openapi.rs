@@ -134,6 +134,14 @@ fn parameters(operation: &Operation) -> Vec<Value> {
     if let Success::List("Family") = operation.success {
         parameters.extend(in_query(family_filters()));
     }
+    if let Success::List("User") = operation.success {
+        parameters.push(json!({
+            "name": "username",
+            "in": "query",
+            "description": "The one of this name.",
+            "schema": { "type": "string" },
+        }));
+    }
     if let Success::List("Key") = operation.success {
         parameters.push(json!({
             "name": "use",

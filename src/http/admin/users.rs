@@ -3,13 +3,16 @@
 use serde_json::Value;
 
 use super::{
-    call::{Call, Outcome, answer, created, listed, removed},
+    call::{Call, Outcome, answer, created, listed, one, removed},
     problem::Problem,
 };
 use crate::domain::{id::UserId, user::User};
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let page = call.admin().users.page(&call.page("users")?).await?;
+    let request = call.page("users")?;
+    let query = call.query()?;
+    let username = one(&query, "username")?;
+    let page = call.admin().users.page(&request, username).await?;
     Ok(listed(&page, User::document))
 }
 

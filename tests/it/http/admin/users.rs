@@ -385,6 +385,19 @@ async fn users_are_listed_in_parts() {
         path = format!("{USERS}?limit=2&cursor={cursor}");
     }
     assert_eq!(listed, users);
+    for (name, found) in [("USER%203", &users[3..4]), ("nobody", &[]), ("%00", &[])] {
+        let listed = desk
+            .get(&format!("{USERS}?limit=1&username={name}"))
+            .await
+            .json();
+        assert_eq!(
+            listed,
+            json!({ "items": found, "next_cursor": null }),
+            "{name}"
+        );
+    }
+    let twice = desk.get(&format!("{USERS}?username=a&username=b")).await;
+    is_problem(&twice, 400, "malformed");
     let of_clients = countersign_verifier::base64url::encode(b"clients:a");
     let of_nothing = countersign_verifier::base64url::encode(b"users:a");
     for cursor in [of_clients, of_nothing, "x".to_owned()] {
