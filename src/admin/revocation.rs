@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{AdminError, FieldError, document};
+use super::{AdminError, FieldError, document, family::FamilyAdmin};
 use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::{Cause, Change},
-        id::{ClientId, UserId},
+        id::{ClientId, FamilyId, UserId},
     },
     keys::lifecycle::{LONGEST_TOKEN_LIFE, Policy},
     store::{Store, StoreError},
@@ -23,10 +23,12 @@ const LONGEST_JTI: usize = 256;
 /// What to revoke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Every access token that a client holds.
+    /// Every access token that a client holds, and every session at it.
     Client(ClientId),
     /// Every session of a user, and every access token that anybody holds of it.
     Subject(UserId),
+    /// A session and its access tokens.
+    Family(FamilyId),
     /// One access token.
     Token {
         /// Its `jti`.
@@ -36,16 +38,20 @@ pub enum Target {
     },
 }
 
-/// A revocation as an operator writes it: one of `client_id`, `subject`, or `jti` and `expires_at`.
+/// A revocation as an operator writes it: one of `client_id`, `subject`, `family_id`, or `jti` and
+/// `expires_at`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RevocationRequest {
-    /// A client, all of whose access tokens are revoked.
+    /// A client, all of whose access tokens are revoked, and every session at which ends.
     #[schema(pattern = "^[A-Za-z0-9._~-]{1,64}$")]
     client_id: Option<String>,
     /// A user, all of whose sessions end, and all of whose access tokens are revoked.
     #[schema(format = "uuid")]
     subject: Option<String>,
+    /// A session, which ends with all its access tokens.
+    #[schema(format = "uuid")]
+    family_id: Option<String>,
     /// The `jti` of one access token.
     #[schema(min_length = 1, max_length = 256)]
     jti: Option<String>,
@@ -58,46 +64,60 @@ impl RevocationRequest {
     pub fn read(members: Map<String, Value>) -> Result<Target, AdminError> {
         let (request, unread): (Self, _) = document::read(members);
         let mut errors = Vec::new();
-        let named = (request.client_id, request.subject);
-        let target = match (named, request.jti, request.expires_at) {
-            ((Some(client_id), None), None, None) => {
-                let client_id = ClientId::parse(&client_id);
-                if client_id.is_err() {
-                    errors.push(FieldError::new("/client_id", "is no client id"));
-                }
-                client_id.ok().map(Target::Client)
-            }
-            ((None, Some(subject)), None, None) => {
-                let subject = UserId::parse(&subject);
-                if subject.is_err() {
-                    errors.push(FieldError::new("/subject", "is not the id of a user"));
-                }
-                subject.ok().map(Target::Subject)
-            }
-            ((None, None), Some(jti), Some(expires_at)) => Some(Target::Token {
-                jti,
-                expires_at: Timestamp::from_seconds(expires_at),
-            }),
-            ((None, None), Some(_), None) => {
-                errors.push(FieldError::new(
-                    "/expires_at",
-                    "is missing: the exp of the token",
-                ));
-                None
-            }
-            ((None, None), None, Some(_)) => {
-                errors.push(FieldError::new("/jti", "is missing: the jti of the token"));
-                None
-            }
-            _ => {
-                let detail = "must have either client_id, or subject, or jti and expires_at";
-                errors.push(FieldError::new("", detail));
-                None
-            }
-        };
+        let target = request.target(&mut errors);
         match target {
             Some(target) if unread.is_empty() => Ok(target),
             _ => Err(AdminError::Invalid(document::all_wrong(unread, errors))),
+        }
+    }
+
+    /// What is named, if that is one thing.
+    fn target(self, errors: &mut Vec<FieldError>) -> Option<Target> {
+        let Self {
+            client_id,
+            subject,
+            family_id,
+            jti,
+            expires_at,
+        } = self;
+        let is_token = jti.is_some() || expires_at.is_some();
+        match (client_id, subject, family_id, is_token) {
+            (Some(id), None, None, false) => {
+                let id = ClientId::parse(&id).map(Target::Client);
+                id.map_err(|_| errors.push(FieldError::new("/client_id", "is no client id")))
+                    .ok()
+            }
+            (None, Some(id), None, false) => {
+                let id = UserId::parse(&id).map(Target::Subject);
+                id.map_err(|_| errors.push(FieldError::new("/subject", "is not the id of a user")))
+                    .ok()
+            }
+            (None, None, Some(id), false) => {
+                let id = FamilyId::parse(&id).map(Target::Family);
+                id.map_err(|_| {
+                    errors.push(FieldError::new("/family_id", "is not the id of a family"));
+                })
+                .ok()
+            }
+            (None, None, None, true) => {
+                if jti.is_none() {
+                    errors.push(FieldError::new("/jti", "is missing: the jti of the token"));
+                }
+                if expires_at.is_none() {
+                    let detail = "is missing: the exp of the token";
+                    errors.push(FieldError::new("/expires_at", detail));
+                }
+                Some(Target::Token {
+                    jti: jti?,
+                    expires_at: Timestamp::from_seconds(expires_at?),
+                })
+            }
+            _ => {
+                let detail =
+                    "must have one of client_id, subject, family_id, or jti and expires_at";
+                errors.push(FieldError::new("", detail));
+                None
+            }
         }
     }
 }
@@ -108,6 +128,7 @@ impl Target {
         match self {
             Self::Client(client_id) => json!({ "client_id": client_id.as_str() }),
             Self::Subject(id) => json!({ "subject": id.to_string() }),
+            Self::Family(id) => json!({ "family_id": id.to_string() }),
             Self::Token { jti, expires_at } => {
                 json!({ "jti": jti, "expires_at": expires_at.seconds() })
             }
@@ -140,6 +161,14 @@ impl RevocationAdmin {
                 id: *id,
                 tokens_die_at,
             },
+            Target::Family(id) => {
+                let families = FamilyAdmin {
+                    store: Arc::clone(&self.store),
+                    clock: self.clock.clone(),
+                    policy: self.policy,
+                };
+                return families.end(*id, cause).await.map(drop);
+            }
             Target::Token { jti, expires_at } => {
                 check_token(jti, *expires_at, now)?;
                 Change::RevokeToken {
@@ -154,7 +183,7 @@ impl RevocationAdmin {
         match self.store.apply(&change, cause, now).await {
             Err(StoreError::Conflict) => Err(AdminError::NotFound(match target {
                 Target::Subject(_) => "user",
-                Target::Client(_) | Target::Token { .. } => "client",
+                Target::Client(_) | Target::Family(_) | Target::Token { .. } => "client",
             })),
             applied => Ok(applied.map(drop)?),
         }

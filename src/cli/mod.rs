@@ -86,9 +86,9 @@ enum Command {
     Token(token::Command),
     /// Show what was changed, by whom and why
     Events(events::Events),
-    /// Revoke one access token, all that a client holds, or all of a user with its sessions
+    /// Revoke one access token, or end a session, or all of a user or at a client, with their tokens
     Revoke(revocation::Revoke),
-    /// Tell the service that its database was restored or has lost commits; revokes all access tokens
+    /// Tell the service that its database was restored or has lost commits; ends every session
     Restored(revocation::Restored),
     /// Print a script that completes these commands in a shell
     Completions(completions::Completions),

@@ -3,17 +3,17 @@
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{Failure, Reason, client_id, output, user_id};
+use super::{Failure, Reason, client_id, family_id, output, user_id};
 use crate::{
     admin::revocation::Target,
     app::Context,
     clock::Timestamp,
-    domain::id::{ClientId, UserId},
+    domain::id::{ClientId, FamilyId, UserId},
     keys::lifecycle::LONGEST_TOKEN_LIFE,
 };
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("target").required(true).args(["jti", "client", "subject"]))]
+#[command(group = ArgGroup::new("target").required(true).args(["jti", "client", "subject", "family"]))]
 pub(super) struct Revoke {
     /// Revoke one access token, by its `jti`
     #[arg(long, value_name = "ID", requires = "expires_at")]
@@ -21,19 +21,22 @@ pub(super) struct Revoke {
     /// The token's `exp`, in seconds since 1970; goes with --jti
     #[arg(long, value_name = "SECONDS", requires = "jti")]
     expires_at: Option<i64>,
-    /// Revoke every access token that a client holds now
+    /// Revoke every access token that a client holds now, and end every session at it
     #[arg(long, value_name = "CLIENT_ID", value_parser = client_id)]
     client: Option<ClientId>,
     /// End every session of a user and revoke every access token of it
     #[arg(long, value_name = "USER_ID", value_parser = user_id)]
     subject: Option<UserId>,
+    /// End a session and revoke its access tokens
+    #[arg(long, value_name = "ID", value_parser = family_id)]
+    family: Option<FamilyId>,
     #[command(flatten)]
     reason: Reason,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Restored {
-    /// Do not revoke the access tokens issued so far: nothing was revoked that is lost now
+    /// Keep the access tokens and sessions there are: nothing was revoked or ended that is lost now
     #[arg(long)]
     keep_tokens: bool,
     #[command(flatten)]
@@ -42,24 +45,32 @@ pub(super) struct Restored {
 
 impl Revoke {
     pub(super) async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
-        let target = match (self.client, self.subject, self.jti, self.expires_at) {
+        let token = self.jti.zip(self.expires_at);
+        let target = match (self.client, self.subject, self.family, token) {
             (Some(id), ..) => Target::Client(id),
             (None, Some(id), ..) => Target::Subject(id),
-            (None, None, Some(jti), Some(expires_at)) => Target::Token {
+            (None, None, Some(id), _) => Target::Family(id),
+            (None, None, None, Some((jti, expires_at))) => Target::Token {
                 jti,
                 expires_at: Timestamp::from_seconds(expires_at),
             },
-            _ => {
+            (None, None, None, None) => {
                 return Err(Failure::Usage(
-                    "give --client, or --subject, or --jti and --expires-at".to_owned(),
+                    "give --client, or --subject, or --family, or --jti and --expires-at"
+                        .to_owned(),
                 ));
             }
         };
         let what = match &target {
-            Target::Client(id) => format!("Every access token that client {id} holds"),
+            Target::Client(id) => {
+                format!(
+                    "Every session at client {id} is ended, and every access token that it holds"
+                )
+            }
             Target::Subject(id) => {
                 format!("Every session of user {id} is ended, and every access token of it")
             }
+            Target::Family(id) => format!("Session {id} is ended, and every access token of it"),
             Target::Token { jti, .. } => format!("The access token {jti}"),
         };
         let cause = self.reason.cause();
@@ -87,9 +98,11 @@ impl Restored {
         }
         output::line("A new epoch has begun: every node reads everything anew.")?;
         output::line(if keep {
-            "Tokens are left alone; those that were revoked after the backup was made are valid again."
+            "Tokens and sessions are left alone; those that were revoked or ended after the backup was made \
+             are good again."
         } else {
-            "Every access token issued so far is revoked; clients ask for new ones by themselves."
+            "Every access token issued so far is revoked, and every session is ended: clients ask for new \
+             tokens by themselves, users sign in again."
         })?;
         output::line("")?;
         output::line("What was changed after the backup was made is undone. Do again:")?;

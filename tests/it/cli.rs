@@ -7,13 +7,21 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use countersign::{
     app::Context,
     clock::{Clock as _, SystemClock},
     config::{Config, Sources},
-    domain::id::ClientId,
+    domain::{
+        change::Cause,
+        code::{Redeemed, Redemption, s256},
+        family::Terms,
+        id::{ClientId, FamilyId},
+        secret::{OneTimeKind, OneTimeSecret},
+        user::Username,
+    },
     identity::sign_in::Place,
     oauth::access_token,
     store::{Access, Schema},
@@ -25,6 +33,7 @@ use tempfile::TempDir;
 use crate::support::{
     database::{Database, Engine},
     jwt::{SigningKey, jwks},
+    sign_in,
 };
 
 const ISSUER: &str = "http://127.0.0.1:8080";
@@ -181,6 +190,9 @@ on_both_engines! {
     events_are_shown_as_asked_for,
     events_are_followed_until_interrupted,
     tokens_are_revoked_one_by_one_or_by_client,
+    sessions_are_listed_and_shown,
+    why_a_session_ended_is_told_and_drawn,
+    a_session_is_ended_by_its_id,
     a_restored_database_gets_a_new_epoch,
 }
 
@@ -1044,7 +1056,9 @@ async fn tokens_are_revoked_one_by_one_or_by_client(database: &Database) {
     let by_client = terminal.call(&["revoke", "--client", "a", "--reason", "leaked"]);
     assert_eq!((by_client.status, by_client.remarks.as_str()), (0, ""));
     assert!(
-        by_client.output.contains("client a holds is revoked"),
+        by_client
+            .output
+            .contains("Every session at client a is ended"),
         "{by_client:?}"
     );
     let one = terminal.json(&["revoke", "--jti", "token-1", "--expires-at", &expires_at]);
@@ -1060,19 +1074,227 @@ async fn tokens_are_revoked_one_by_one_or_by_client(database: &Database) {
     assert!(past.failure().starts_with("--expires-at: "), "{past:?}");
 }
 
+/// Signs a user in at a client, who both are there, with an agent that plays tricks on terminals.
+async fn opened(context: &Context, client: &str, user: &str) -> FamilyId {
+    let now = context.clock.now();
+    let client = ClientId::parse(client).unwrap();
+    let client = context.store.client(&client).await.unwrap().unwrap();
+    let name = Username::parse(user).unwrap();
+    let user = context
+        .store
+        .user_by_name(name.key())
+        .await
+        .unwrap()
+        .unwrap();
+    let code = sign_in::code_for(sign_in::grant(&client, &user, now), now);
+    let text = sign_in::put_code(&*context.store, &code).await;
+    let redemption = Redemption {
+        hash: OneTimeSecret::hash_of(OneTimeKind::AuthorizationCode, &text).unwrap(),
+        client_id: client.client_id,
+        code_challenge: s256(sign_in::VERIFIER),
+        redirect_uri: None,
+        dpop_jkt: None,
+        scope: None,
+        resources: Vec::new(),
+        family_id: FamilyId::from_uuid(context.entropy.uuid_v7(now).unwrap()),
+        lifetime: Duration::from_hours(24),
+        terms: Terms {
+            mac_version: 1,
+            idle: Duration::from_hours(1),
+            tokens_die_at: now,
+        },
+        cause: Cause {
+            address: Some("192.0.2.7".to_owned()),
+            user_agent: Some("App/1 \u{202e}".to_owned()),
+            ..Cause::default()
+        },
+    };
+    match context.store.redeem_code(&redemption, now).await.unwrap() {
+        Redeemed::Opened { family, .. } => family.id,
+        refused @ Redeemed::Refused(_) => panic!("{refused:?}"),
+    }
+}
+
+/// Clients `a` and `b` and users `ada` and `bob`; a session of each user at each client, in order.
+async fn sessions(database: &Database) -> (Terminal, Context, Vec<String>) {
+    let (terminal, context) = Terminal::started(database).await;
+    let mut ids = Vec::new();
+    for id in ["a", "b"] {
+        terminal.json(&["clients", "create", "--name", id, "--client-id", id]);
+    }
+    for user in ["ada", "bob"] {
+        terminal.json(&["users", "create", "--username", user]);
+        for client in ["a", "b"] {
+            ids.push(opened(&context, client, user).await.to_string());
+        }
+    }
+    (terminal, context, ids)
+}
+
+async fn sessions_are_listed_and_shown(database: &Database) {
+    let (terminal, _context, ids) = sessions(database).await;
+    let found = |arguments: &[&str]| -> Vec<usize> {
+        let listed = terminal.json(&[&["families", "list"], arguments].concat());
+        assert_eq!(listed["next_cursor"], Value::Null);
+        let number = |item: &Value| ids.iter().position(|id| item["id"] == *id).unwrap();
+        listed["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(number)
+            .collect()
+    };
+    // Ids of one millisecond are in no particular order.
+    let sorted = |mut numbers: Vec<usize>| {
+        numbers.sort_unstable();
+        numbers
+    };
+    assert_eq!(sorted(found(&[])), [0, 1, 2, 3]);
+    assert_eq!(found(&["--limit", "1"]).len(), 1);
+    assert_eq!(sorted(found(&["--subject", "Ada"])), [0, 1]);
+    assert_eq!(sorted(found(&["--client", "b"])), [1, 3]);
+    assert_eq!(found(&["--client", "b", "--subject", "bob"]), [3]);
+    terminal.json(&["families", "revoke", &ids[2]]);
+    assert_eq!(found(&["--state", "ended"]), [2]);
+    assert_eq!(sorted(found(&["--state", "active"])), [0, 1, 3]);
+    let ada = terminal.json(&["users", "show", "ada"])["id"].clone();
+    assert_eq!(sorted(found(&["--subject", ada.as_str().unwrap()])), [0, 1]);
+
+    let table = terminal
+        .call(&["families", "list", "--subject", "bob"])
+        .output;
+    assert!(table.starts_with("STATE"), "{table}");
+    assert!(
+        table.contains("revoked_by_operator") && table.contains("active"),
+        "{table}"
+    );
+    let none = terminal.call(&["families", "list", "--state", "suspended"]);
+    assert_eq!(none.output.trim_end(), "There are no such sessions.");
+    let nobody = terminal.call(&["families", "list", "--subject", "eve"]);
+    assert!(nobody.failure().contains("no user eve"), "{nobody:?}");
+
+    let shown = terminal.json(&["families", "show", &ids[0]]);
+    assert_eq!(shown["username"], "ada");
+    assert_eq!(shown["story"][0]["what"], "opened");
+    let shown = terminal.call(&["families", "show", &ids[0]]).output;
+    assert!(
+        shown.contains("192.0.2.7") && shown.contains("┌"),
+        "{shown}"
+    );
+    assert!(!shown.contains('\u{202e}'), "{shown}");
+    let unknown = "019f0000-0000-7000-8000-000000000000";
+    let unknown = terminal.call(&["families", "show", unknown]);
+    assert!(
+        unknown
+            .failure()
+            .ends_with("see: countersign families list")
+    );
+}
+
+async fn why_a_session_ended_is_told_and_drawn(database: &Database) {
+    let (terminal, context, ids) = sessions(database).await;
+    let active = terminal.call(&["families", "why", &ids[0]]).output;
+    let lines: Vec<&str> = active.lines().collect();
+    assert!(
+        lines[0].ends_with("of ada at client a is active."),
+        "{active}"
+    );
+    assert!(lines[1].contains("UTC  ┌  The user signed in at client a from 192.0.2.7"));
+    assert!(lines[2].starts_with("now") && lines[2].contains("▼  It ends at"));
+
+    let ada = terminal.json(&["users", "show", "ada"])["id"].clone();
+    let ada = ada.as_str().unwrap();
+    let end = ["revoke", "--subject", ada, "--reason", "left the company"];
+    assert_eq!(terminal.call(&end).status, 0);
+    for who in ["ada", "ADA", ada] {
+        let told = terminal.call(&["families", "why", who]);
+        assert_eq!((told.status, told.remarks.as_str()), (0, ""));
+        let text = "└  Every session of the user was ended by tester on the command line. Reason: “left the \
+             company”.";
+        assert_eq!(told.output.matches(text).count(), 2, "{told:?}");
+        assert_eq!(told.output.matches("(user_sessions_ended).").count(), 2);
+    }
+    let told = terminal.json(&["families", "why", "ada"]);
+    assert_eq!(told["items"].as_array().unwrap().len(), 2);
+    let one = terminal.json(&["families", "why", &ids[1]]);
+    assert_eq!(one["end_reason"], "user_sessions_ended");
+    // What is left of a removed user is found by its id.
+    assert_eq!(terminal.call(&["users", "delete", "ada"]).status, 0);
+    let told = terminal.call(&["families", "why", ada]);
+    assert!(
+        told.output.contains(&format!("removed user {ada}")),
+        "{told:?}"
+    );
+    let gone = terminal.call(&["families", "why", "ada"]);
+    assert!(
+        gone.failure().contains("no session and no user ada"),
+        "{gone:?}"
+    );
+    // No more than one can read.
+    for _ in 0..5 {
+        opened(&context, "a", "bob").await;
+    }
+    let told = terminal.call(&["families", "why", "bob"]).output;
+    assert_eq!(told.matches("Session ").count(), 5, "{told}");
+    assert!(told.contains("There are more; see: countersign families list --subject"));
+    terminal.json(&["users", "create", "--username", "eve"]);
+    let told = terminal.call(&["families", "why", "eve"]);
+    assert!(
+        told.output.starts_with("The user has no session"),
+        "{told:?}"
+    );
+}
+
+async fn a_session_is_ended_by_its_id(database: &Database) {
+    let (terminal, _context, ids) = sessions(database).await;
+    let ended = terminal.call(&["families", "revoke", &ids[0], "--reason", "stolen"]);
+    assert_eq!((ended.status, ended.remarks.as_str()), (0, ""));
+    let text = "The session was ended by tester on the command line. Reason: “stolen”.";
+    assert!(ended.output.contains(text), "{ended:?}");
+    // Again, nothing happens.
+    let again = terminal.json(&["families", "revoke", &ids[0]]);
+    assert_eq!(again["story"][1]["text"], text);
+    let ended = terminal.call(&["revoke", "--family", &ids[1]]);
+    assert!(
+        ended
+            .output
+            .contains("is ended, and every access token of it")
+    );
+    assert_eq!(
+        terminal.json(&["revoke", "--family", &ids[2]])["family_id"],
+        ids[2]
+    );
+    let states = |id: &String| terminal.json(&["families", "show", id])["state"].clone();
+    let states: Vec<Value> = ids.iter().map(states).collect();
+    assert_eq!(states, ["ended", "ended", "ended", "active"]);
+    let events = terminal.json(&["events", "--type", "family.revoked"]);
+    assert_eq!(events["items"].as_array().unwrap().len(), 3);
+    let unknown = "019f0000-0000-7000-8000-000000000000";
+    for arguments in [
+        &["revoke", "--family", unknown],
+        &["families", "revoke", unknown][..],
+    ] {
+        let refused = terminal.call(arguments);
+        assert!(refused.failure().contains("there is no family of this id"));
+    }
+}
+
 async fn a_restored_database_gets_a_new_epoch(database: &Database) {
     let (terminal, context) = Terminal::started(database).await;
     terminal.json(&["clients", "create", "--name", "a", "--client-id", "a"]);
     let position = async || context.store.snapshot().await.unwrap().position;
     let before = position().await;
     let kept = terminal.call(&["restored", "--keep-tokens"]);
-    assert!(kept.output.contains("Tokens are left alone"), "{kept:?}");
+    assert!(
+        kept.output.contains("Tokens and sessions are left alone"),
+        "{kept:?}"
+    );
     let between = position().await;
     assert_ne!(between.epoch, before.epoch);
     let restored = terminal.call(&["restored", "--reason", "disk failed"]);
     assert_eq!((restored.status, restored.remarks.as_str()), (0, ""));
     assert!(
-        restored.output.contains("issued so far is revoked"),
+        restored.output.contains("every session is ended"),
         "{restored:?}"
     );
     assert_ne!(position().await.epoch, between.epoch);
@@ -1121,6 +1343,14 @@ fn wrong_usage_exits_with_2() {
             "--client",
             "a",
         ],
+        &["revoke", "--family", "ada"],
+        &["families"],
+        &["families", "list", "--state", "dead"],
+        &["families", "list", "--limit", "0"],
+        &["families", "list", "--client", "a b"],
+        &["families", "show", "ada"],
+        &["families", "revoke", "ada"],
+        &["families", "why"],
         &["keys", "rotate", "--discard-next"],
         &["keys", "revoke", "short"],
         &["doctor", "--set", "issuer"],

@@ -408,9 +408,10 @@ pub(super) static OPERATIONS: [Operation; 24] = [
         path: "/admin/v1/revocations",
         scope: "revocations:write",
         summary: "Revoke access tokens",
-        description: "Every token that a client holds, or that anybody holds of a user (subject), or one by its \
-            jti. Every node refuses them within the poll interval. The sessions of a user end with them, and it \
-            may sign in again. A client may go on to get new ones: disable it to end that.",
+        description: "Every token that a client holds, or that anybody holds of a user (subject) or of a session \
+            (family_id), or one by its jti. Every node refuses them within the poll interval. The sessions of \
+            the user or at the client end with them; users may sign in again. A client may go on to get new \
+            tokens: disable it to end that.",
         body: Some(Body {
             schema: "RevocationRequest",
             media_types: JSON,

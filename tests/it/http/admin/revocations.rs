@@ -58,6 +58,9 @@ async fn a_revocation_says_what_is_wrong_with_its_document() {
             vec![""],
         ),
         (json!({ "client_id": "a b" }), vec!["/client_id"]),
+        (json!({ "family_id": "x" }), vec!["/family_id"]),
+        (json!({ "family_id": "x", "client_id": "app" }), vec![""]),
+        (json!({ "family_id": "x", "jti": "x" }), vec![""]),
         (json!({ "jti": "x" }), vec!["/expires_at"]),
         (json!({ "expires_at": soon }), vec!["/jti"]),
         (json!({ "jti": "\0", "expires_at": soon }), vec!["/jti"]),
@@ -81,6 +84,36 @@ async fn a_revocation_says_what_is_wrong_with_its_document() {
         .post("/admin/v1/revocations", &json!({ "client_id": "nobody" }))
         .await;
     is_problem(&unknown, 404, "not-found");
+}
+
+#[tokio::test]
+async fn a_session_is_ended_with_its_tokens() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, "revocations:write").await;
+    let ada = server.user("ada").await;
+    let signed_in = server.sign_in(&server.app, ada).await;
+    let other = server.sign_in(&server.app, ada).await;
+    let document = json!({ "family_id": signed_in.family.to_string() });
+    // The second time it has ended already.
+    for _ in 0..2 {
+        let done = desk.post("/admin/v1/revocations", &document).await;
+        assert_eq!(done.status, 200, "{done:?}");
+        assert_eq!(done.json(), document);
+        assert!(!is_active(&server, &signed_in.access_token).await);
+        assert!(is_active(&server, &other.access_token).await);
+    }
+    let unknown = json!({ "family_id": "019f0000-0000-7000-8000-000000000000" });
+    let unknown = desk.post("/admin/v1/revocations", &unknown).await;
+    is_problem(&unknown, 404, "not-found");
+    let of_client = json!({ "client_id": "app" });
+    let done = desk.post("/admin/v1/revocations", &of_client).await;
+    assert_eq!(done.status, 200);
+    assert!(!is_active(&server, &other.access_token).await);
+    let refused = server.refresh(&server.app, &other.refresh_token).await;
+    assert_eq!(
+        refused.header("countersign-reason"),
+        Some("client_sessions_ended")
+    );
 }
 
 /// Done again and again it would keep that operator out.
