@@ -10,6 +10,7 @@ alter table client add column refresh_policy text not null default 'standard';
 alter table client add column refresh_sharing_acknowledged integer not null default 0;
 -- What families of the client carry while they live: drawn anew to end them all at once.
 alter table client add column session_epoch integer not null default 0;
+update client set session_epoch = abs(random());
 
 create table end_user (
     id blob primary key,

@@ -142,7 +142,9 @@ impl AuthorizationCode {
             (expected, presented) if expected != presented => return Some(CodeRefusal::Verifier),
             _ => {}
         }
-        if redemption.redirect_uri.is_some() && redemption.redirect_uri != self.redirect_uri {
+        // Without a challenge it has to be there (RFC 6749 §4.1.3).
+        let is_asked = redemption.redirect_uri.is_some() || self.code_challenge.is_none();
+        if is_asked && redemption.redirect_uri != self.redirect_uri {
             return Some(CodeRefusal::RedirectUri);
         }
         if self.grant.dpop_jkt.is_some() && redemption.dpop_jkt != self.grant.dpop_jkt {

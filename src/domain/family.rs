@@ -17,9 +17,6 @@ use super::{
 };
 use crate::clock::Timestamp;
 
-/// The longest life of any family, whatever is configured.
-pub const LONGEST_FAMILY_LIFE: Duration = Duration::from_hours(400 * 24);
-
 /// How many notes a family keeps.
 const MOST_NOTES: usize = 8;
 
@@ -635,4 +632,6 @@ pub enum Outcome {
     Unknown,
     /// Its row cannot be read; nothing was done.
     Illegible,
+    /// Somebody holds its row and does not go on; nothing was done.
+    Locked,
 }

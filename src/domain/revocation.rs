@@ -1,6 +1,6 @@
 //! Entries of revocation: what tells tokens that are revoked from those that are not.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use super::{digest::sha256, name::named};
 use crate::clock::Timestamp;
@@ -75,6 +75,15 @@ impl Revocation {
         self.expires_at.is_some_and(|expires_at| expires_at <= now)
     }
 
+    /// Whether the entry is about tokens that `other`, of the same kind and value, spares.
+    pub fn covers_more_than(&self, other: &Self) -> bool {
+        match (self.not_before, other.not_before) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(own), Some(others)) => own > others,
+        }
+    }
+
     /// Whether the entry is about a token issued then.
     pub fn covers(&self, issued_at: Timestamp) -> bool {
         self.not_before
@@ -82,7 +91,15 @@ impl Revocation {
     }
 }
 
-/// The first whole second after `now`: tokens issued up to now have an earlier `iat`.
+/// How long a change that revokes tokens may take from its `now` until it is about to be committed.
+pub const LONGEST_CHANGE: Duration = Duration::from_millis(600);
+
+/// How long after its `now` a change is committed at the latest, as any node sees it: until then
+/// tokens are issued by who has not heard of it.
+const HEARD_BY: Duration = Duration::from_millis(800);
+
+/// The whole second from which on tokens count again after a change made at `now`: every token that
+/// was issued before the change was committed has an earlier `iat`. At most 1.8 seconds ahead.
 pub fn next_second(now: Timestamp) -> Timestamp {
-    Timestamp::from_seconds(now.seconds().saturating_add(1))
+    Timestamp::from_seconds(now.plus(HEARD_BY).seconds().saturating_add(1))
 }

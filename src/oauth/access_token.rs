@@ -28,7 +28,7 @@ use crate::{
 const MOST_RESOURCES: usize = 16;
 
 /// How long a client waits at most whose tokens have just been revoked.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What an access token is to say.
 pub struct AccessGrant<'a> {
@@ -99,15 +99,27 @@ pub struct Minter {
 }
 
 impl Minter {
-    /// Waits until new tokens count again, a second at most: those from before are revoked, up to
+    /// Waits until new tokens count again, two seconds at most: those from before are revoked, up to
     /// the end of a second.
-    pub async fn await_new_tokens(&self, not_before: Option<Timestamp>) {
-        if let Some(not_before) = not_before {
-            let pause = not_before.since(self.clock.now());
-            if !pause.is_zero() {
-                self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
-            }
+    ///
+    /// # Errors
+    /// 503 when that is not enough, as after a step of the clock: no token is dated ahead.
+    pub async fn await_new_tokens(&self, not_before: Option<Timestamp>) -> Result<(), OAuthError> {
+        let Some(not_before) = not_before else {
+            return Ok(());
+        };
+        let pause = not_before.since(self.clock.now());
+        if !pause.is_zero() {
+            self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
         }
+        if self.clock.now() < not_before {
+            return Err(OAuthError::new(
+                ErrorCode::TemporarilyUnavailable,
+                "not_yet",
+                "the tokens issued now are revoked; those issued in a moment are not",
+            ));
+        }
+        Ok(())
     }
 
     /// Mints a token.
@@ -357,6 +369,16 @@ impl Narrowing {
             scope: scope.map_err(|_| not_granted_scope())?,
             resources: distinct(form.many("resource"))?,
         })
+    }
+
+    /// Refuses what could not be issued whatever was granted: before a token or a code is spent.
+    pub fn check(&self, client: &Client, registry: &Registry) -> Result<(), OAuthError> {
+        let is_left = |uri| offered(client, registry, uri).is_some() && !registry.is_admin(uri);
+        if self.resources.is_empty() || self.resources.iter().any(is_left) {
+            Ok(())
+        } else {
+            Err(not_granted_target())
+        }
     }
 }
 

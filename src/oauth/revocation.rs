@@ -104,6 +104,7 @@ impl Revocation {
             // That the family has ended already is what was wanted.
             Outcome::Judged { .. } | Outcome::Unknown => Ok(()),
             Outcome::Illegible => Err(OAuthError::internal("the family cannot be read")),
+            Outcome::Locked => Err(OAuthError::no_database()),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::{
     clock::Timestamp,
     domain::{
         family::{Intent, Outcome, Presentation, Turn, Verdict},
-        id::FamilyId,
+        id::{ClientId, FamilyId},
     },
     metrics::Metrics,
     store::{Store, StoreError},
@@ -56,11 +56,15 @@ struct Shared {
     arrived: Notify,
 }
 
+/// Where a presentation waits: with the others of its client about the family. Whoever presents a
+/// token of somebody else takes no place away.
+type Place = (FamilyId, ClientId);
+
 /// What waits. Each family stands in `turns` once while it has something in `families`.
 #[derive(Debug, Default)]
 struct Waiting {
-    turns: VecDeque<FamilyId>,
-    families: HashMap<FamilyId, VecDeque<Item>>,
+    turns: VecDeque<Place>,
+    families: HashMap<Place, VecDeque<Item>>,
     callers: usize,
     is_closed: bool,
 }
@@ -174,22 +178,22 @@ impl Waiting {
                 "too many requests wait for the database",
             ));
         }
-        let family = presented.family;
-        let items = self.families.entry(family).or_default();
+        let place = (presented.family, presented.client_id.clone());
+        let items = self.families.entry(place.clone()).or_default();
         let (caller, verdict) = oneshot::channel();
         let same = items
             .iter_mut()
             .find(|item| item.is_for(&presented, is_strict));
         if let Some(item) = same {
             item.callers.push(caller);
-        } else if items.len() >= DEEPEST {
+        } else if items.len() >= DEEPEST && matches!(presented.intent, Intent::Refresh { .. }) {
             return Err(OAuthError::too_often(
                 COME_BACK,
                 "too many refresh tokens of one session are presented at once",
             ));
         } else {
             if items.is_empty() {
-                self.turns.push_back(family);
+                self.turns.push_back(place);
             }
             items.push_back(Item {
                 presented,
@@ -210,9 +214,9 @@ impl Waiting {
     fn take(&mut self) -> Vec<Item> {
         let (mut batch, mut later) = (Vec::new(), Vec::new());
         while batch.len() < LARGEST_BATCH
-            && let Some(family) = self.turns.pop_front()
+            && let Some(place) = self.turns.pop_front()
         {
-            let Entry::Occupied(mut items) = self.families.entry(family) else {
+            let Entry::Occupied(mut items) = self.families.entry(place.clone()) else {
                 continue;
             };
             while let Some(item) = items.get_mut().pop_front() {
@@ -225,7 +229,7 @@ impl Waiting {
             if items.get().is_empty() {
                 items.remove();
             } else {
-                later.push(family);
+                later.push(place);
             }
         }
         self.turns.extend(later);
@@ -350,7 +354,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{change::Cause, id::ClientId};
+    use crate::domain::change::Cause;
 
     fn refresh(family: u128, counter: i64) -> Presentation {
         Presentation {

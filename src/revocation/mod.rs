@@ -33,7 +33,14 @@ impl RevocationSet {
     pub fn replace_after_loss(&self, entries: impl IntoIterator<Item = Revocation>) {
         let mut known = self.write();
         known.retain(|_, entry| entry.expires_at.is_some());
-        known.extend(entries.into_iter().map(keyed));
+        for (key, entry) in entries.into_iter().map(keyed) {
+            match known.get(&key) {
+                Some(earlier) if earlier.covers_more_than(&entry) => {}
+                _ => {
+                    known.insert(key, entry);
+                }
+            }
+        }
     }
 
     /// Takes later entries in. One about a client includes those about its tokens.

@@ -21,7 +21,10 @@ use super::{
     open::must_migrate,
     sql::{Dialect, FamilyUpdate, Pools, SqlStore, select_families},
 };
-use crate::{clock::Timestamp, entropy::Entropy};
+use crate::{
+    clock::{SystemClock, Timestamp},
+    entropy::Entropy,
+};
 
 /// The schema, step by step.
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -106,6 +109,11 @@ impl Dialect for Postgres {
         Ok(())
     }
 
+    fn is_locked(error: &dyn sqlx::error::DatabaseError) -> bool {
+        // lock_not_available
+        error.code().as_deref() == Some("55P03")
+    }
+
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
         // serialization_failure and deadlock_detected
         matches!(error.code().as_deref(), Some("40001" | "40P01"))
@@ -178,6 +186,7 @@ pub(super) async fn open(
             readers: pool,
         }),
         entropy: entropy.clone(),
+        stopwatch: SystemClock::new(),
         hints: Arc::default(),
         listening: Mutex::default(),
         _serving: None,
@@ -220,11 +229,13 @@ fn pool_options() -> PgPoolOptions {
         })
         .after_connect(|connection, _| {
             Box::pin(async move {
-                // A commit that a crash could undo would bring back what was revoked.
+                // A commit that a crash could undo would bring back what was revoked. What a node
+                // holds that has stopped in the middle is taken from it.
                 connection
                     .execute(
                         "set synchronous_commit = on; set statement_timeout = '10s'; \
-                         set lock_timeout = '5s'",
+                         set lock_timeout = '2s'; \
+                         set idle_in_transaction_session_timeout = '5s'",
                     )
                     .await?;
                 Ok(())

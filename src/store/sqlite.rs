@@ -27,7 +27,10 @@ use super::{
     open::{Access, must_migrate},
     sql::{Dialect, FamilyUpdate, Pools, SqlStore, select_families},
 };
-use crate::{clock::Timestamp, entropy::Entropy};
+use crate::{
+    clock::{SystemClock, Timestamp},
+    entropy::Entropy,
+};
 
 /// The schema, step by step.
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -96,6 +99,11 @@ impl Dialect for Sqlite {
             .await?;
         }
         Ok(())
+    }
+
+    fn is_locked(_: &dyn sqlx::error::DatabaseError) -> bool {
+        // No row is held by itself.
+        false
     }
 
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool {
@@ -187,6 +195,7 @@ pub(super) async fn open(
         connect: None,
         pools: ArcSwap::from_pointee(Pools { writers, readers }),
         entropy: entropy.clone(),
+        stopwatch: SystemClock::new(),
         hints: Arc::default(),
         listening: Mutex::default(),
         _serving: serving,

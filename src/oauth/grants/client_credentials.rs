@@ -26,7 +26,7 @@ pub(in crate::oauth) async fn exchange(
         ));
     }
     let minter = &endpoint.minter;
-    minter.await_new_tokens(client.tokens_not_before).await;
+    minter.await_new_tokens(client.tokens_not_before).await?;
     let registry = minter.snapshots.registry();
     let target = Target::of_request(client, &registry, form.many("resource"), form.one("scope")?)?;
     let token = minter.mint(&AccessGrant {

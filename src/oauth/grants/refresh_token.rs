@@ -43,6 +43,7 @@ pub(in crate::oauth) async fn exchange(
     };
     // Otherwise nobody could tell afterwards what has become of the token.
     endpoint.minter.check_online()?;
+    asked.check(client, &endpoint.minter.snapshots.registry())?;
     let is_strict = client.refresh_policy == RefreshPolicy::Strict;
     let (outcome, judged_at) = endpoint.rotations.submit(presented, is_strict).await?;
     match &outcome {
@@ -66,6 +67,7 @@ pub(in crate::oauth) async fn exchange(
         } => Err(sign_in::refusal(Refusal::Ended)),
         Outcome::Unknown => Err(sign_in::refusal(Refusal::Unknown)),
         Outcome::Illegible => Err(OAuthError::internal("the family cannot be read")),
+        Outcome::Locked => Err(OAuthError::no_database()),
     }
 }
 
@@ -91,5 +93,6 @@ pub(in crate::oauth) fn word(outcome: &Outcome) -> &'static str {
         },
         Outcome::Unknown => sign_in::refusal(Refusal::Unknown).reason(),
         Outcome::Illegible => "illegible",
+        Outcome::Locked => "locked",
     }
 }

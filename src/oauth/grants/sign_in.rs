@@ -33,7 +33,7 @@ pub(super) async fn answer(
         Target::of_grant(client, &registry, &family.grant, asked)?
     };
     let not_before = standing.tokens_not_before();
-    minter.await_new_tokens(not_before).await;
+    minter.await_new_tokens(not_before).await?;
     let sign_in = SignIn {
         family,
         user,

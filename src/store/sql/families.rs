@@ -385,12 +385,19 @@ where
         redemption: &Redemption,
         now: Timestamp,
     ) -> Result<Redeemed, StoreError> {
-        let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
-        // Without a lock: whom a code is for never changes, and they are locked before it.
-        let Some(found) = Self::read_code(&mut tx, &redemption.hash).await? else {
-            tx.rollback().await?;
+        // Without a lock: whom a code is for never changes, and they are locked before it. Whoever
+        // could not have the code in any case gets no lock at all.
+        let mut connection = self.readers().acquire().await?;
+        let found = Self::read_code(&mut connection, &redemption.hash).await?;
+        drop(connection);
+        let Some(found) = found else {
             return Ok(Redeemed::Refused(CodeRefusal::Unknown));
         };
+        match found.refusal(redemption, now) {
+            None | Some(CodeRefusal::Reused) => {}
+            Some(refusal) => return Ok(Redeemed::Refused(refusal)),
+        }
+        let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
         let standing = Self::lock_standing(&mut tx, &found.grant).await?;
         // Waits for whoever redeems the same code.
         let claimed = sqlx::query::<DB>(

@@ -21,6 +21,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use serde_json::Value;
 use sqlx::{Database, Executor, IntoArguments, Pool, Row as _, Transaction, migrate::Migrate};
 use tokio::{sync::Notify, task::AbortHandle};
@@ -30,7 +31,7 @@ pub(super) use self::families::{FamilyUpdate, select_families};
 use self::revocations::{Entry, Spans};
 use super::{Bounds, Snapshot, Step, Store, StoreError, Swept};
 use crate::{
-    clock::Timestamp,
+    clock::{Clock as _, SystemClock, Timestamp},
     domain::{
         assertion::AssertionId,
         change::{Applied, Cause, Change, ChangeRow, Changes, EventType, Position, Topic},
@@ -42,7 +43,7 @@ use crate::{
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
-        revocation::Revocation,
+        revocation::{LONGEST_CHANGE, Revocation},
         secret::SecretHash,
         user::{User, UsernameKey},
     },
@@ -107,6 +108,9 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
         updates: Vec<FamilyUpdate>,
     ) -> Result<(), sqlx::Error>;
 
+    /// Whether a failure means that somebody has held a row for too long.
+    fn is_locked(error: &dyn sqlx::error::DatabaseError) -> bool;
+
     /// Whether a failure means that another transaction was in the way.
     fn is_contention(error: &dyn sqlx::error::DatabaseError) -> bool;
 
@@ -133,6 +137,8 @@ pub(super) struct SqlStore<DB: Dialect> {
     pub(super) pools: ArcSwap<Pools<DB>>,
     /// Draws the ids of events and epochs.
     pub(super) entropy: Entropy,
+    /// Measures how long a change takes.
+    pub(super) stopwatch: SystemClock,
     /// Wakes [`Store::changed`].
     pub(super) hints: Arc<Notify>,
     /// The task behind [`Dialect::listen`], begun when hints are first waited for.
@@ -176,6 +182,12 @@ impl From<EntropyError> for StoreError {
     fn from(error: EntropyError) -> Self {
         Self::Unavailable(sqlx::Error::Io(std::io::Error::other(error)))
     }
+}
+
+/// A change could not be committed soon enough after the moment it was made at.
+fn too_slow() -> StoreError {
+    let error = std::io::Error::other("a change took too long; nothing was done");
+    StoreError::Unavailable(sqlx::Error::Io(error))
 }
 
 /// A value in a row that cannot be.
@@ -307,12 +319,14 @@ where
         }
     }
 
+    /// Applies a change at `now`, when the stopwatch showed `begun`. Does nothing, and returns nothing,
+    /// where tokens may have been issued meanwhile that it does not revoke.
     async fn try_apply(
         &self,
         change: &Change,
         cause: &Cause,
-        now: Timestamp,
-    ) -> Result<Applied, StoreError> {
+        (now, begun): (Timestamp, Duration),
+    ) -> Result<Option<Applied>, StoreError> {
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
         let done = match change {
             Change::PutClient {
@@ -391,12 +405,20 @@ where
         self.record(&mut tx, &done.event, position.seq, cause, now)
             .await?;
         DB::announce(&mut tx).await?;
+        let took = self.stopwatch.monotonic().saturating_sub(begun);
+        // A restored database is given time for each of its clients.
+        let has_time = matches!(change, Change::Restore { .. });
+        if took > LONGEST_CHANGE && !has_time && done.published.iter().any(Published::bounds_tokens)
+        {
+            tx.rollback().await?;
+            return Ok(None);
+        }
         tx.commit().await?;
         self.hints.notify_one();
-        Ok(Applied {
+        Ok(Some(Applied {
             position,
             revision: done.revision,
-        })
+        }))
     }
 
     /// Gives the changes their places. The head is locked last and until the commit, so that the
@@ -438,12 +460,13 @@ where
         moment: Timestamp,
         limit: i64,
     ) -> Result<u64, StoreError> {
-        let deleted = sqlx::query::<DB>(sql)
-            .bind(moment.millis())
-            .bind(limit)
-            .fetch_all(&self.writers())
-            .await?;
-        Ok(u64::try_from(deleted.len()).unwrap_or(u64::MAX))
+        // Two sweepers may meet, or one and whoever deletes the entries of a client.
+        let deleted = Self::uncontended(|| async {
+            let writers = self.writers();
+            let query = sqlx::query::<DB>(sql).bind(moment.millis()).bind(limit);
+            Ok(query.fetch_all(&writers).await?)
+        });
+        Ok(u64::try_from(deleted.await?.len()).unwrap_or(u64::MAX))
     }
 
     /// A number that ends all sessions which carry another one.
@@ -540,7 +563,27 @@ where
         cause: &Cause,
         now: Timestamp,
     ) -> Result<Applied, StoreError> {
-        Self::uncontended(|| self.try_apply(change, cause, now)).await
+        let called = self.stopwatch.monotonic();
+        let mut attempt = 1;
+        loop {
+            // What is done again is done later.
+            let late = match attempt {
+                1 => Duration::ZERO,
+                _ => self.stopwatch.monotonic().saturating_sub(called),
+            };
+            let applied = self.try_apply(change, cause, (now.plus(late), called + late));
+            match applied.await {
+                Ok(None) if attempt < ATTEMPTS => attempt += 1,
+                Ok(Some(applied)) => return Ok(applied),
+                Ok(None) => return Err(too_slow()),
+                Err(StoreError::Unavailable(sqlx::Error::Database(error)))
+                    if DB::is_contention(&*error) && attempt < ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     async fn changes_since(
@@ -706,7 +749,25 @@ where
         terms: &Terms,
         now: Timestamp,
     ) -> Result<Vec<Outcome>, StoreError> {
-        Self::uncontended(|| self.try_rotate(batch, terms, now)).await
+        let result = Self::uncontended(|| self.try_rotate(batch, terms, now)).await;
+        match result {
+            Err(StoreError::Unavailable(sqlx::Error::Database(error)))
+                if DB::is_locked(&*error) && batch.len() > 1 => {}
+            result => return result,
+        }
+        // Somebody holds one of the families and does not go on: the others need not wait for that.
+        let each = batch.iter().map(|presented| async {
+            let one = std::slice::from_ref(presented);
+            match Self::uncontended(|| self.try_rotate(one, terms, now)).await {
+                Err(StoreError::Unavailable(sqlx::Error::Database(error)))
+                    if DB::is_locked(&*error) =>
+                {
+                    Ok(Outcome::Locked)
+                }
+                outcomes => Ok(outcomes?.pop().unwrap_or(Outcome::Unknown)),
+            }
+        });
+        try_join_all(each).await
     }
 
     async fn put_code(

@@ -1,5 +1,7 @@
 //! Entries of revocation.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::{Executor, IntoArguments, Pool, Row as _, Transaction};
 use uuid::Uuid;
@@ -39,6 +41,11 @@ impl Spans {
     }
 }
 
+/// How long it takes at most to end the sign-ins of so many clients.
+fn for_each(clients: i64) -> Duration {
+    Duration::from_millis(u64::try_from(clients).unwrap_or(0).saturating_mul(10))
+}
+
 impl Published {
     fn revocation(target: &str, entry: Entry) -> Self {
         Self {
@@ -58,6 +65,13 @@ impl Published {
             owner: None,
         };
         Self::revocation(kid.as_str(), entry)
+    }
+
+    /// Whether it revokes the tokens from before some moment: none may be issued after that which
+    /// does not know of it.
+    pub(super) fn bounds_tokens(&self) -> bool {
+        let entry = self.entry.as_ref();
+        entry.is_some_and(|entry| entry.not_before.is_some())
     }
 
     /// Revokes the access tokens of a family.
@@ -189,7 +203,7 @@ where
             let count: i64 = row.try_get(0)?;
             if count >= MOST_TOKENS {
                 let Some(family) = family else {
-                    return self.revoke_client_tokens(tx, owner, spans).await;
+                    return Self::revoke_tokens_before(tx, owner, None, spans).await;
                 };
                 let reason = EndReason::RevokedByClient;
                 let Spans { now, tokens_die_at } = spans;
@@ -226,14 +240,24 @@ where
         id: &ClientId,
         spans: Spans,
     ) -> Result<Done, StoreError> {
+        Self::revoke_tokens_before(tx, id, Some(self.epoch()?), spans).await
+    }
+
+    /// Revokes every access token that a client holds; with another epoch, its sign-ins, too.
+    async fn revoke_tokens_before(
+        tx: &mut Transaction<'_, DB>,
+        id: &ClientId,
+        epoch: Option<i64>,
+        spans: Spans,
+    ) -> Result<Done, StoreError> {
         let not_before = next_second(spans.now);
         let row = sqlx::query::<DB>(
-            "update client set tokens_not_before = $2, session_epoch = $3, revision = revision + 1 \
-             where client_id = $1 returning disabled, revision",
+            "update client set tokens_not_before = $2, session_epoch = coalesce($3, session_epoch), \
+             revision = revision + 1 where client_id = $1 returning disabled, revision",
         )
         .bind(id.as_str().to_owned())
         .bind(not_before.millis())
-        .bind(self.epoch()?)
+        .bind(epoch)
         .fetch_optional(&mut **tx)
         .await?
         .ok_or(StoreError::Conflict)?;
@@ -265,7 +289,11 @@ where
     ) -> Result<Done, StoreError> {
         let mut published = vec![Published::of(Topic::Keys, "restored")];
         if !keep_tokens {
-            let not_before = next_second(spans.now);
+            let row = sqlx::query::<DB>("select count(*) from client")
+                .fetch_one(&mut **tx)
+                .await?;
+            let clients: i64 = row.try_get(0)?;
+            let not_before = next_second(spans.now.plus(for_each(clients)));
             let rows = sqlx::query::<DB>(
                 "update client set tokens_not_before = $1, session_epoch = $2, revision = revision + 1 \
                  returning client_id, disabled",
