@@ -184,7 +184,12 @@ pub struct ChallengeSession {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::domain::id::UserId;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_700_000_000);
 
     /// RFC 7636 Appendix B.
     #[test]
@@ -219,5 +224,118 @@ mod tests {
         ] {
             assert!(!is_s256(bad), "{bad}");
         }
+    }
+
+    /// A code with everything, and what must be presented with it.
+    fn pair() -> (AuthorizationCode, Redemption) {
+        let client_id = ClientId::parse("app").unwrap();
+        let code = AuthorizationCode {
+            grant: Grant {
+                client_id: client_id.clone(),
+                client_epoch: 1,
+                subject: UserId::from_uuid(Uuid::nil()),
+                user_epoch: 2,
+                session_id: None,
+                scope: Scope::parse("read write").unwrap(),
+                resources: vec![ResourceUri::parse("urn:a").unwrap()],
+                auth_time: NOW,
+                amr: Vec::new(),
+                dpop_jkt: Some("key".to_owned()),
+            },
+            redirect_uri: Some("https://app.example".to_owned()),
+            code_challenge: Some("challenge".to_owned()),
+            nonce: None,
+            expires_at: NOW.plus(CODE_LIFE),
+            family_id: None,
+        };
+        let redemption = Redemption {
+            hash: SecretHash::of("code"),
+            client_id,
+            code_challenge: code.code_challenge.clone(),
+            redirect_uri: code.redirect_uri.clone(),
+            dpop_jkt: code.grant.dpop_jkt.clone(),
+            scope: None,
+            resources: Vec::new(),
+            family_id: FamilyId::from_uuid(Uuid::nil()),
+            lifetime: Duration::from_hours(1),
+            terms: Terms {
+                mac_version: 1,
+                idle: Duration::from_hours(1),
+                tokens_die_at: NOW,
+            },
+            cause: Cause::default(),
+        };
+        (code, redemption)
+    }
+
+    /// What can be wrong, in the order in which it is told, and how it comes about.
+    type Wrong = (CodeRefusal, fn(&mut AuthorizationCode, &mut Redemption));
+
+    const WRONGS: [Wrong; 8] = [
+        (CodeRefusal::OtherClient, |_, redemption| {
+            redemption.client_id = ClientId::parse("other").unwrap();
+        }),
+        (CodeRefusal::Expired, |code, _| code.expires_at = NOW),
+        (CodeRefusal::Verifier, |_, redemption| {
+            redemption.code_challenge = Some("other".to_owned());
+        }),
+        (CodeRefusal::RedirectUri, |_, redemption| {
+            redemption.redirect_uri = Some("https://other.example".to_owned());
+        }),
+        (CodeRefusal::OtherKey, |_, redemption| {
+            redemption.dpop_jkt = None
+        }),
+        (CodeRefusal::Grant(Refusal::Scope), |_, redemption| {
+            redemption.scope = Some(Scope::parse("read admin").unwrap());
+        }),
+        (CodeRefusal::Grant(Refusal::Target), |_, redemption| {
+            redemption.resources = vec![ResourceUri::parse("urn:b").unwrap()];
+        }),
+        (CodeRefusal::Reused, |code, _| {
+            code.family_id = Some(FamilyId::from_uuid(Uuid::max()));
+        }),
+    ];
+
+    /// So nobody who could not have exchanged a code ends what its client got for it.
+    #[test]
+    fn of_all_that_is_wrong_with_a_code_the_first_is_told() {
+        for chosen in 0..1 << WRONGS.len() {
+            let (mut code, mut redemption) = pair();
+            let wrongs = WRONGS.iter().enumerate();
+            let wrongs: Vec<_> = wrongs
+                .filter(|(place, _)| chosen >> place & 1 == 1)
+                .map(|(_, wrong)| wrong)
+                .collect();
+            for (_, bring_about) in &wrongs {
+                bring_about(&mut code, &mut redemption);
+            }
+            let first = wrongs.first().map(|(refusal, _)| *refusal);
+            assert_eq!(code.refusal(&redemption, NOW), first);
+        }
+    }
+
+    #[test]
+    fn a_challenge_and_a_verifier_belong_together() {
+        let (mut code, mut redemption) = pair();
+        redemption.code_challenge = None;
+        let refusal = code.refusal(&redemption, NOW);
+        assert_eq!(refusal, Some(CodeRefusal::VerifierMissing));
+        code.code_challenge = None;
+        assert_eq!(code.refusal(&redemption, NOW), None);
+        redemption.code_challenge = Some("challenge".to_owned());
+        let refusal = code.refusal(&redemption, NOW);
+        assert_eq!(refusal, Some(CodeRefusal::VerifierUnexpected));
+    }
+
+    #[test]
+    fn a_redirect_need_not_be_said_again_and_a_key_may_be_shown_unasked() {
+        let (mut code, mut redemption) = pair();
+        redemption.redirect_uri = None;
+        code.grant.dpop_jkt = None;
+        assert_eq!(code.refusal(&redemption, NOW), None);
+        code.redirect_uri = None;
+        redemption.redirect_uri = Some(String::new());
+        let refusal = code.refusal(&redemption, NOW);
+        assert_eq!(refusal, Some(CodeRefusal::RedirectUri));
     }
 }

@@ -635,3 +635,417 @@ pub enum Outcome {
     /// Somebody holds its row and does not go on; nothing was done.
     Locked,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_700_000_000);
+
+    const TERMS: Terms = Terms {
+        mac_version: 9,
+        idle: Duration::from_hours(24),
+        tokens_die_at: NOW,
+    };
+
+    fn client_id(text: &str) -> ClientId {
+        ClientId::parse(text).unwrap()
+    }
+
+    fn cause(name: &str) -> Cause {
+        Cause {
+            address: Some(name.to_owned()),
+            ..Cause::default()
+        }
+    }
+
+    fn family(counter: i64) -> Family {
+        let grant = Grant {
+            client_id: client_id("app"),
+            client_epoch: 1,
+            subject: UserId::from_uuid(Uuid::nil()),
+            user_epoch: 2,
+            session_id: None,
+            scope: Scope::parse("read write").unwrap(),
+            resources: vec![ResourceUri::parse("urn:a").unwrap()],
+            auth_time: NOW,
+            amr: Vec::new(),
+            dpop_jkt: None,
+        };
+        let id = FamilyId::from_uuid(Uuid::max());
+        let life = Duration::from_hours(30 * 24);
+        Family {
+            counter,
+            ..Family::open(id, grant, life, &TERMS, &cause("opened"), NOW)
+        }
+    }
+
+    fn client(policy: RefreshPolicy) -> ClientStanding {
+        ClientStanding {
+            epoch: 1,
+            disabled: false,
+            policy,
+            tokens_not_before: None,
+        }
+    }
+
+    fn user() -> UserStanding {
+        UserStanding {
+            epoch: 2,
+            disabled: false,
+            tokens_not_before: None,
+            username: "ada".to_owned(),
+            roles: Vec::new(),
+            claims: Map::new(),
+        }
+    }
+
+    fn standing(policy: RefreshPolicy) -> Standing {
+        Standing {
+            client: Some(client(policy)),
+            user: Some(user()),
+        }
+    }
+
+    fn refresh(counter: i64) -> Presentation {
+        Presentation {
+            family: FamilyId::from_uuid(Uuid::max()),
+            counter,
+            client_id: client_id("app"),
+            dpop_jkt: None,
+            intent: Intent::Refresh {
+                scope: None,
+                resources: Vec::new(),
+            },
+            cause: cause("presented"),
+        }
+    }
+
+    /// Counters near each other, and those at the ends of what there is.
+    fn counters() -> impl Strategy<Value = i64> {
+        prop_oneof![8 => 0i64..12, 1 => select(vec![i64::MIN, -1, i64::MAX - 1, i64::MAX])]
+    }
+
+    /// Moments around the boundaries of a family that was last refreshed at [`NOW`].
+    fn moments() -> impl Strategy<Value = Timestamp> {
+        let spans = [0, 30, 900, 24 * 3600, 30 * 24 * 3600].map(|seconds| seconds * 1000);
+        let near = (select(spans.to_vec()), -2i64..3)
+            .prop_map(|(span, by)| Timestamp::from_millis(NOW.millis() + span + by));
+        let ends = select(vec![i64::MIN, 0, i64::MAX]).prop_map(Timestamp::from_millis);
+        prop_oneof![20 => near, 1 => ends]
+    }
+
+    fn families() -> impl Strategy<Value = Family> {
+        let replays = prop::collection::vec((0i64..12, any::<bool>()), 0..12);
+        (
+            counters(),
+            moments(),
+            prop::option::weighted(0.2, moments()),
+            prop::option::of(Just("key".to_owned())),
+            replays,
+        )
+            .prop_map(|(counter, rotated_at, revoked_at, dpop_jkt, notes)| {
+                let mut family = family(counter);
+                for (counter, is_replay) in notes {
+                    let kind = if is_replay {
+                        NoteKind::Replayed
+                    } else {
+                        NoteKind::Recovered
+                    };
+                    family.notes.push(Note {
+                        at: NOW,
+                        kind,
+                        counter,
+                        party: Party::default(),
+                    });
+                }
+                family.rotated_at = rotated_at;
+                family.revoked_at = revoked_at;
+                family.grant.dpop_jkt = dpop_jkt;
+                family
+            })
+    }
+
+    fn standings() -> impl Strategy<Value = Standing> {
+        let policy = select(RefreshPolicy::ALL);
+        let client =
+            (policy, 0i64..2, prop::bool::weighted(0.1)).prop_map(|(policy, epoch, disabled)| {
+                ClientStanding {
+                    epoch,
+                    disabled,
+                    ..client(policy)
+                }
+            });
+        let user =
+            (1i64..3, prop::bool::weighted(0.1)).prop_map(|(epoch, disabled)| UserStanding {
+                epoch,
+                disabled,
+                ..user()
+            });
+        let (client, user) = (
+            prop::option::weighted(0.9, client),
+            prop::option::weighted(0.9, user),
+        );
+        (client, user).prop_map(|(client, user)| Standing { client, user })
+    }
+
+    fn presentations() -> impl Strategy<Value = Presentation> {
+        let scope = select(vec![None, Some(""), Some("read"), Some("read admin")]);
+        let uris = select(vec![vec![], vec!["urn:a"], vec!["urn:a", "urn:b"]]);
+        let client = select(vec!["app", "app", "app", "other"]);
+        let key = select(vec![None, Some("key"), Some("other")]);
+        (
+            counters(),
+            client,
+            key,
+            scope,
+            uris,
+            prop::bool::weighted(0.1),
+        )
+            .prop_map(|(counter, client, key, scope, uris, is_end)| Presentation {
+                client_id: client_id(client),
+                dpop_jkt: key.map(str::to_owned),
+                intent: if is_end {
+                    Intent::Revoke
+                } else {
+                    Intent::Refresh {
+                        scope: scope.map(|text| Scope::parse(text).unwrap()),
+                        resources: uris
+                            .into_iter()
+                            .map(|uri| ResourceUri::parse(uri).unwrap())
+                            .collect(),
+                    }
+                },
+                ..refresh(counter)
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn whatever_is_presented_is_judged_and_moves_nothing_but_forward(
+            before in families(),
+            standing in standings(),
+            presented in presentations(),
+            now in moments(),
+        ) {
+            let verdict = judge(&before, &standing, &presented, now);
+            let mut after = before.clone();
+            let is_changed = after.follow(verdict, &presented, &TERMS, now);
+            prop_assert!(is_changed || after == before);
+            if matches!(verdict, Verdict::Refused(_)) {
+                prop_assert!(!is_changed);
+            }
+            if before.revoked_at.is_some() {
+                prop_assert!(matches!(verdict, Verdict::Refused(_)));
+            }
+            if presented.client_id != before.grant.client_id {
+                prop_assert_eq!(verdict, Verdict::Refused(Refusal::OtherClient));
+            }
+            let ends = matches!(verdict, Verdict::Reused | Verdict::Ended);
+            prop_assert_eq!(after.revoked_at.is_some(), ends || before.revoked_at.is_some());
+            // The counter follows the token, and only that of the newest, or of one ahead, moves it.
+            let expected = match verdict {
+                Verdict::Granted(Turn::Rotated) => {
+                    prop_assert_eq!(presented.counter, before.counter);
+                    before.counter.saturating_add(1)
+                }
+                Verdict::Granted(Turn::Recovered) => {
+                    prop_assert!(presented.counter > before.counter);
+                    presented.counter.saturating_add(1)
+                }
+                _ => before.counter,
+            };
+            prop_assert_eq!(after.counter, expected);
+            prop_assert!(after.counter >= before.counter);
+            if after.counter == before.counter && before.counter < i64::MAX {
+                prop_assert_eq!(after.rotated_at, before.rotated_at, "the window was moved");
+                prop_assert_eq!(after.mac_version, before.mac_version);
+            }
+            prop_assert_eq!(&after.grant, &before.grant);
+            prop_assert_eq!(&after.first, &before.first);
+            prop_assert_eq!(after.expires_at, before.expires_at);
+            prop_assert!(after.idle_expires_at <= after.expires_at);
+            prop_assert!(after.notes.iter().count() <= MOST_NOTES);
+            prop_assert_eq!(Notes::parse(&after.notes.to_text()), Some(after.notes));
+        }
+
+        #[test]
+        fn of_all_tokens_one_is_good_and_one_is_served_again(
+            family in families(),
+            standing in standings(),
+            now in moments(),
+        ) {
+            prop_assume!((0..12).contains(&family.counter));
+            for counter in 0..=family.counter {
+                let key = family.grant.dpop_jkt.clone();
+                let presented = Presentation { dpop_jkt: key, ..refresh(counter) };
+                let behind = family.counter - counter;
+                match judge(&family, &standing, &presented, now) {
+                    Verdict::Granted(Turn::Rotated | Turn::Kept) => prop_assert_eq!(behind, 0),
+                    Verdict::Granted(Turn::Replayed { is_first }) => {
+                        prop_assert_eq!(behind, 1);
+                        let policy = standing.client.as_ref().unwrap().policy;
+                        prop_assert!(now < family.rotated_at.plus(policy.window()));
+                        prop_assert_eq!(is_first, !family.notes.has_replay_at(family.counter));
+                    }
+                    Verdict::Granted(Turn::Recovered) => prop_assert!(false, "nothing is ahead"),
+                    Verdict::Reused | Verdict::Refused(Refusal::Superseded) => prop_assert!(behind > 0),
+                    Verdict::Ended => prop_assert!(false, "nobody wished for that"),
+                    Verdict::Refused(_) => {}
+                }
+            }
+        }
+
+        #[test]
+        fn a_presentation_that_comes_twice_is_granted_once_more_or_ends_the_family(
+            family in families(),
+            standing in standings(),
+            presented in presentations(),
+            now in moments(),
+        ) {
+            let first = judge(&family, &standing, &presented, now);
+            let mut after = family.clone();
+            after.follow(first, &presented, &TERMS, now);
+            let second = judge(&after, &standing, &presented, now);
+            match first {
+                Verdict::Refused(refusal) => prop_assert_eq!(second, Verdict::Refused(refusal)),
+                Verdict::Reused | Verdict::Ended => {
+                    prop_assert!(matches!(second, Verdict::Refused(_)));
+                }
+                Verdict::Granted(Turn::Kept) => prop_assert_eq!(second, first),
+                Verdict::Granted(Turn::Replayed { .. }) => {
+                    prop_assert_eq!(second, Verdict::Granted(Turn::Replayed { is_first: false }));
+                }
+                Verdict::Granted(Turn::Rotated | Turn::Recovered) => {
+                    let is_replay = matches!(second, Verdict::Granted(Turn::Replayed { .. }));
+                    let policy = standing.client.as_ref().unwrap().policy;
+                    let is_last = after.counter == i64::MAX;
+                    prop_assert!(is_last || is_replay != policy.window().is_zero());
+                    prop_assert!(is_last || is_replay || second == Verdict::Reused);
+                }
+            }
+        }
+    }
+
+    /// Whatever is wrong with client and user: what comes first is what is told.
+    #[test]
+    fn what_is_wrong_with_client_and_user_is_told_in_one_order() {
+        let clients = [(false, 1), (true, 1), (false, 7), (true, 7)].map(|(disabled, epoch)| {
+            Some(ClientStanding {
+                disabled,
+                epoch,
+                ..client(RefreshPolicy::Standard)
+            })
+        });
+        let users = [(false, 2), (true, 2), (false, 7), (true, 7)].map(|(disabled, epoch)| {
+            Some(UserStanding {
+                disabled,
+                epoch,
+                ..user()
+            })
+        });
+        for client in clients.iter().chain([&None]) {
+            for user in users.iter().chain([&None]) {
+                let wrongs = [
+                    (client.is_none(), Refusal::ClientSessionsEnded),
+                    (user.is_none(), Refusal::UserDeleted),
+                    (
+                        client.as_ref().is_some_and(|it| it.disabled),
+                        Refusal::ClientDisabled,
+                    ),
+                    (
+                        user.as_ref().is_some_and(|it| it.disabled),
+                        Refusal::UserDisabled,
+                    ),
+                    (
+                        client.as_ref().is_some_and(|it| it.epoch == 7),
+                        Refusal::ClientSessionsEnded,
+                    ),
+                    (
+                        user.as_ref().is_some_and(|it| it.epoch == 7),
+                        Refusal::UserSessionsEnded,
+                    ),
+                ];
+                let first = wrongs
+                    .iter()
+                    .find(|(is_so, _)| *is_so)
+                    .map(|(_, refusal)| *refusal);
+                let standing = Standing {
+                    client: client.clone(),
+                    user: user.clone(),
+                };
+                assert_eq!(standing.refusal(&family(0).grant), first, "{standing:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn new_tokens_count_from_the_later_of_two_moments() {
+        let of = |client_at, user_at| {
+            let mut standing = standing(RefreshPolicy::Standard);
+            let moment = |seconds: Option<i64>| seconds.map(Timestamp::from_seconds);
+            standing.client.as_mut().unwrap().tokens_not_before = moment(client_at);
+            standing.user.as_mut().unwrap().tokens_not_before = moment(user_at);
+            standing.tokens_not_before().map(Timestamp::seconds)
+        };
+        assert_eq!(of(None, None), None);
+        assert_eq!(of(Some(1), None), Some(1));
+        assert_eq!(of(None, Some(2)), Some(2));
+        assert_eq!(of(Some(1), Some(2)), Some(2));
+        assert_eq!(of(Some(3), Some(2)), Some(3));
+        assert_eq!(Standing::default().tokens_not_before(), None);
+    }
+
+    #[test]
+    fn notes_of_a_later_version_are_left_out_and_what_is_none_is_refused() {
+        let text = r#"[[1,"later",0,null,null],[2,"replayed",3,"a","b"],"?",[],{},[1,2,3]]"#;
+        let notes = Notes::parse(text).unwrap();
+        let expected = Note {
+            at: Timestamp::from_millis(2),
+            kind: NoteKind::Replayed,
+            counter: 3,
+            party: Party {
+                address: Some("a".to_owned()),
+                user_agent: Some("b".to_owned()),
+            },
+        };
+        assert_eq!(notes.iter().collect::<Vec<_>>(), [&expected]);
+        for bad in ["", "[", "{}", "null", "1", "[1,2"] {
+            assert_eq!(Notes::parse(bad), None, "{bad}");
+        }
+        assert_eq!(Notes::default().to_text(), "[]");
+    }
+
+    #[test]
+    fn the_oldest_replay_gives_way_first() {
+        let mut family = family(0);
+        let mut note = |kind| {
+            family.counter += 1;
+            family.note(kind, &cause("x"), NOW);
+            let kept = family.notes.iter().map(|note| note.counter);
+            kept.collect::<Vec<_>>()
+        };
+        for kind in [
+            NoteKind::Recovered,
+            NoteKind::Replayed,
+            NoteKind::CodeReused,
+        ] {
+            note(kind);
+        }
+        for _ in 4..8 {
+            note(NoteKind::Replayed);
+        }
+        assert_eq!(note(NoteKind::Recovered), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(note(NoteKind::Replayed), [1, 3, 4, 5, 6, 7, 8, 9]);
+        for _ in 10..15 {
+            note(NoteKind::Recovered);
+        }
+        // Where there is none, the oldest.
+        assert_eq!(note(NoteKind::Reused), [3, 8, 10, 11, 12, 13, 14, 15]);
+    }
+}

@@ -9,14 +9,17 @@ mod codes;
 mod events;
 mod families;
 mod keys;
+mod model;
 mod nodes;
 mod opening;
 mod outage;
+mod racing;
 mod resources;
 mod revocations;
 mod rotations;
 mod sample;
 mod sign_in;
+mod theft;
 mod twins;
 mod users;
 
@@ -147,6 +150,22 @@ on_both_engines! {
         a_family_that_cannot_be_read_is_refused_alone,
         a_rotation_that_fails_half_way_leaves_everything_as_it_was,
         a_refresh_needs_nothing_but_its_own_row,
+    }
+    theft {
+        a_stolen_token_comes_to_what_the_threat_model_tells,
+        a_leapfrogging_thief_is_found_out_at_the_end_of_the_window,
+        a_window_is_not_kept_open_by_whoever_stays_in_it,
+    }
+    racing {
+        of_64_who_present_a_token_at_once_one_rotates_it,
+        batches_and_mass_ends_at_once_disturb_nobody,
+        no_refresh_that_begins_after_the_end_of_a_family_succeeds,
+        a_sign_in_beside_the_end_of_sessions_leaves_nothing_living,
+        a_refresh_judged_before_the_end_of_sessions_is_covered_by_it,
+    }
+    model {
+        every_history_goes_as_the_reference_has_it,
+        a_batch_comes_to_the_same_as_its_members_one_by_one,
     }
     codes {
         a_code_is_exchanged_for_a_family_once,

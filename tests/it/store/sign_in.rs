@@ -1,11 +1,11 @@
 //! Sign-ins to try things on: a client, a user, and families opened as the service opens them.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use countersign::{
     clock::Timestamp,
     domain::{
-        change::Cause,
+        change::{Cause, Change, EventType, Position},
         client::Client,
         code::{AuthorizationCode, CODE_LIFE, Redeemed, Redemption},
         family::{
@@ -217,6 +217,19 @@ impl<'a> Site<'a> {
         apply(&*self.store, update(change(before))).await.unwrap();
     }
 
+    /// Changes the user, and ends its sessions if so wished.
+    pub(super) async fn change_user(&self, ends_sessions: bool, change: impl FnOnce(User) -> User) {
+        let before = self.store.user(self.user).await.unwrap().unwrap();
+        let change = Change::PutUser {
+            expected: Some(before.revision),
+            user: Box::new(change(before)),
+            event: EventType::UserUpdated,
+            ends_sessions,
+            tokens_die_at: TOKENS_DIE_AT,
+        };
+        apply(&*self.store, change).await.unwrap();
+    }
+
     /// Changes the user's row behind the store's back.
     pub(super) async fn set_user(&self, assignments: &str) {
         let id = self.literal(self.user.uuid());
@@ -280,6 +293,38 @@ impl<'a> Site<'a> {
         }
     }
 
+    /// Makes families of these numbers that are as this one is, but for their ids.
+    pub(super) async fn copy(&self, family: &Family, numbers: RangeInclusive<u128>) {
+        let ids = numbers.map(|number| format!("({})", self.literal(Uuid::from_u128(number))));
+        let ids = ids.collect::<Vec<_>>().join(",");
+        let original = self.literal(family.id.uuid());
+        let columns = "client_id, client_epoch, subject, user_epoch, session_id, scope, resources, \
+             auth_time, amr, dpop_jkt, counter, mac_version, rotated_at, created_at, \
+             idle_expires_at, expires_at, revoked_at, revoke_reason, first_address, first_agent, \
+             last_address, last_agent, notes";
+        self.database
+            .execute(&format!(
+                "with copy (copy_id) as (values {ids}) insert into family (id, {columns}) \
+                 select copy_id, {columns} from copy, family where id = {original}"
+            ))
+            .await;
+    }
+
+    /// The token of `counter` of a family of the site's client, presented by somebody.
+    pub(super) fn token_by(&self, name: &str, family: FamilyId, counter: i64) -> Presentation {
+        Presentation {
+            family,
+            counter,
+            client_id: self.client.clone(),
+            dpop_jkt: None,
+            intent: Intent::Refresh {
+                scope: None,
+                resources: Vec::new(),
+            },
+            cause: cause(name),
+        }
+    }
+
     /// Presents one token.
     pub(super) async fn present(&self, presentation: Presentation, now: Timestamp) -> Outcome {
         let outcomes = self.store.rotate(&[presentation], &TERMS, now).await;
@@ -316,6 +361,11 @@ impl<'a> Site<'a> {
 
     /// The place of the last change.
     pub(super) async fn head(&self) -> i64 {
-        self.store.snapshot().await.unwrap().position.seq
+        // Whoever is of another epoch is told what there is.
+        let start = Position {
+            epoch: Uuid::nil(),
+            seq: 0,
+        };
+        self.store.changes_since(start, 0, NOW).await.unwrap().head
     }
 }

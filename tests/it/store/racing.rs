@@ -1,0 +1,549 @@
+//! What happens at the same time, on two nodes: refreshes beside refreshes, and beside whatever ends
+//! them.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use countersign::{
+    clock::Timestamp,
+    domain::{
+        change::{Applied, Change, EventType},
+        client::Client,
+        code::Redeemed,
+        family::{EndReason, Family, Outcome, Presentation, RefreshPolicy, Refusal, Turn, Verdict},
+        id::FamilyId,
+        user::User,
+    },
+    store::{Store, StoreError},
+};
+use sqlx::{Connection as _, PgConnection};
+use tokio::task::JoinSet;
+
+use super::{
+    sample::{
+        TOKENS_DIE_AT, apply, client, create, create_user, delete, delete_user, end_sessions,
+        update, user,
+    },
+    sign_in::{Site, TERMS, at, code, hash, id, redemption, refresh, refresh_by, revoke, verdict},
+};
+use crate::support::{
+    database::{Database, Engine},
+    soon,
+};
+
+/// What became of the tokens of a batch, as far as the state of a family shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    rotated: i64,
+    replayed: usize,
+    first_replays: usize,
+    reused: usize,
+    ended: usize,
+    over: usize,
+}
+
+impl Tally {
+    fn take(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Granted(Turn::Rotated) => self.rotated += 1,
+            Verdict::Granted(Turn::Replayed { is_first }) => {
+                self.replayed += 1;
+                self.first_replays += usize::from(is_first);
+            }
+            Verdict::Reused => self.reused += 1,
+            Verdict::Ended => self.ended += 1,
+            Verdict::Refused(
+                Refusal::Ended
+                | Refusal::UserDisabled
+                | Refusal::UserDeleted
+                | Refusal::UserSessionsEnded
+                | Refusal::ClientDisabled
+                | Refusal::ClientSessionsEnded,
+            ) => self.over += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub(super) async fn of_64_who_present_a_token_at_once_one_rotates_it(database: &Database) {
+    let policies = [
+        RefreshPolicy::Standard,
+        RefreshPolicy::Shared,
+        RefreshPolicy::Strict,
+    ];
+    let other = database.open().await;
+    for (number, policy) in (1..).zip(policies) {
+        let name = format!("client-{number}");
+        let site = Site::at(database, database.open().await, &name, number, policy).await;
+        for round in 0..5 {
+            let family = site.open(number * 100 + round).await;
+            let mut callers = JoinSet::new();
+            for caller in 0..64 {
+                let store = if caller % 2 == 0 { &site.store } else { &other }.clone();
+                let batch = [refresh_by(&format!("caller-{caller}"), &family, 0)];
+                callers.spawn(async move {
+                    store
+                        .rotate(&batch, &TERMS, at(caller))
+                        .await
+                        .unwrap()
+                        .remove(0)
+                });
+            }
+            let mut tally = Tally::default();
+            let mut successors = Vec::new();
+            for outcome in callers.join_all().await {
+                tally.take(verdict(&outcome));
+                if let Outcome::Judged {
+                    verdict: Verdict::Granted(_),
+                    family,
+                    ..
+                } = outcome
+                {
+                    successors.push((family.counter, family.mac_version));
+                }
+            }
+            let row = site.row(&family).await;
+            assert_eq!(row.counter, 1);
+            let expected = if policy == RefreshPolicy::Strict {
+                assert_eq!(row.revoke_reason, Some(EndReason::Reuse));
+                Tally {
+                    rotated: 1,
+                    reused: 1,
+                    over: 62,
+                    ..Tally::default()
+                }
+            } else {
+                assert_eq!((row.revoked_at, row.notes.iter().count()), (None, 1));
+                Tally {
+                    rotated: 1,
+                    replayed: 63,
+                    first_replays: 1,
+                    ..Tally::default()
+                }
+            };
+            assert_eq!(tally, expected, "{policy}");
+            assert!(
+                successors
+                    .iter()
+                    .all(|successor| *successor == (1, TERMS.mac_version))
+            );
+        }
+    }
+    let reuses: Vec<(i64, i64)> = database
+        .rows(
+            "select (select count(*) from event where type = 'family.reuse_detected'), \
+             (select count(*) from revocation where kind = 'sid')",
+        )
+        .await;
+    assert_eq!(reuses, [(5, 5)]);
+}
+
+/// What goes on beside the refreshes of a round.
+async fn disturb(site: &Site<'_>, store: &dyn Store, kind: usize, families: &[Family]) {
+    let client = store.client(&site.client).await.unwrap();
+    let of_site = store.user(site.user).await.unwrap();
+    let change = match (kind, client, of_site) {
+        (0, ..) => end_sessions(site.user),
+        (1, ..) => Change::RevokeClientTokens {
+            client_id: site.client.clone(),
+            tokens_die_at: TOKENS_DIE_AT,
+        },
+        (2, _, Some(before)) => Change::PutUser {
+            expected: Some(before.revision),
+            user: Box::new(User {
+                disabled: !before.disabled,
+                ..before
+            }),
+            event: EventType::UserUpdated,
+            ends_sessions: true,
+            tokens_die_at: TOKENS_DIE_AT,
+        },
+        (3, Some(before), _) => update(Client {
+            disabled: !before.disabled,
+            ..before
+        }),
+        (4, Some(before), _) => delete(&before),
+        (5, _, Some(before)) => delete_user(&before),
+        (number, ..) => Change::EndFamily {
+            family: families[number % families.len()].id,
+            reason: EndReason::RevokedByOperator,
+            tokens_die_at: TOKENS_DIE_AT,
+        },
+    };
+    done(apply(store, change).await);
+}
+
+/// Somebody else may have been faster; anything else must not be.
+fn done(result: Result<Applied, StoreError>) -> bool {
+    match result {
+        Ok(_) => true,
+        Err(StoreError::Conflict) => false,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+/// Makes what a round before has removed or disabled.
+async fn repair(site: &Site<'_>) {
+    match site.store.client(&site.client).await.unwrap() {
+        None => {
+            let client = client(site.client.as_str());
+            apply(&*site.store, create(client)).await.unwrap();
+        }
+        Some(before) if before.disabled => {
+            let enabled = Client {
+                disabled: false,
+                ..before
+            };
+            apply(&*site.store, update(enabled)).await.unwrap();
+        }
+        Some(_) => {}
+    }
+    match site.store.user(site.user).await.unwrap() {
+        None => {
+            let anew = User {
+                id: site.user,
+                ..user(site.user.uuid().as_u128())
+            };
+            apply(&*site.store, create_user(anew)).await.unwrap();
+        }
+        Some(before) if before.disabled => {
+            site.change_user(false, |before| User {
+                disabled: false,
+                ..before
+            })
+            .await;
+        }
+        Some(_) => {}
+    }
+}
+
+/// Batches with the same families in opposite orders, codes, and whatever ends many at once.
+pub(super) async fn batches_and_mass_ends_at_once_disturb_nobody(database: &Database) {
+    let nodes = [database.open().await, database.open().await];
+    let sites = [
+        Site::at(database, nodes[0].clone(), "a", 1, RefreshPolicy::Standard).await,
+        Site::at(database, nodes[1].clone(), "b", 2, RefreshPolicy::Standard).await,
+    ];
+    let mut ends = 0;
+    for round in 0..200 {
+        let number = 1000 * (round + 1);
+        let mut families = Vec::new();
+        let mut redemptions = Vec::new();
+        for (site, first) in sites.iter().zip([0, 10]) {
+            repair(site).await;
+            let original = site.open(number + first).await;
+            site.copy(&original, number + first + 1..=number + first + 3)
+                .await;
+            for copy in 0..4 {
+                families.push(Family {
+                    id: id(number + first + copy),
+                    ..original.clone()
+                });
+            }
+            let code = code(site.grant().await);
+            assert!(
+                site.store
+                    .put_code(&hash(number + first + 5), &code)
+                    .await
+                    .unwrap()
+            );
+            redemptions.push(redemption(number + first + 5, &code));
+        }
+        let batches: [Vec<Presentation>; 4] = [
+            families.iter().map(|family| refresh(family, 0)).collect(),
+            families
+                .iter()
+                .rev()
+                .map(|family| refresh(family, 0))
+                .collect(),
+            families
+                .iter()
+                .rev()
+                .map(|family| refresh(family, 1))
+                .collect(),
+            families
+                .iter()
+                .step_by(3)
+                .map(|family| revoke(family, 0))
+                .collect(),
+        ];
+        let mut callers = JoinSet::new();
+        for (caller, batch) in batches.into_iter().enumerate() {
+            let store = nodes[caller % 2].clone();
+            callers.spawn(async move {
+                let ids: Vec<_> = batch.iter().map(|presented| presented.family).collect();
+                // A token is presented that nobody has been given yet: it passes for recovered.
+                let outcomes = store.rotate(&batch, &TERMS, at(0)).await.unwrap();
+                ids.into_iter().zip(outcomes).collect::<Vec<_>>()
+            });
+        }
+        let redeemed = async {
+            let mut opened = Vec::new();
+            for redemption in &redemptions {
+                let redeemed = nodes[0].redeem_code(redemption, at(0)).await.unwrap();
+                opened.push(matches!(redeemed, Redeemed::Opened { .. }));
+            }
+            opened
+        };
+        let kind = usize::try_from(round).unwrap() % 8;
+        let (opened, (), ()) = tokio::join!(
+            redeemed,
+            disturb(&sites[0], &*nodes[1], kind, &families),
+            disturb(&sites[1], &*nodes[0], (kind + 3) % 8, &families),
+        );
+        let mut tallies: HashMap<FamilyId, Tally> = HashMap::new();
+        for (family, outcome) in callers.join_all().await.into_iter().flatten() {
+            let verdict = match verdict(&outcome) {
+                Verdict::Granted(Turn::Recovered) => Verdict::Granted(Turn::Rotated),
+                verdict => verdict,
+            };
+            tallies.entry(family).or_default().take(verdict);
+        }
+        for (family, tally) in &tallies {
+            let (row, _) = nodes[0].family(*family).await.unwrap().unwrap();
+            // The token of 1 either followed on that of 0 or went ahead of it.
+            assert!(row.counter >= tally.rotated, "{row:?} {tally:?}");
+            assert!(
+                row.counter <= 2 && tally.reused + tally.ended <= 1,
+                "{row:?} {tally:?}"
+            );
+            ends += i64::from(row.revoked_at.is_some());
+        }
+        for (redemption, is_opened) in redemptions.iter().zip(opened) {
+            let family = nodes[0].family(redemption.family_id).await.unwrap();
+            assert_eq!(family.is_some(), is_opened);
+        }
+    }
+    // Whatever has ended was published once, and the order of changes has no gap.
+    let counts: Vec<(i64, i64, i64, i64)> = database
+        .rows(
+            "select (select count(*) from event where type like 'family.%'), \
+             (select count(*) from revocation where kind = 'sid'), \
+             (select count(*) from change), (select seq from change_head)",
+        )
+        .await;
+    let (events, entries, changes, head) = counts[0];
+    assert_eq!((events, entries, changes), (ends, ends, head));
+    if database.engine() == Engine::Postgres {
+        // With the connections go their last statistics to the server.
+        for node in nodes {
+            node.close().await;
+        }
+        let deadlocks: Vec<(i64,)> = database
+            .rows("select deadlocks from pg_stat_database where datname = current_database()")
+            .await;
+        assert_eq!(deadlocks, [(0,)], "the order of locks was not kept");
+    }
+}
+
+/// Whatever ends sessions, by name.
+const ENDS: [&str; 8] = [
+    "operator",
+    "client",
+    "user disabled",
+    "password",
+    "user gone",
+    "client's sessions",
+    "client disabled",
+    "client gone",
+];
+
+/// Ends families in one of these ways.
+async fn end(site: &Site<'_>, how: &str, families: &[Family]) {
+    let store = &*site.store;
+    let of_client = store.client(&site.client).await.unwrap().unwrap();
+    let of_user = store.user(site.user).await.unwrap().unwrap();
+    let put = |user: User, ends_sessions| Change::PutUser {
+        expected: Some(user.revision),
+        user: Box::new(user),
+        event: EventType::UserUpdated,
+        ends_sessions,
+        tokens_die_at: TOKENS_DIE_AT,
+    };
+    let change = match how {
+        "operator" => {
+            for family in families {
+                let change = Change::EndFamily {
+                    family: family.id,
+                    reason: EndReason::RevokedByOperator,
+                    tokens_die_at: TOKENS_DIE_AT,
+                };
+                apply(store, change).await.unwrap();
+            }
+            return;
+        }
+        "client" => {
+            for family in families {
+                let verdict = site.verdict(revoke(family, 0), at(0)).await;
+                assert_eq!(verdict, Verdict::Ended);
+            }
+            return;
+        }
+        "user disabled" => put(
+            User {
+                disabled: true,
+                ..of_user
+            },
+            false,
+        ),
+        "password" => put(of_user, true),
+        "user gone" => delete_user(&of_user),
+        "client's sessions" => Change::RevokeClientTokens {
+            client_id: site.client.clone(),
+            tokens_die_at: TOKENS_DIE_AT,
+        },
+        "client disabled" => update(Client {
+            disabled: true,
+            ..of_client
+        }),
+        "client gone" => delete(&of_client),
+        other => panic!("{other}"),
+    };
+    apply(store, change).await.unwrap();
+}
+
+pub(super) async fn no_refresh_that_begins_after_the_end_of_a_family_succeeds(database: &Database) {
+    let nodes = [database.open().await, database.open().await];
+    let mut number = 0;
+    for how in ENDS {
+        for _ in 0..5 {
+            number += 10;
+            let name = format!("client-{number}");
+            let store = nodes[0].clone();
+            let site = Site::at(database, store, &name, number, RefreshPolicy::Standard).await;
+            let original = site.open(number).await;
+            site.copy(&original, number + 1..=number + 3).await;
+            let families: Vec<_> = (0..4)
+                .map(|copy| Family {
+                    id: id(number + copy),
+                    ..original.clone()
+                })
+                .collect();
+            let is_over = Arc::new(AtomicBool::new(false));
+            let mut callers = JoinSet::new();
+            for (caller, family) in families.iter().cloned().enumerate() {
+                let (store, is_over) = (nodes[caller % 2].clone(), Arc::clone(&is_over));
+                callers.spawn(async move {
+                    let mut counter = 0;
+                    loop {
+                        let must_fail = is_over.load(Ordering::SeqCst);
+                        let batch = [refresh(&family, counter)];
+                        let outcome = store.rotate(&batch, &TERMS, at(0)).await.unwrap();
+                        match verdict(&outcome[0]) {
+                            Verdict::Granted(Turn::Rotated) if !must_fail => counter += 1,
+                            Verdict::Refused(_) if must_fail => return (family, counter),
+                            Verdict::Refused(_) => {}
+                            other => panic!("{how}: {other:?}, after the end: {must_fail}"),
+                        }
+                    }
+                });
+            }
+            end(&site, how, &families).await;
+            is_over.store(true, Ordering::SeqCst);
+            for (family, counter) in callers.join_all().await {
+                let (row, standing) = site.read(&family).await;
+                assert_eq!(row.counter, counter);
+                assert!(row.ending(&standing, at(0)).is_some(), "{how}");
+            }
+        }
+    }
+}
+
+pub(super) async fn a_sign_in_beside_the_end_of_sessions_leaves_nothing_living(
+    database: &Database,
+) {
+    let nodes = [database.open().await, database.open().await];
+    let mut number = 0;
+    let (mut stored, mut opened) = (0, 0);
+    for how in &ENDS[2..] {
+        for pause in 0..12 {
+            number += 10;
+            let name = format!("client-{number}");
+            let store = nodes[0].clone();
+            let site = Site::at(database, store, &name, number, RefreshPolicy::Standard).await;
+            let code = code(site.grant().await);
+            let sign_in = {
+                let (store, code) = (nodes[1].clone(), code.clone());
+                tokio::spawn(async move {
+                    let is_stored = store.put_code(&hash(number), &code).await.unwrap();
+                    let redeemed = store.redeem_code(&redemption(number, &code), at(0)).await;
+                    (is_stored, redeemed.unwrap())
+                })
+            };
+            for _ in 0..pause {
+                // About as long as one step of the other takes.
+                site.store.client(&site.client).await.unwrap();
+            }
+            end(&site, how, &[]).await;
+            let (is_stored, redeemed) = sign_in.await.unwrap();
+            stored += usize::from(is_stored);
+            if let Redeemed::Opened { family, .. } = redeemed {
+                opened += 1;
+                let (family, standing) = site.read(&family).await;
+                assert!(standing.refusal(&family.grant).is_some(), "{how}");
+                let verdict = site.verdict(refresh(&family, 0), at(0)).await;
+                assert!(matches!(verdict, Verdict::Refused(_)), "{how}: {verdict:?}");
+            }
+            // A code that was not exchanged in time never is.
+            let again = redemption(number, &code);
+            let again = site.store.redeem_code(&again, at(0)).await.unwrap();
+            assert!(matches!(again, Redeemed::Refused(_)), "{how}: {again:?}");
+        }
+    }
+    assert!(opened <= stored);
+}
+
+/// The refresh has read that all is well before the sessions end, and is committed after that.
+pub(super) async fn a_refresh_judged_before_the_end_of_sessions_is_covered_by_it(
+    database: &Database,
+) {
+    if database.engine() == Engine::Sqlite {
+        // There is one writer at a time: what is judged is committed before anything else.
+        return;
+    }
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    for (number, how) in (1..).zip(["password", "client's sessions"]) {
+        let family = site.open(number).await;
+        let head = site.head().await;
+        let mut other = PgConnection::connect(database.url()).await.unwrap();
+        let lock = "begin; select id from family for update";
+        sqlx::raw_sql(lock).execute(&mut other).await.unwrap();
+        let refreshing = {
+            let (store, batch) = (site.store.clone(), [refresh(&family, 0)]);
+            tokio::spawn(async move { store.rotate(&batch, &TERMS, at(0)).await.unwrap() })
+        };
+        soon(wait_for_a_lock(database)).await;
+        end(&site, how, &[]).await;
+        sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+        let outcomes = refreshing.await.unwrap();
+        let Outcome::Judged {
+            verdict, standing, ..
+        } = &outcomes[0]
+        else {
+            panic!("{outcomes:?}")
+        };
+        assert_eq!(*verdict, Verdict::Granted(Turn::Rotated));
+        assert_eq!(standing.refusal(&family.grant), None);
+        // Its access token is of the second in which it was judged.
+        let issued_at = Timestamp::from_seconds(at(0).seconds());
+        let entries = site.store.revocations_since(head).await.unwrap();
+        assert!(
+            entries.iter().any(|entry| entry.covers(issued_at)),
+            "{entries:?}"
+        );
+        let next = site.verdict(refresh(&family, 1), at(0)).await;
+        assert!(matches!(next, Verdict::Refused(_)), "{how}: {next:?}");
+    }
+}
+
+/// Returns when somebody waits for a lock in this database.
+async fn wait_for_a_lock(database: &Database) {
+    let waiting = "select count(*) from pg_stat_activity \
+         where datname = current_database() and wait_event_type = 'Lock'";
+    while database.rows::<(i64,)>(waiting).await == [(0,)] {}
+}
