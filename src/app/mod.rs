@@ -62,7 +62,7 @@ use crate::{
         token::TokenEndpoint,
     },
     outbound::{Outbound, OutboundError, Resolver, SystemResolver},
-    store::{self, Access, OpenError, Schema, Store, StoreError},
+    store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
     telemetry,
     throttle::Throttle,
 };
@@ -300,10 +300,12 @@ impl Context {
     /// What the development start has made, of which production wants nothing: each row in words. Of
     /// the users there may be more than the one that is told.
     pub async fn demo_rows(&self) -> Result<Vec<String>, StoreError> {
-        let clients = self.store.clients().await?;
+        // As nodes read it: a row that cannot be read keeps none from starting.
+        let Snapshot {
+            clients, resources, ..
+        } = self.store.snapshot().await?;
         let clients = clients.iter().filter(|client| client.demo);
         let clients = clients.map(|client| format!("client {}", client.client_id));
-        let resources = self.store.resources().await?;
         let resources = resources.iter().filter(|resource| resource.demo);
         let resources = resources.map(|resource| format!("resource {}", resource.id));
         let user = self.store.demo_user().await?;
