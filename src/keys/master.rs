@@ -252,6 +252,8 @@ fn parse(text: &str) -> Option<MasterKey> {
 
 #[cfg(test)]
 mod tests {
+    use ring::aead::{Aad, Nonce, UnboundKey};
+
     use super::*;
 
     fn folder(path: &Path, group_may_read: bool) -> MasterKeySource {
@@ -277,6 +279,36 @@ mod tests {
             0o600
         );
         assert_eq!(source.load().unwrap().ids().collect::<Vec<_>>(), [id]);
+    }
+
+    /// Whoever derives others cannot open what lies in databases. Expected: HKDF-SHA-256
+    /// (RFC 5869), worked out apart from this program.
+    #[test]
+    fn what_is_derived_from_a_master_key_stays_the_same() {
+        let master = MasterKey::derive(&[1; 32]).unwrap();
+        for (key_use, expected) in [
+            (
+                KeyUse::Signing,
+                "7afa5187f5f398c4cdcfdcde50b5d381e416584ca4d958f44469bb3219a2a308",
+            ),
+            (
+                KeyUse::RefreshMac,
+                "8641aa3b440fc9dc0008fadd39058cfecfb4b03a1d672b7b3e165d793c0040a1",
+            ),
+        ] {
+            let bytes: Vec<u8> = (0..32)
+                .map(|index| u8::from_str_radix(&expected[index * 2..][..2], 16).unwrap())
+                .collect();
+            let expected = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).unwrap());
+            let nonce = || Nonce::assume_unique_for_key([0; 12]);
+            let mut sealed = b"a key".to_vec();
+            master
+                .sealing(key_use)
+                .seal_in_place_append_tag(nonce(), Aad::empty(), &mut sealed)
+                .unwrap();
+            let opened = expected.open_in_place(nonce(), Aad::empty(), &mut sealed);
+            assert_eq!(opened.unwrap(), b"a key", "{key_use}");
+        }
     }
 
     #[test]

@@ -186,6 +186,7 @@ on_both_engines! {
     master_keys_are_exchanged_step_by_step,
     a_valid_token_is_told_from_every_other,
     the_doctor_finds_nothing_wrong_after_a_start,
+    a_key_that_was_altered_is_found_and_replaced_by_revoking_it,
     an_older_schema_is_reported_and_changed_by_migrating_only,
     events_are_shown_as_asked_for,
     events_are_followed_until_interrupted,
@@ -941,6 +942,35 @@ async fn the_doctor_finds_nothing_wrong_after_a_start(database: &Database) {
         "refresh-MAC keys",
     ];
     assert_eq!(names, expected);
+}
+
+async fn a_key_that_was_altered_is_found_and_replaced_by_revoking_it(database: &Database) {
+    let (terminal, _context) = Terminal::started(database).await;
+    for (key_use, name) in [
+        ("signing", "key schedule"),
+        ("refresh_mac", "refresh-MAC keys"),
+    ] {
+        let keys = terminal.json(&["keys", "list", "--use", key_use]);
+        let kid = keys["items"][0]["kid"].as_str().unwrap();
+        let alter = format!("update sealed_key set version = 77 where kid = '{kid}'");
+        database.execute(&alter).await;
+        let examined = terminal.call(&["doctor", "--json"]);
+        assert_eq!(examined.status, 1);
+        let report: Value = serde_json::from_str(&examined.output).unwrap();
+        let checks = report["checks"].as_array().unwrap();
+        let wrong: Vec<_> = checks.iter().filter(|check| check["ok"] == false).collect();
+        assert_eq!(wrong.len(), 1, "{report}");
+        assert_eq!(wrong[0]["name"], name);
+        let detail = wrong[0]["detail"].as_str().unwrap();
+        assert!(
+            detail.contains(kid) && detail.contains("altered"),
+            "{detail}"
+        );
+
+        assert_eq!(terminal.call(&["keys", "revoke", kid]).status, 0);
+        let report = terminal.json(&["doctor"]);
+        assert_eq!(report["ok"], true, "{report}");
+    }
 }
 
 async fn an_older_schema_is_reported_and_changed_by_migrating_only(database: &Database) {
