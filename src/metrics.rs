@@ -83,6 +83,7 @@ struct Inner {
     signing_duration: Histogram,
     refresh_batch: Histogram,
     refresh_verdicts: Family<Labels<1>, Counter>,
+    families_ended: Family<Labels<1>, Counter>,
     keys: Family<Labels<2>, Gauge>,
     key_age: Family<Labels<1>, Seconds>,
     key_next_transition: Family<Labels<1>, Seconds>,
@@ -197,6 +198,18 @@ impl Metrics {
             drop(inner.certificate_reloads.get_or_create(&labels));
             drop(inner.sweeps.get_or_create(&labels));
         }
+        for verdict in ["recovered", "reuse"] {
+            drop(
+                inner
+                    .refresh_verdicts
+                    .get_or_create(&[("verdict", verdict)]),
+            );
+        }
+        drop(
+            inner
+                .families_ended
+                .get_or_create(&[("reason", "code_reuse")]),
+        );
         inner.registry = registry;
         Self(Arc::new(inner))
     }
@@ -269,6 +282,12 @@ impl Metrics {
     pub fn refresh_verdict(&self, verdict: &'static str) {
         let labels = [("verdict", verdict)];
         self.0.refresh_verdicts.get_or_create(&labels).inc();
+    }
+
+    /// Counts a session that was ended by itself, and why.
+    pub fn family_ended(&self, reason: &'static str) {
+        let labels = [("reason", reason)];
+        self.0.families_ended.get_or_create(&labels).inc();
     }
 
     /// Notes up to which change the database has been read.
@@ -380,6 +399,7 @@ impl Inner {
             signing_duration: Histogram::new(SIGNING_BUCKETS),
             refresh_batch: Histogram::new(BATCH_BUCKETS),
             refresh_verdicts: Family::default(),
+            families_ended: Family::default(),
             password_hash_duration: Histogram::new(PASSWORD_HASH_BUCKETS),
             presented_passwords: Family::default(),
             keys: Family::default(),
@@ -460,6 +480,11 @@ impl Inner {
             "refresh_verdicts",
             "Presented refresh tokens by what became of them",
             self.refresh_verdicts.clone(),
+        );
+        registry.register(
+            "families_ended",
+            "Sessions that were ended one by one, by reason",
+            self.families_ended.clone(),
         );
         registry.register(
             "jwks_fetches",

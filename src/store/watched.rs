@@ -12,9 +12,9 @@ use crate::{
         assertion::AssertionId,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
-        code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
+        code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
         event::{Event, EventQuery},
-        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
+        family::{EndReason, Family, FamilyQuery, Outcome, Presentation, Standing, Terms, Verdict},
         id::{ClientId, FamilyId, NodeId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
@@ -67,7 +67,11 @@ impl Store for Watched {
         now: Timestamp,
     ) -> Result<Applied, StoreError> {
         let call = self.inner.apply(change, cause, now);
-        self.watch("apply", call).await
+        let applied = self.watch("apply", call).await?;
+        if let Change::EndFamily { reason, .. } = change {
+            self.metrics.family_ended(reason.as_str());
+        }
+        Ok(applied)
     }
 
     async fn changes_since(
@@ -152,7 +156,19 @@ impl Store for Watched {
         now: Timestamp,
     ) -> Result<Vec<Outcome>, StoreError> {
         let call = self.inner.rotate(batch, terms, now);
-        self.watch("rotate", call).await
+        let outcomes = self.watch("rotate", call).await?;
+        for outcome in &outcomes {
+            if let Outcome::Judged {
+                verdict: Verdict::Reused | Verdict::Ended,
+                family,
+                ..
+            } = outcome
+                && let Some(reason) = family.revoke_reason
+            {
+                self.metrics.family_ended(reason.as_str());
+            }
+        }
+        Ok(outcomes)
     }
 
     async fn put_code(
@@ -170,7 +186,11 @@ impl Store for Watched {
         now: Timestamp,
     ) -> Result<Redeemed, StoreError> {
         let call = self.inner.redeem_code(redemption, now);
-        self.watch("redeem_code", call).await
+        let redeemed = self.watch("redeem_code", call).await?;
+        if let Redeemed::Refused(CodeRefusal::Reused) = redeemed {
+            self.metrics.family_ended(EndReason::CodeReuse.as_str());
+        }
+        Ok(redeemed)
     }
 
     async fn put_challenge(

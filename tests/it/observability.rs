@@ -27,6 +27,7 @@ fn exported() -> Exposition {
     metrics.signed(span);
     metrics.rotated(1);
     metrics.refresh_verdict("rotated");
+    metrics.family_ended("reuse");
     metrics.followed_to(1);
     metrics.store_failed("apply", "unavailable");
     metrics.epoch_changed();

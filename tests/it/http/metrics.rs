@@ -316,6 +316,37 @@ async fn a_database_in_another_epoch_is_counted() {
 }
 
 #[tokio::test]
+async fn sessions_that_are_ended_one_by_one_are_counted_by_reason() {
+    let server = TestServer::start().await;
+    let ada = server.user("ada").await;
+    let ended = |reason: &str| format!("families_ended_total{{reason=\"{reason}\"}}");
+    becomes(&server, &ended("code_reuse"), 0.0).await;
+    let code = server.code(&server.app, ada).await;
+    assert_eq!(server.redeem(&server.app, &code).await.status, 200);
+    assert_eq!(server.redeem(&server.app, &code).await.status, 400);
+    becomes(&server, &ended("code_reuse"), 1.0).await;
+    let signed_in = server.sign_in(&server.app, ada).await;
+    let token = signed_in.refresh_token.as_str();
+    let request = server.request(Method::POST, "/oauth2/revoke");
+    let request = request.basic_auth(&server.app.id, Some(&server.app.secret));
+    for _ in 0..2 {
+        let request = request.try_clone().unwrap();
+        assert_eq!(answer(request.form(&[("token", token)])).await.status, 200);
+    }
+    becomes(&server, &ended("revoked_by_client"), 1.0).await;
+    let signed_in = server.sign_in(&server.app, ada).await;
+    let mut token = signed_in.refresh_token.clone();
+    for _ in 0..2 {
+        token = server.refresh(&server.app, &token).await.refresh_token();
+    }
+    for _ in 0..2 {
+        let reused = server.refresh(&server.app, &signed_in.refresh_token).await;
+        assert_eq!(reused.status, 400);
+    }
+    becomes(&server, &ended("reuse"), 1.0).await;
+}
+
+#[tokio::test]
 async fn attempts_to_delete_what_is_over_are_counted() {
     let cluster = Cluster::start(Durability::Fast);
     let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
