@@ -283,7 +283,7 @@ mod tests {
             redemption.redirect_uri = Some("https://other.example".to_owned());
         }),
         (CodeRefusal::OtherKey, |_, redemption| {
-            redemption.dpop_jkt = None
+            redemption.dpop_jkt = None;
         }),
         (CodeRefusal::Grant(Refusal::Scope), |_, redemption| {
             redemption.scope = Some(Scope::parse("read admin").unwrap());

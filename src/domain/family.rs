@@ -937,15 +937,15 @@ mod tests {
     fn what_is_wrong_with_client_and_user_is_told_in_one_order() {
         let clients = [(false, 1), (true, 1), (false, 7), (true, 7)].map(|(disabled, epoch)| {
             Some(ClientStanding {
-                disabled,
                 epoch,
+                disabled,
                 ..client(RefreshPolicy::Standard)
             })
         });
         let users = [(false, 2), (true, 2), (false, 7), (true, 7)].map(|(disabled, epoch)| {
             Some(UserStanding {
-                disabled,
                 epoch,
+                disabled,
                 ..user()
             })
         });

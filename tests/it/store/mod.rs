@@ -162,6 +162,7 @@ on_both_engines! {
         no_refresh_that_begins_after_the_end_of_a_family_succeeds,
         a_sign_in_beside_the_end_of_sessions_leaves_nothing_living,
         a_refresh_judged_before_the_end_of_sessions_is_covered_by_it,
+        a_revocation_that_had_to_wait_covers_what_was_issued_meanwhile,
     }
     model {
         every_history_goes_as_the_reference_has_it,

@@ -69,12 +69,12 @@ struct Presented {
     is_lost: bool,
 }
 
-/// A moment, in milliseconds from another one.
+/// A moment, as so many milliseconds after the end of something.
 #[derive(Clone, Copy, Debug)]
-enum Moment {
-    EndOfWindow(i64),
-    EndOfIdle(i64),
-    EndOfLife(i64),
+enum End {
+    Window(i64),
+    Idle(i64),
+    Life(i64),
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ enum Step {
     Present(Presented),
     EndByOperator(usize),
     Wait(i64),
-    WaitUntil(usize, Moment),
+    WaitUntil(usize, End),
     /// A clock that is behind.
     Back(i64),
     DisableClient(bool),
@@ -132,9 +132,9 @@ fn presented(families: usize) -> impl Strategy<Value = Presented> {
 fn step() -> impl Strategy<Value = Step> {
     let by_one = -1i64..=1;
     let moment = prop_oneof![
-        8 => by_one.clone().prop_map(Moment::EndOfWindow),
-        2 => by_one.clone().prop_map(Moment::EndOfIdle),
-        1 => by_one.prop_map(Moment::EndOfLife),
+        8 => by_one.clone().prop_map(End::Window),
+        2 => by_one.clone().prop_map(End::Idle),
+        1 => by_one.prop_map(End::Life),
     ];
     prop_oneof![
         40 => presented(2).prop_map(Step::Present),
@@ -205,11 +205,16 @@ struct Reference {
     policy: RefreshPolicy,
     now: i64,
     mac_version: u32,
-    client_is_disabled: bool,
-    user_is_disabled: bool,
+    client: Side,
+    user: Side,
+}
+
+/// What has become of the client or the user.
+#[derive(Clone, Copy, Default)]
+struct Side {
+    is_disabled: bool,
     /// The sign-ins of the history are of another time.
-    client_has_moved_on: bool,
-    user_has_moved_on: bool,
+    has_moved_on: bool,
 }
 
 impl Reference {
@@ -227,10 +232,10 @@ impl Reference {
             (row.revoked_at.is_some(), Refusal::Ended),
             (now >= row.expires_at, Refusal::Expired),
             (now >= row.idle_expires_at, Refusal::IdleExpired),
-            (self.client_is_disabled, Refusal::ClientDisabled),
-            (self.user_is_disabled, Refusal::UserDisabled),
-            (self.client_has_moved_on, Refusal::ClientSessionsEnded),
-            (self.user_has_moved_on, Refusal::UserSessionsEnded),
+            (self.client.is_disabled, Refusal::ClientDisabled),
+            (self.user.is_disabled, Refusal::UserDisabled),
+            (self.client.has_moved_on, Refusal::ClientSessionsEnded),
+            (self.user.has_moved_on, Refusal::UserSessionsEnded),
         ]
         .into_iter()
         .find_map(|(is_so, refusal)| is_so.then_some(refusal))
@@ -425,10 +430,8 @@ impl<'a> Play<'a> {
                 policy: history.policy,
                 now: 0,
                 mac_version: TERMS.mac_version,
-                client_is_disabled: false,
-                user_is_disabled: false,
-                client_has_moved_on: false,
-                user_has_moved_on: false,
+                client: Side::default(),
+                user: Side::default(),
             },
             lines,
             position,
@@ -462,12 +465,12 @@ impl<'a> Play<'a> {
             Step::WaitUntil(family, moment) => {
                 let row = &self.lines[*family].expected.row;
                 let (end, by) = match moment {
-                    Moment::EndOfWindow(by) => {
+                    End::Window(by) => {
                         let window = self.reference.window();
                         (Timestamp::from_millis(row.rotated_at.millis() + window), by)
                     }
-                    Moment::EndOfIdle(by) => (row.idle_expires_at, by),
-                    Moment::EndOfLife(by) => (row.expires_at, by),
+                    End::Idle(by) => (row.idle_expires_at, by),
+                    End::Life(by) => (row.expires_at, by),
                 };
                 let moment = end.millis() - NOW.millis() + by;
                 self.reference.now = self.reference.now.max(moment);
@@ -478,7 +481,7 @@ impl<'a> Play<'a> {
                 self.site
                     .change_client(|before| Client { disabled, ..before })
                     .await;
-                self.reference.client_is_disabled = disabled;
+                self.reference.client.is_disabled = disabled;
             }
             Step::EndSessionsOfClient => {
                 let change = Change::RevokeClientTokens {
@@ -486,25 +489,25 @@ impl<'a> Play<'a> {
                     tokens_die_at: TOKENS_DIE_AT,
                 };
                 apply(&*store, change).await.unwrap();
-                self.reference.client_has_moved_on = true;
+                self.reference.client.has_moved_on = true;
             }
             Step::ReplaceClient => {
                 let before = store.client(&self.site.client).await.unwrap().unwrap();
                 apply(&*store, delete(&before)).await.unwrap();
                 apply(&*store, create(before)).await.unwrap();
-                self.reference.client_has_moved_on = true;
+                self.reference.client.has_moved_on = true;
             }
             Step::DisableUser(disabled) => {
                 let disabled = *disabled;
                 self.site
                     .change_user(false, |before| User { disabled, ..before })
                     .await;
-                self.reference.user_has_moved_on |= self.reference.user_is_disabled != disabled;
-                self.reference.user_is_disabled = disabled;
+                self.reference.user.has_moved_on |= self.reference.user.is_disabled != disabled;
+                self.reference.user.is_disabled = disabled;
             }
             Step::ChangePassword => {
                 self.site.change_user(true, |before| before).await;
-                self.reference.user_has_moved_on = true;
+                self.reference.user.has_moved_on = true;
             }
             Step::Forget(family, count) => self.forget(*family, *count).await,
             Step::NewMacKey => self.reference.mac_version += 1,
@@ -659,7 +662,7 @@ fn presentation(family: &Family, counter: i64, presented: &Presented) -> Present
 }
 
 /// Runs a property on generated values, as many as the engine is fast enough for.
-async fn hold<T: fmt::Debug>(
+fn hold<T: fmt::Debug>(
     engine: Engine,
     values: impl Strategy<Value = T>,
     property: impl AsyncFn(T),
@@ -690,8 +693,7 @@ pub(super) async fn every_history_goes_as_the_reference_has_it(database: &Databa
         for step in &history.steps {
             play.step(step).await;
         }
-    })
-    .await;
+    });
 }
 
 /// Of how many families tokens are presented at once.
@@ -852,6 +854,5 @@ pub(super) async fn a_batch_comes_to_the_same_as_its_members_one_by_one(database
             assert_eq!(pair[0], pair[1]);
         }
         assert_eq!(at_once.traces().await, in_turn.traces().await);
-    })
-    .await;
+    });
 }

@@ -3,10 +3,12 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use countersign::{
@@ -14,14 +16,14 @@ use countersign::{
     domain::{
         change::{Applied, Change, EventType},
         client::Client,
-        code::Redeemed,
+        code::{Redeemed, Redemption},
         family::{EndReason, Family, Outcome, Presentation, RefreshPolicy, Refusal, Turn, Verdict},
         id::FamilyId,
         user::User,
     },
     store::{Store, StoreError},
 };
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tokio::task::JoinSet;
 
 use super::{
@@ -222,39 +224,40 @@ async fn repair(site: &Site<'_>) {
     }
 }
 
-/// Batches with the same families in opposite orders, codes, and whatever ends many at once.
-pub(super) async fn batches_and_mass_ends_at_once_disturb_nobody(database: &Database) {
-    let nodes = [database.open().await, database.open().await];
-    let sites = [
-        Site::at(database, nodes[0].clone(), "a", 1, RefreshPolicy::Standard).await,
-        Site::at(database, nodes[1].clone(), "b", 2, RefreshPolicy::Standard).await,
-    ];
-    let mut ends = 0;
-    for round in 0..200 {
-        let number = 1000 * (round + 1);
+/// What meets in one round: four families of each site, and a code of each.
+struct Round {
+    families: Vec<Family>,
+    redemptions: Vec<Redemption>,
+}
+
+impl Round {
+    async fn of(sites: &[Site<'_>; 2], number: u128) -> Self {
         let mut families = Vec::new();
         let mut redemptions = Vec::new();
-        for (site, first) in sites.iter().zip([0, 10]) {
+        for (site, first) in sites.iter().zip([number, number + 10]) {
             repair(site).await;
-            let original = site.open(number + first).await;
-            site.copy(&original, number + first + 1..=number + first + 3)
-                .await;
-            for copy in 0..4 {
-                families.push(Family {
-                    id: id(number + first + copy),
-                    ..original.clone()
-                });
-            }
+            let original = site.open(first).await;
+            site.copy(&original, first + 1..=first + 3).await;
+            families.extend((0..4).map(|copy| Family {
+                id: id(first + copy),
+                ..original.clone()
+            }));
             let code = code(site.grant().await);
-            assert!(
-                site.store
-                    .put_code(&hash(number + first + 5), &code)
-                    .await
-                    .unwrap()
-            );
-            redemptions.push(redemption(number + first + 5, &code));
+            let is_stored = site.store.put_code(&hash(first + 5), &code).await;
+            assert!(is_stored.unwrap());
+            redemptions.push(redemption(first + 5, &code));
         }
-        let batches: [Vec<Presentation>; 4] = [
+        Self {
+            families,
+            redemptions,
+        }
+    }
+
+    /// Batches with the same families in opposite orders. The token of 1 is presented before anybody
+    /// was given it, or after.
+    fn batches(&self) -> [Vec<Presentation>; 4] {
+        let families = &self.families;
+        [
             families.iter().map(|family| refresh(family, 0)).collect(),
             families
                 .iter()
@@ -271,53 +274,77 @@ pub(super) async fn batches_and_mass_ends_at_once_disturb_nobody(database: &Data
                 .step_by(3)
                 .map(|family| revoke(family, 0))
                 .collect(),
-        ];
-        let mut callers = JoinSet::new();
-        for (caller, batch) in batches.into_iter().enumerate() {
-            let store = nodes[caller % 2].clone();
-            callers.spawn(async move {
-                let ids: Vec<_> = batch.iter().map(|presented| presented.family).collect();
-                // A token is presented that nobody has been given yet: it passes for recovered.
-                let outcomes = store.rotate(&batch, &TERMS, at(0)).await.unwrap();
-                ids.into_iter().zip(outcomes).collect::<Vec<_>>()
-            });
+        ]
+    }
+
+    /// Exchanges the codes: which families that opened.
+    async fn redeem(&self, store: &dyn Store) -> Vec<bool> {
+        let mut opened = Vec::new();
+        for redemption in &self.redemptions {
+            let redeemed = store.redeem_code(redemption, at(0)).await.unwrap();
+            opened.push(matches!(redeemed, Redeemed::Opened { .. }));
         }
-        let redeemed = async {
-            let mut opened = Vec::new();
-            for redemption in &redemptions {
-                let redeemed = nodes[0].redeem_code(redemption, at(0)).await.unwrap();
-                opened.push(matches!(redeemed, Redeemed::Opened { .. }));
-            }
-            opened
-        };
-        let kind = usize::try_from(round).unwrap() % 8;
-        let (opened, (), ()) = tokio::join!(
-            redeemed,
-            disturb(&sites[0], &*nodes[1], kind, &families),
-            disturb(&sites[1], &*nodes[0], (kind + 3) % 8, &families),
-        );
+        opened
+    }
+
+    /// The rows fit what everybody was told. How many families have ended?
+    async fn settle(
+        &self,
+        store: &dyn Store,
+        told: Vec<(FamilyId, Verdict)>,
+        opened: &[bool],
+    ) -> i64 {
         let mut tallies: HashMap<FamilyId, Tally> = HashMap::new();
-        for (family, outcome) in callers.join_all().await.into_iter().flatten() {
-            let verdict = match verdict(&outcome) {
+        for (family, verdict) in told {
+            let verdict = match verdict {
                 Verdict::Granted(Turn::Recovered) => Verdict::Granted(Turn::Rotated),
                 verdict => verdict,
             };
             tallies.entry(family).or_default().take(verdict);
         }
+        let mut ends = 0;
         for (family, tally) in &tallies {
-            let (row, _) = nodes[0].family(*family).await.unwrap().unwrap();
-            // The token of 1 either followed on that of 0 or went ahead of it.
-            assert!(row.counter >= tally.rotated, "{row:?} {tally:?}");
-            assert!(
-                row.counter <= 2 && tally.reused + tally.ended <= 1,
-                "{row:?} {tally:?}"
-            );
+            let (row, _) = store.family(*family).await.unwrap().unwrap();
+            let place = format!("{row:?} {tally:?}");
+            // That of 1 went ahead of that of 0, or followed it.
+            assert!((tally.rotated..=2).contains(&row.counter), "{place}");
+            assert!(tally.reused + tally.ended <= 1, "{place}");
             ends += i64::from(row.revoked_at.is_some());
         }
-        for (redemption, is_opened) in redemptions.iter().zip(opened) {
-            let family = nodes[0].family(redemption.family_id).await.unwrap();
-            assert_eq!(family.is_some(), is_opened);
+        for (redemption, is_opened) in self.redemptions.iter().zip(opened) {
+            let family = store.family(redemption.family_id).await.unwrap();
+            assert_eq!(family.is_some(), *is_opened);
         }
+        ends
+    }
+}
+
+pub(super) async fn batches_and_mass_ends_at_once_disturb_nobody(database: &Database) {
+    let nodes = [database.open().await, database.open().await];
+    let sites = [
+        Site::at(database, nodes[0].clone(), "a", 1, RefreshPolicy::Standard).await,
+        Site::at(database, nodes[1].clone(), "b", 2, RefreshPolicy::Standard).await,
+    ];
+    let mut ends = 0;
+    for number in 1..=200 {
+        let round = Round::of(&sites, u128::try_from(number * 1000).unwrap()).await;
+        let mut callers = JoinSet::new();
+        for (caller, batch) in round.batches().into_iter().enumerate() {
+            let store = nodes[caller % 2].clone();
+            callers.spawn(async move {
+                let outcomes = store.rotate(&batch, &TERMS, at(0)).await.unwrap();
+                let families = batch.into_iter().map(|presented| presented.family);
+                let verdicts = outcomes.iter().map(verdict);
+                families.zip(verdicts).collect::<Vec<_>>()
+            });
+        }
+        let (opened, (), ()) = tokio::join!(
+            round.redeem(&*nodes[0]),
+            disturb(&sites[0], &*nodes[1], number % 8, &round.families),
+            disturb(&sites[1], &*nodes[0], (number + 3) % 8, &round.families),
+        );
+        let told = callers.join_all().await.into_iter().flatten().collect();
+        ends += round.settle(&*nodes[0], told, &opened).await;
     }
     // Whatever has ended was published once, and the order of changes has no gap.
     let counts: Vec<(i64, i64, i64, i64)> = database
@@ -538,6 +565,75 @@ pub(super) async fn a_refresh_judged_before_the_end_of_sessions_is_covered_by_it
         );
         let next = site.verdict(refresh(&family, 1), at(0)).await;
         assert!(matches!(next, Verdict::Refused(_)), "{how}: {next:?}");
+    }
+}
+
+/// What has to wait for others is as of when it is made: refreshes go on meanwhile, on what was known
+/// before.
+pub(super) async fn a_revocation_that_had_to_wait_covers_what_was_issued_meanwhile(
+    database: &Database,
+) {
+    for (number, how) in (1..).zip(["password", "client's sessions"]) {
+        let (name, store) = (format!("client-{number}"), database.open().await);
+        let site = Site::at(database, store, &name, number, RefreshPolicy::Standard).await;
+        let family = site.open(number).await;
+        let head = site.head().await;
+        let lock = Lock::take(database).await;
+        {
+            let mut ending = pin!(end(&site, how, &[]));
+            let waiting = tokio::time::timeout(Duration::from_millis(1500), &mut ending);
+            assert!(waiting.await.is_err(), "nothing had to be waited for");
+            let now = at(1400);
+            if database.engine() == Engine::Postgres {
+                let verdict = site.verdict(refresh(&family, 0), now).await;
+                assert_eq!(verdict, Verdict::Granted(Turn::Rotated));
+            }
+            lock.release().await;
+            ending.await;
+            let entries = site.store.revocations_since(head).await.unwrap();
+            let [entry] = &entries[..] else {
+                panic!("{entries:?}")
+            };
+            let issued_at = Timestamp::from_seconds(now.seconds());
+            assert!(entry.covers(issued_at), "{how}: {entry:?}");
+            // The row tells the same.
+            let (_, standing) = site.read(&family).await;
+            assert_eq!(standing.tokens_not_before(), entry.not_before);
+        }
+        let verdict = site.verdict(refresh(&family, 1), at(2000)).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{how}: {verdict:?}");
+    }
+}
+
+/// What every change waits for, held by somebody else.
+enum Lock {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Lock {
+    async fn take(database: &Database) -> Self {
+        match database.engine() {
+            Engine::Postgres => {
+                let mut holder = PgConnection::connect(database.url()).await.unwrap();
+                let lock = "begin; select seq from change_head for update";
+                sqlx::raw_sql(lock).execute(&mut holder).await.unwrap();
+                Self::Postgres(holder)
+            }
+            Engine::Sqlite => {
+                let mut holder = SqliteConnection::connect(database.url()).await.unwrap();
+                let lock = sqlx::raw_sql("begin immediate").execute(&mut holder);
+                lock.await.unwrap();
+                Self::Sqlite(holder)
+            }
+        }
+    }
+
+    async fn release(self) {
+        match self {
+            Self::Postgres(holder) => holder.close().await.unwrap(),
+            Self::Sqlite(holder) => holder.close().await.unwrap(),
+        }
     }
 }
 
