@@ -78,7 +78,6 @@ async fn try_it(desk: &Desk<'_>, database: &Database, change: &Change) -> Answer
     done
 }
 
-#[expect(clippy::too_many_lines, reason = "one call after the other")]
 async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
     let database = Database::create(engine).await;
     let server = Setup::new().at(database.url()).start().await;
