@@ -106,8 +106,6 @@ pub enum CodeRefusal {
     /// Client or user may not have what it stands for any more, or it does not stand for what is
     /// asked for.
     Grant(Refusal),
-    /// Its row, or that of its user, cannot be read; nothing was done.
-    Illegible,
 }
 
 /// What the exchange of a code has led to.

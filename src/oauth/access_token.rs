@@ -330,13 +330,12 @@ impl Target {
             asked.resources.clone()
         };
         let mut available = Scope::default();
-        // The admin interface is for clients that act for themselves.
-        resources.retain(|uri| match offered(client, registry, uri) {
-            Some(resource) if !registry.is_admin(uri) => {
+        resources.retain(|uri| {
+            let resource = offered_to_users(client, registry, uri);
+            resource.is_some_and(|resource| {
                 available.extend(&resource.scopes);
                 true
-            }
-            Some(_) | None => false,
+            })
         });
         if resources.is_empty() {
             return Err(not_granted_target());
@@ -373,7 +372,7 @@ impl Narrowing {
 
     /// Refuses what could not be issued whatever was granted: before a token or a code is spent.
     pub fn check(&self, client: &Client, registry: &Registry) -> Result<(), OAuthError> {
-        let is_left = |uri| offered(client, registry, uri).is_some() && !registry.is_admin(uri);
+        let is_left = |uri| offered_to_users(client, registry, uri).is_some();
         if self.resources.is_empty() || self.resources.iter().any(is_left) {
             Ok(())
         } else {
@@ -413,6 +412,16 @@ fn distinct<'a>(resources: impl Iterator<Item = &'a str>) -> Result<Vec<Resource
         return Err(unknown_target());
     }
     Ok(targets)
+}
+
+/// What is [`offered`] to a client that acts for a user: the admin interface is for those that act for
+/// themselves.
+fn offered_to_users(
+    client: &Client,
+    registry: &Registry,
+    uri: &ResourceUri,
+) -> Option<Arc<Resource>> {
+    offered(client, registry, uri).filter(|_| !registry.is_admin(uri))
 }
 
 /// A resource, if it exists and the client may ask for it. Which of the two is wrong is not told.

@@ -77,7 +77,6 @@ fn family_id(endpoint: &TokenEndpoint, now: Timestamp) -> Result<FamilyId, OAuth
 fn refusal(why: CodeRefusal) -> OAuthError {
     let (reason, description) = match why {
         CodeRefusal::Grant(why) => return sign_in::refusal(why),
-        CodeRefusal::Illegible => return OAuthError::internal("the code cannot be read"),
         // RFC 9700 §2.1.1: otherwise whoever strikes the challenge out of an authorization request
         // could do without PKCE.
         CodeRefusal::VerifierUnexpected => {
