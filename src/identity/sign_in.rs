@@ -1,6 +1,6 @@
 //! Signing in with a name and a password.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use super::password::{Busy, NewPasswordError, Password, Passwords};
 use crate::{
@@ -16,34 +16,38 @@ use crate::{
     throttle::{AddressPrefix, RetryAfter, Site, Throttle},
 };
 
-/// Where a failure comes from, and what it is held against.
+/// The network that a user signs in from, which failures are held against.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// The network of a user.
-    Address(AddressPrefix),
-    /// A client that asks for all its users, so that its address says nothing about any of them.
-    Client(ClientId),
+pub struct Place {
+    /// The network.
+    pub network: AddressPrefix,
+    /// The client that said so; none where the service has seen it. What one client says counts
+    /// nowhere else: it could name the network of somebody whom it means to lock out.
+    pub told_by: Option<ClientId>,
 }
 
 impl Place {
-    /// Where users of this client are, when it asks from there.
+    /// Where a user is on whose behalf this client asks, if anybody knows.
     ///
     /// A public client runs at its user's place, as the address shows, unless a trusted proxy has
-    /// not told for whom it asks. A confidential one has proved that it is a back end.
-    pub fn of(client: &Client, origin: &Origin) -> Self {
-        if client.is_public() && !origin.is_proxy {
-            Self::Address(AddressPrefix::from(origin.address))
-        } else {
-            Self::Client(client.client_id.clone())
+    /// not told for whom it asks. A confidential one has proved that it is a back end: it has to say
+    /// from which address (`told`) its user asks, or nothing is held against anybody.
+    pub fn of(client: &Client, origin: &Origin, told: Option<IpAddr>) -> Option<Self> {
+        if client.is_public() {
+            return (!origin.is_proxy).then(|| Self {
+                network: AddressPrefix::from(origin.address),
+                told_by: None,
+            });
         }
+        told.map(|address| Self {
+            network: AddressPrefix::from(address),
+            told_by: Some(client.client_id.clone()),
+        })
     }
 
-    /// The network of an address, and the site that it belongs to.
-    fn networks(&self) -> (Option<AddressPrefix>, Option<Site>) {
-        match self {
-            Self::Address(prefix) => (Some(*prefix), Site::of(*prefix)),
-            Self::Client(_) => (None, None),
-        }
+    /// The IPv6 site that the network belongs to, told by the same.
+    fn site(&self) -> Option<(Site, Option<ClientId>)> {
+        Some((Site::of(self.network)?, self.told_by.clone()))
     }
 }
 
@@ -56,37 +60,33 @@ pub struct Limits {
     /// Failures of one place about one user, named or not; about nobody, if what is presented
     /// cannot be a name.
     pub failures: Throttle<Tried>,
-    /// Failures of one address about any user. A client has no such limit: a stranger could use it
-    /// up, and nobody could sign in there any more.
-    pub failures_of_address: Throttle<AddressPrefix>,
+    /// Failures of one place about any user.
+    pub failures_of_place: Throttle<Place>,
     /// Failures of all networks of one IPv6 site about any user.
-    pub failures_of_site: Throttle<Site>,
+    pub failures_of_site: Throttle<(Site, Option<ClientId>)>,
 }
 
 impl Limits {
-    /// So many failures a minute of one place about one user, and of one address about any; 0 is no
-    /// limit. A site has as many as four addresses: whoever has one has 65536 networks to ask from.
-    pub fn per_minute(failures: u32, of_address: u32) -> Self {
+    /// So many failures a minute of one place about one user, and of one place about any; 0 is no
+    /// limit. A site has as many as four places: whoever has one has 65536 networks to ask from.
+    pub fn per_minute(failures: u32, of_place: u32) -> Self {
         Self {
             failures: Throttle::per_minute(failures),
-            failures_of_address: Throttle::per_minute(of_address),
-            failures_of_site: Throttle::per_minute(of_address.saturating_mul(4)),
+            failures_of_place: Throttle::per_minute(of_place),
+            failures_of_site: Throttle::per_minute(of_place.saturating_mul(4)),
         }
     }
 
     /// Counts a try against every limit, or against none if one of them has been reached.
     fn take(&self, by: &Tried, now: Duration) -> Result<(), RetryAfter> {
-        let (address, site) = by.0.networks();
         self.failures.take(by, now)?;
-        if let Some(address) = address {
-            let taken = self.failures_of_address.take(&address, now);
-            taken.inspect_err(|_| self.failures.give_back(by, now, now))?;
-        }
-        if let (Some(address), Some(site)) = (address, site) {
+        let taken = self.failures_of_place.take(&by.0, now);
+        taken.inspect_err(|_| self.failures.give_back(by, now, now))?;
+        if let Some(site) = by.0.site() {
             let taken = self.failures_of_site.take(&site, now);
             taken.inspect_err(|_| {
                 self.failures.give_back(by, now, now);
-                self.failures_of_address.give_back(&address, now, now);
+                self.failures_of_place.give_back(&by.0, now, now);
             })?;
         }
         Ok(())
@@ -94,12 +94,9 @@ impl Limits {
 
     /// Takes back a try that was counted at `taken`.
     fn give_back(&self, by: &Tried, taken: Duration, now: Duration) {
-        let (address, site) = by.0.networks();
         self.failures.give_back(by, taken, now);
-        if let Some(address) = address {
-            self.failures_of_address.give_back(&address, taken, now);
-        }
-        if let Some(site) = site {
+        self.failures_of_place.give_back(&by.0, taken, now);
+        if let Some(site) = by.0.site() {
             self.failures_of_site.give_back(&site, taken, now);
         }
     }
@@ -180,29 +177,28 @@ impl SignIn {
     /// `session_epoch`: if the password was changed meanwhile, or the user disabled, that is another
     /// one by now, and what was opened is dead.
     ///
+    /// Where nobody knows the user's place, nothing limits how often a password may be wrong.
+    ///
     /// # Security
     /// `username` and `password` come from whoever sends the request, in whatever length.
     pub async fn verify(
         &self,
         username: &str,
         password: &str,
-        place: &Place,
+        place: Option<&Place>,
     ) -> Result<User, Refused> {
         let name = Username::parse(username).ok();
         let key = name.as_ref().map(|name| name.key().clone());
-        let result = self.within_limits(key, password, place).await;
+        let result = match place {
+            Some(place) => self.within_limits((place.clone(), key), password).await,
+            None => self.judge(key.as_ref(), password).await,
+        };
         let outcome = result.as_ref().map_or_else(Refused::outcome, |_| "right");
         self.metrics.password_presented(outcome);
         result
     }
 
-    async fn within_limits(
-        &self,
-        key: Option<UsernameKey>,
-        password: &str,
-        place: &Place,
-    ) -> Result<User, Refused> {
-        let by = (place.clone(), key);
+    async fn within_limits(&self, by: Tried, password: &str) -> Result<User, Refused> {
         let begun = self.clock.monotonic();
         self.limits.take(&by, begun)?;
         let result = self.judge(by.1.as_ref(), password).await;

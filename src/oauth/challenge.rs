@@ -4,7 +4,7 @@
 //! To add a factor: a variant of [`Needed`], the order of which is the order of the steps; what has
 //! been proved so far goes into the stored [`ChallengeSession`], which is handed on from step to step.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use serde::Serialize;
 
@@ -30,7 +30,7 @@ use crate::{
     identity::sign_in::{Place, Refused, SignIn},
     registry::Snapshots,
     store::Store,
-    throttle::{AddressPrefix, Throttle},
+    throttle::Throttle,
 };
 
 /// How many wrong passwords one sign-in has.
@@ -84,9 +84,9 @@ pub struct ChallengeEndpoint {
     pub authenticator: Arc<Authenticator>,
     /// Tells whether credentials are right.
     pub sign_in: SignIn,
-    /// How often an address may begin to sign in without going through with it: each time something
+    /// How often sign-ins may be begun at a place without being gone through with: each time something
     /// is stored.
-    pub begun: Throttle<AddressPrefix>,
+    pub begun: Throttle<Place>,
     /// Where sign-ins and codes are kept.
     pub store: Arc<dyn Store>,
     /// Clients and resources.
@@ -123,6 +123,7 @@ impl ChallengeEndpoint {
             .await?;
         check_client(&client)?;
         check_response_type(&form)?;
+        let place = place(&client, &form, origin)?;
         let password = form.one("password")?;
         let attempt = match form.one("auth_session")? {
             Some(auth_session) => self.resume(&client, &form, auth_session).await?,
@@ -130,13 +131,13 @@ impl ChallengeEndpoint {
         };
         let Some(password) = password else {
             return Err(self
-                .ask_for(Needed::Password, attempt, &client, origin)
+                .ask_for(Needed::Password, attempt, place.as_ref())
                 .await?);
         };
-        let place = Place::of(&client, origin);
         let username = &attempt.session.username;
-        match self.sign_in.verify(username, password, &place).await {
-            Ok(user) => self.issue(&client, origin, attempt, user).await,
+        let place = place.as_ref();
+        match self.sign_in.verify(username, password, place).await {
+            Ok(user) => self.issue(attempt, user, place).await,
             Err(refused) => Err(self.refuse(refused, attempt).await?),
         }
     }
@@ -210,14 +211,13 @@ impl ChallengeEndpoint {
         &self,
         needed: Needed,
         attempt: Attempt,
-        client: &Client,
-        origin: &Origin,
+        place: Option<&Place>,
     ) -> Result<Unfinished, OAuthError> {
         if !attempt.is_continued
-            && let Some(prefix) = counted(client, origin)
+            && let Some(place) = place
         {
             self.begun
-                .take(&prefix, self.clock.monotonic())
+                .take(place, self.clock.monotonic())
                 .map_err(|wait| {
                     OAuthError::too_often(wait, "too many sign-ins are begun from this address")
                 })?;
@@ -266,21 +266,20 @@ impl ChallengeEndpoint {
     /// Ends a sign-in: its user has shown all that is needed.
     async fn issue(
         &self,
-        client: &Client,
-        origin: &Origin,
         attempt: Attempt,
         user: User,
+        place: Option<&Place>,
     ) -> Result<ChallengeResponse, Unfinished> {
         let Attempt {
             session,
             is_continued,
         } = attempt;
         let now = self.clock.now();
-        if is_continued && let Some(prefix) = counted(client, origin) {
+        if is_continued && let Some(place) = place {
             let begun_at = Timestamp::minus(session.expires_at, CHALLENGE_LIFE);
             let monotonic = self.clock.monotonic();
             let begun = monotonic.saturating_sub(now.since(begun_at));
-            self.begun.give_back(&prefix, begun, monotonic);
+            self.begun.give_back(place, begun, monotonic);
         }
         let code = AuthorizationCode {
             grant: Grant {
@@ -388,13 +387,20 @@ fn name_to_keep(username: &str) -> &str {
     Username::parse(username).map_or("", |_| username)
 }
 
-/// The address whose unfinished sign-ins are counted; none of a client that asks for all its users,
-/// or of a proxy that does not tell for whom it asks.
-fn counted(client: &Client, origin: &Origin) -> Option<AddressPrefix> {
-    match Place::of(client, origin) {
-        Place::Address(prefix) => Some(prefix),
-        Place::Client(_) => None,
+/// Where the user is. A back end tells so in `user_address`: all its users ask from its own address,
+/// so that without it nobody can tell one who guesses from the others.
+fn place(client: &Client, form: &Form, origin: &Origin) -> Result<Option<Place>, OAuthError> {
+    let told = form.one("user_address")?;
+    if told.is_some() && client.is_public() {
+        return Err(OAuthError::malformed(
+            "user_address is for clients that authenticate",
+        ));
     }
+    let told: Option<IpAddr> = told
+        .map(str::parse)
+        .transpose()
+        .map_err(|_| OAuthError::malformed("user_address is not an IPv4 or IPv6 address"))?;
+    Ok(Place::of(client, origin, told))
 }
 
 const fn invalid_session() -> OAuthError {

@@ -134,6 +134,10 @@ impl Hall {
     }
 
     async fn present(&self, username: &str, password: &str, place: &Place) -> Outcome {
+        self.present_at(username, password, Some(place)).await
+    }
+
+    async fn present_at(&self, username: &str, password: &str, place: Option<&Place>) -> Outcome {
         match self.sign_in.verify(username, password, place).await {
             Ok(user) => Outcome::Is(user.id.uuid().as_u128()),
             Err(Refused::Credentials) => Outcome::Wrong,
@@ -212,11 +216,18 @@ fn name(text: &str) -> Username {
 }
 
 fn address(text: &str) -> Place {
-    Place::Address(AddressPrefix::from(text.parse::<IpAddr>().unwrap()))
+    Place {
+        network: AddressPrefix::from(text.parse::<IpAddr>().unwrap()),
+        told_by: None,
+    }
 }
 
-fn client(id: &str) -> Place {
-    Place::Client(ClientId::parse(id).unwrap())
+/// A place that this client tells.
+fn told(id: &str, text: &str) -> Place {
+    Place {
+        told_by: Some(ClientId::parse(id).unwrap()),
+        ..address(text)
+    }
 }
 
 #[tokio::test]
@@ -224,7 +235,9 @@ async fn a_user_signs_in_whatever_form_name_and_password_are_written_in() {
     let hall = Hall::open().await;
     let place = address("192.0.2.1");
     let user = hall.user(1, "Ada@example.com", |_| {}).await;
-    let signed_in = hall.sign_in.verify("ada@EXAMPLE.com", PASSWORD, &place);
+    let signed_in = hall
+        .sign_in
+        .verify("ada@EXAMPLE.com", PASSWORD, Some(&place));
     assert_eq!(signed_in.await.unwrap(), user);
     let decomposed = PASSWORD.replace('ö', "o\u{308}").replace('ä', "a\u{308}");
     assert_eq!(
@@ -265,7 +278,7 @@ async fn whatever_is_wrong_gets_the_same_answer_for_the_same_work() {
         (&"x".repeat(60_000), PASSWORD),
     ] {
         let before = hall.hashes();
-        let refused = hall.sign_in.verify(username, password, &place).await;
+        let refused = hall.sign_in.verify(username, password, Some(&place)).await;
         let refused = refused.unwrap_err();
         assert!(matches!(refused, Refused::Credentials));
         let said = format!("{refused} {refused:?}");
@@ -290,6 +303,7 @@ async fn too_many_failures_are_held_against_name_and_place_and_nobody_else() {
     hall.user(1, "ada", |_| {}).await;
     hall.user(2, "bob", |_| {}).await;
     let (stranger, home) = (address("192.0.2.1"), address("192.0.2.2"));
+    let as_told = told("app", "192.0.2.1");
     // As often for a name that nobody has: the limit tells nothing either.
     for victim in ["ada", "nobody"] {
         for spelling in [victim.to_owned(), victim.to_uppercase()]
@@ -305,7 +319,8 @@ async fn too_many_failures_are_held_against_name_and_place_and_nobody_else() {
     }
     for _ in 0..11 {
         assert_eq!(hall.present("ada", PASSWORD, &home).await, Is(1));
-        assert_eq!(hall.present("ada", PASSWORD, &client("app")).await, Is(1));
+        assert_eq!(hall.present("ada", PASSWORD, &as_told).await, Is(1));
+        assert_eq!(hall.present_at("ada", PASSWORD, None).await, Is(1));
         assert_eq!(hall.present("bob", PASSWORD, &stranger).await, Is(2));
     }
     // It passes.
@@ -315,11 +330,35 @@ async fn too_many_failures_are_held_against_name_and_place_and_nobody_else() {
     assert_eq!(hall.present("ada", PASSWORD, &stranger).await, TooOften(6));
 }
 
+/// A back end knows where its user is; what it says counts there and nowhere else.
 #[tokio::test]
-async fn an_address_that_tries_many_names_is_stopped_and_a_client_is_not() {
+async fn a_stranger_at_the_form_of_a_back_end_locks_nobody_out_there() {
+    let hall = Hall::open().await;
+    hall.user(1, "ada", |_| {}).await;
+    let stranger = told("app", "192.0.2.1");
+    for _ in 0..10 {
+        assert_eq!(hall.present("ada", "wrong", &stranger).await, Wrong);
+    }
+    assert_eq!(hall.present("ada", PASSWORD, &stranger).await, TooOften(6));
+    for elsewhere in [
+        told("app", "192.0.2.2"),
+        told("other", "192.0.2.1"),
+        address("192.0.2.1"),
+    ] {
+        assert_eq!(hall.present("ada", PASSWORD, &elsewhere).await, Is(1));
+    }
+    // Of one that tells nothing nobody knows who guesses.
+    for _ in 0..20 {
+        assert_eq!(hall.present_at("ada", "wrong", None).await, Wrong);
+    }
+    assert_eq!(hall.present_at("ada", PASSWORD, None).await, Is(1));
+}
+
+#[tokio::test]
+async fn a_place_that_tries_many_names_is_stopped() {
     let hall = Hall::with(2, 10, 10).await;
     hall.user(1, "ada", |_| {}).await;
-    let (stranger, app) = (address("2001:db8::1"), client("app"));
+    let stranger = address("2001:db8::1");
     for number in 0..10 {
         // Another address of the same network.
         let place = address(&format!("2001:db8::{number:x}"));
@@ -337,14 +376,15 @@ async fn an_address_that_tries_many_names_is_stopped_and_a_client_is_not() {
             .await,
         Is(1)
     );
-    // All users of a back end come from one place: one of them cannot stop the others.
-    for number in 0..12 {
-        assert_eq!(
-            hall.present(&format!("n{number}"), "wrong", &app).await,
-            Wrong
-        );
+    // A client that tells it is held to what it tells.
+    let network = told("app", "192.0.2.1");
+    for number in 0..10 {
+        let username = format!("n{number}");
+        assert_eq!(hall.present(&username, "wrong", &network).await, Wrong);
     }
-    assert_eq!(hall.present("ada", PASSWORD, &app).await, Is(1));
+    assert_eq!(hall.present("ada", PASSWORD, &network).await, TooOften(6));
+    let other = told("app", "192.0.2.2");
+    assert_eq!(hall.present("ada", PASSWORD, &other).await, Is(1));
 }
 
 /// Whoever has an IPv6 site has 65536 networks.
@@ -379,7 +419,7 @@ async fn asking_all_at_once_gives_no_more_tries() {
         let hall = Arc::clone(&hall);
         tries.spawn(async move {
             let password = format!("guess number {number}");
-            hall.present("ada", &password, &client("app")).await
+            hall.present("ada", &password, &address("192.0.2.1")).await
         });
     }
     let outcomes = tries.join_all().await;
@@ -443,7 +483,7 @@ async fn whoever_leaves_the_line_makes_room() {
     let bench = Bench::new();
     let hall = Hall::on(bench.handle(), 1, 0, 0).await;
     hall.user(1, "ada", |_| {}).await;
-    let place = client("app");
+    let place = address("192.0.2.1");
     let held = bench.hold();
     let line = || {
         let caller = |_| Box::pin(hall.present("ada", PASSWORD, &place));

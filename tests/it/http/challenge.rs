@@ -438,6 +438,58 @@ async fn sign_ins_that_are_begun_and_left_are_limited_for_each_address() {
         refused(site.request(back_end, &begin("ada")), INSUFFICIENT).await;
     }
     refused(site.by_phone(&begin("ada")), limited).await;
+    // Unless it tells where they are.
+    let at = |address| [&begin("ada")[..], &[("user_address", address)]].concat();
+    for _ in 0..3 {
+        refused(site.request(back_end, &at("127.0.0.1")), INSUFFICIENT).await;
+    }
+    refused(site.request(back_end, &at("127.0.0.1")), limited).await;
+    refused(site.request(back_end, &at("192.0.2.1")), INSUFFICIENT).await;
+}
+
+/// All users of a back end come from its address: whoever guesses at its form must lock nobody out.
+#[tokio::test]
+async fn a_back_end_tells_where_its_user_is() {
+    let clock = ManualClock::new(NOW);
+    let confidential = ClientMetadata {
+        token_endpoint_auth_method: None,
+        ..first_party()
+    };
+    let setup = Setup::new().clock(clock.clone());
+    let setup = setup.client("back-end", confidential);
+    let site = Site::of(setup.set("limits.password_failures_per_minute", "2")).await;
+    let back_end = site.server.other("back-end");
+    let limited = (429, "temporarily_unavailable", "rate_limited");
+    let at = |address, password| {
+        let form = [&at_once("ada", password)[..], &[("user_address", address)]].concat();
+        site.request(back_end, &form)
+    };
+    for _ in 0..2 {
+        refused(at("2001:db8::1", "wrong"), CREDENTIALS).await;
+    }
+    refused(at("2001:db8::2", PASSWORD), limited).await;
+    code(&answer(at("2001:db8:0:1::1", PASSWORD)).await);
+    code(&answer(at("192.0.2.1", PASSWORD)).await);
+    // One that does not tell has to limit by itself.
+    for _ in 0..3 {
+        refused(
+            site.request(back_end, &at_once("ada", "wrong")),
+            CREDENTIALS,
+        )
+        .await;
+    }
+    code(&answer(site.request(back_end, &at_once("ada", PASSWORD))).await);
+    // Somebody at the app itself could escape every limit by it.
+    let malformed = (400, "invalid_request", "malformed");
+    for address in ["somewhere", "192.0.2.1:80", "192.0.2.0/24", "::1%lo", "*"] {
+        refused(at(address, PASSWORD), malformed).await;
+    }
+    let told = [
+        &at_once("ada", PASSWORD)[..],
+        &[("user_address", "192.0.2.1")],
+    ]
+    .concat();
+    refused(site.by_phone(&told), malformed).await;
 }
 
 /// Hashing is bounded: what there is no room for is told so, and loses nothing.
