@@ -218,6 +218,7 @@ impl Bench {
         Presentation {
             family,
             counter,
+            mac_version: 1,
             client_id: self.client.clone(),
             dpop_jkt: None,
             intent: Intent::Refresh {

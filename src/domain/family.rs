@@ -355,6 +355,8 @@ pub struct Presentation {
     pub family: FamilyId,
     /// The token's counter.
     pub counter: i64,
+    /// The version of the MAC key that the token was minted with.
+    pub mac_version: u32,
     /// The client that presents it.
     pub client_id: ClientId,
     /// Thumbprint of the key that the client has proved to hold.
@@ -393,7 +395,7 @@ pub struct Terms {
 /// Why a presented token gets nothing. Nothing is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no such family, or there is no more.
+    /// There is no such family, or there is no more; or it never had such a token.
     Unknown,
     /// It is another client's.
     OtherClient,
@@ -490,6 +492,10 @@ pub fn judge(
     // An age below zero, where clocks differ, counts as none.
     let within_window = now.since(family.rotated_at) < policy.window();
     match behind {
+        // Keys only ever become newer: somebody has minted this one with an old key.
+        ..=0 if presented.mac_version < family.mac_version => {
+            return Verdict::Refused(Refusal::Unknown);
+        }
         ..=0 => {}
         1 if within_window => {}
         2..=MOST_BEHIND if within_window && policy == RefreshPolicy::Shared => {
@@ -714,6 +720,7 @@ mod tests {
         Presentation {
             family: FamilyId::from_uuid(Uuid::max()),
             counter,
+            mac_version: TERMS.mac_version,
             client_id: client_id("app"),
             dpop_jkt: None,
             intent: Intent::Refresh {
@@ -804,22 +811,26 @@ mod tests {
             scope,
             uris,
             prop::bool::weighted(0.1),
+            TERMS.mac_version - 1..TERMS.mac_version + 2,
         )
-            .prop_map(|(counter, client, key, scope, uris, is_end)| Presentation {
-                client_id: client_id(client),
-                dpop_jkt: key.map(str::to_owned),
-                intent: if is_end {
-                    Intent::Revoke
-                } else {
-                    Intent::Refresh {
-                        scope: scope.map(|text| Scope::parse(text).unwrap()),
-                        resources: uris
-                            .into_iter()
-                            .map(|uri| ResourceUri::parse(uri).unwrap())
-                            .collect(),
-                    }
-                },
-                ..refresh(counter)
+            .prop_map(|(counter, client, key, scope, uris, is_end, mac_version)| {
+                Presentation {
+                    mac_version,
+                    client_id: client_id(client),
+                    dpop_jkt: key.map(str::to_owned),
+                    intent: if is_end {
+                        Intent::Revoke
+                    } else {
+                        Intent::Refresh {
+                            scope: scope.map(|text| Scope::parse(text).unwrap()),
+                            resources: uris
+                                .into_iter()
+                                .map(|uri| ResourceUri::parse(uri).unwrap())
+                                .collect(),
+                        }
+                    },
+                    ..refresh(counter)
+                }
             })
     }
 

@@ -90,6 +90,7 @@ impl Revocation {
         let presented = Presentation {
             family: token.family,
             counter: i64::try_from(token.counter).unwrap_or(i64::MAX),
+            mac_version: token.mac_version,
             client_id: client.client_id.clone(),
             dpop_jkt: None,
             intent: Intent::Revoke,

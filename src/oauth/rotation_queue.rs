@@ -84,6 +84,7 @@ impl Item {
         let Presentation {
             family,
             counter,
+            mac_version,
             client_id,
             dpop_jkt,
             intent,
@@ -93,6 +94,7 @@ impl Item {
             && !self.is_strict
             && *family == presented.family
             && *counter == presented.counter
+            && *mac_version == presented.mac_version
             && *client_id == presented.client_id
             && *dpop_jkt == presented.dpop_jkt
             && *intent == presented.intent
@@ -360,6 +362,7 @@ mod tests {
         Presentation {
             family: FamilyId::from_uuid(Uuid::from_u128(family)),
             counter,
+            mac_version: 1,
             client_id: ClientId::parse("app").unwrap(),
             dpop_jkt: None,
             intent: Intent::Refresh {

@@ -138,6 +138,7 @@ impl Bench {
         Presentation {
             family,
             counter,
+            mac_version: 1,
             client_id: self.client.client_id.clone(),
             dpop_jkt: None,
             intent: Intent::Refresh {

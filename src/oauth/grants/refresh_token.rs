@@ -33,6 +33,7 @@ pub(in crate::oauth) async fn exchange(
     let presented = Presentation {
         family: token.family,
         counter: i64::try_from(token.counter).map_err(|_| refresh_tokens::unknown_token())?,
+        mac_version: token.mac_version,
         client_id: client.client_id.clone(),
         dpop_jkt: None,
         intent: Intent::Refresh {

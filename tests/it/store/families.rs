@@ -130,6 +130,7 @@ fn presented(family: FamilyId, counter: i64, at: &str, intent: Intent) -> Presen
     Presentation {
         family,
         counter,
+        mac_version: TERMS.mac_version,
         client_id: ClientId::parse(at).unwrap(),
         dpop_jkt: None,
         intent,

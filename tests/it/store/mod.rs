@@ -141,6 +141,7 @@ on_both_engines! {
         user_and_client_are_looked_at_with_every_use,
         every_sign_in_at_a_client_ends_by_one_change,
         a_database_that_has_lost_commits_goes_on_from_the_token,
+        a_token_of_a_key_older_than_the_familys_is_unknown,
         a_replay_is_noted_once_and_no_more_than_there_is_room_for,
         of_a_user_agent_only_the_beginning_is_kept,
         a_family_that_occurs_twice_is_judged_twice,

@@ -245,7 +245,7 @@ impl Reference {
     fn present(
         &self,
         family: &mut Expected,
-        token: i64,
+        (token, mac_version): Token,
         presented: &Presented,
         by: &Cause,
     ) -> Verdict {
@@ -273,6 +273,9 @@ impl Reference {
             let age = self.now - (family.row.rotated_at.millis() - NOW.millis());
             self.window() > 0 && age < self.window()
         };
+        if token >= live && mac_version < family.row.mac_version {
+            return Verdict::Refused(Refusal::Unknown);
+        }
         let is_parent = token == live - 1;
         if token < live && !(is_parent && is_fresh) {
             if self.policy == RefreshPolicy::Shared && is_fresh && token >= live - 8 {
@@ -315,18 +318,21 @@ impl Reference {
     }
 }
 
+/// The counter of a token, and the version of the MAC key that it was minted with.
+type Token = (i64, u32);
+
 /// One of the families of a history.
 struct Line {
     expected: Expected,
     /// How the family was when it was opened, and how it was last seen.
     opened: Family,
     stored: Family,
-    /// The counters of the tokens that their client has learnt of, the latest last.
-    learnt: Vec<i64>,
+    /// The tokens that their client has learnt of, the latest last.
+    learnt: Vec<Token>,
     /// How it was before each change.
     before: Vec<Expected>,
     /// What each spent token was exchanged for.
-    successors: HashMap<i64, (i64, u32)>,
+    successors: HashMap<i64, Token>,
 }
 
 impl Line {
@@ -338,7 +344,7 @@ impl Line {
             },
             stored: opened.clone(),
             opened,
-            learnt: vec![0],
+            learnt: vec![(0, TERMS.mac_version)],
             before: Vec::new(),
             successors: HashMap::new(),
         }
@@ -538,15 +544,15 @@ impl<'a> Play<'a> {
             .store
             .rotate(&batch, &terms, at(self.reference.now));
         let outcome = outcomes.await.unwrap().remove(0);
-        assert_eq!(verdict(&outcome), expected, "{token} in {:?}", before.row);
-        line.hold_promises(token, &outcome);
+        assert_eq!(verdict(&outcome), expected, "{token:?} in {:?}", before.row);
+        line.hold_promises(token.0, &outcome);
         if expected_change(expected) {
             line.before.push(before);
         }
         if matches!(expected, Verdict::Granted(_)) && !presented.is_lost {
-            let counter = line.expected.row.counter;
-            if line.learnt.last() != Some(&counter) {
-                line.learnt.push(counter);
+            let token = (line.expected.row.counter, line.expected.row.mac_version);
+            if line.learnt.last() != Some(&token) {
+                line.learnt.push(token);
             }
         }
         if matches!(expected, Verdict::Reused | Verdict::Ended) {
@@ -631,7 +637,7 @@ fn stored_note(note: &Note) -> String {
     format!("[{at},\"{kind}\",{counter},{address},{agent}]")
 }
 
-fn presentation(family: &Family, counter: i64, presented: &Presented) -> Presentation {
+fn presentation(family: &Family, token: Token, presented: &Presented) -> Presentation {
     let own = family.grant.client_id.clone();
     let refresh = |scope_text: Option<&str>, uris: &[&str]| Intent::Refresh {
         scope: scope_text.map(scope),
@@ -639,7 +645,8 @@ fn presentation(family: &Family, counter: i64, presented: &Presented) -> Present
     };
     Presentation {
         family: family.id,
-        counter,
+        counter: token.0,
+        mac_version: token.1,
         client_id: match presented.by {
             By::OtherClient => ClientId::parse("other").unwrap(),
             By::Client | By::NoKey | By::OtherKey => own,
@@ -781,7 +788,7 @@ impl<'a> Place<'a> {
             let family = &self.families[presented.family];
             let by = i64::try_from(presented.back).unwrap();
             let counter = family.counter + if *is_ahead { by } else { -by };
-            presentation(family, counter, presented)
+            presentation(family, (counter, family.mac_version), presented)
         };
         crowd.presented.iter().map(present).collect()
     }

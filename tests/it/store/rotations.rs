@@ -815,7 +815,7 @@ pub(super) async fn a_database_that_has_lost_commits_goes_on_from_the_token(data
     assert_eq!(site.head().await, head);
     // From here on it is a rotation like any other.
     assert_eq!(site.verdict(refresh(&family, 5), at(10)).await, REPLAYED);
-    assert_eq!(site.verdict(refresh(&family, 6), at(11)).await, ROTATED);
+    assert_eq!(site.verdict(refresh(&row, 6), at(11)).await, ROTATED);
     assert_eq!(
         site.verdict(refresh(&family, 5), at(12)).await,
         Verdict::Reused
@@ -825,6 +825,30 @@ pub(super) async fn a_database_that_has_lost_commits_goes_on_from_the_token(data
         .verdict_without_a_trace(refresh(&family, 99), at(13))
         .await;
     assert_eq!(refused, Verdict::Refused(Refusal::Ended));
+}
+
+/// Who has got hold of a key that is out of use makes any token with it. None that such a family
+/// could be at, or beyond, has that key.
+pub(super) async fn a_token_of_a_key_older_than_the_familys_is_unknown(database: &Database) {
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let family = site.open(1).await;
+    let terms = Terms {
+        mac_version: TERMS.mac_version + 1,
+        ..TERMS
+    };
+    let rotation = [refresh(&family, 0)];
+    let outcomes = site.store.rotate(&rotation, &terms, at(1)).await.unwrap();
+    assert_eq!(verdict(&outcomes[0]), ROTATED);
+    for counter in [1, 2, 9, i64::MAX] {
+        let refused = site
+            .verdict_without_a_trace(refresh(&family, counter), at(2))
+            .await;
+        assert_eq!(refused, Verdict::Refused(Refusal::Unknown));
+    }
+    // The one before was minted with it.
+    assert_eq!(site.verdict(refresh(&family, 0), at(3)).await, REPLAYED);
+    let row = site.row(&family).await;
+    assert_eq!(site.verdict(refresh(&row, 1), at(4)).await, ROTATED);
 }
 
 pub(super) async fn a_replay_is_noted_once_and_no_more_than_there_is_room_for(database: &Database) {

@@ -100,6 +100,7 @@ pub(super) fn refresh(family: &Family, counter: i64) -> Presentation {
     Presentation {
         family: family.id,
         counter,
+        mac_version: family.mac_version,
         client_id: family.grant.client_id.clone(),
         dpop_jkt: family.grant.dpop_jkt.clone(),
         intent: Intent::Refresh {
@@ -315,6 +316,7 @@ impl<'a> Site<'a> {
         Presentation {
             family,
             counter,
+            mac_version: TERMS.mac_version,
             client_id: self.client.clone(),
             dpop_jkt: None,
             intent: Intent::Refresh {

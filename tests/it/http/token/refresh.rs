@@ -665,9 +665,18 @@ async fn a_token_that_was_made_up_costs_no_query(engine: Engine) {
     }
     // A key that might have been made a moment ago is looked for; time may be faster than the look.
     let unknown = forged(u32::MAX);
-    let seen = async || site.in_time(site.refresh(&unknown)).await.status == 400;
-    while !seen().await {}
-    site.in_time(site.refused(&unknown, UNKNOWN)).await;
+    let looked = async || {
+        let looked = site.in_time(site.refresh(&unknown)).await;
+        let reason = looked.header("countersign-reason").unwrap().to_owned();
+        (looked.status, reason)
+    };
+    let refused = loop {
+        let refused = looked().await;
+        if refused != (503, "no_key".to_owned()) {
+            break refused;
+        }
+    };
+    assert_eq!(refused, (400, UNKNOWN.2.to_owned()));
     database.execute("alter table gone rename to family").await;
     site.refreshed(&genuine).await;
 }
