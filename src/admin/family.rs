@@ -29,6 +29,9 @@ use crate::{
 /// for, a part may have fewer items than its limit.
 const MOST_LOOKED_AT: usize = 2000;
 
+/// How many of them are read at a time.
+const LOOKED_AT_ONCE: u32 = 200;
+
 /// The parameters of a request for families, as they came.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FamilyFilter<'a> {
@@ -217,6 +220,9 @@ impl FamilyAdmin {
         request: &PageRequest,
     ) -> Result<Page<FamilyView>, AdminError> {
         let (mut query, wanted) = filter.read(request)?;
+        if wanted.is_some() {
+            query.limit = query.limit.max(LOOKED_AT_ONCE);
+        }
         let mut trail = Trail::new(&*self.store, self.clock.now()).await?;
         let mut views = Vec::new();
         let mut looked_at = 0;

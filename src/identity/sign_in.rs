@@ -102,6 +102,9 @@ impl Limits {
     }
 }
 
+/// How long the database may take to answer.
+const ANSWER: Duration = Duration::from_secs(4);
+
 /// Why somebody is not signed in.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -118,6 +121,9 @@ pub enum Refused {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The database does not answer.
+    #[error("the database does not answer")]
+    NoAnswer,
 }
 
 impl Refused {
@@ -127,7 +133,7 @@ impl Refused {
             Self::Credentials => "wrong",
             Self::TooOften(_) => "too_often",
             Self::Busy(_) => "busy",
-            Self::Store(_) => "unavailable",
+            Self::Store(_) | Self::NoAnswer => "unavailable",
         }
     }
 }
@@ -214,7 +220,10 @@ impl SignIn {
         // Too long for anybody's, whoever it is presented for.
         let password = Password::read(password).map_err(|_| Refused::Credentials)?;
         let user = match key {
-            Some(key) => self.store.user_by_name(key).await?,
+            Some(key) => tokio::select! {
+                user = self.store.user_by_name(key) => user?,
+                () = self.clock.sleep(ANSWER) => return Err(Refused::NoAnswer),
+            },
             None => None,
         };
         let hash = user

@@ -251,6 +251,7 @@ impl ChallengeEndpoint {
             ),
             // What was stored is lost with the database.
             Refused::Store(error) => return Err(OAuthError::of_store(error)),
+            Refused::NoAnswer => return Err(OAuthError::no_database()),
         };
         let goes_on = attempt.is_continued && session.failures < MOST_FAILURES;
         Ok(Unfinished {

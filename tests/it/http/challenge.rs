@@ -16,6 +16,7 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap},
 };
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 
 use super::token::{INVALID_CLIENT, MALFORMED, REPEATED, Refusal, refused};
@@ -516,6 +517,31 @@ async fn more_sign_ins_than_can_be_checked_are_told_to_come_back() {
         assert_eq!(answer.header("countersign-reason"), Some("busy"));
     }
     code(&site.go_on(&session, PASSWORD).await);
+}
+
+/// Nobody waits longer than a client would, and our failures are held against nobody.
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_not_waited_for() {
+    let clock = ManualClock::new(NOW);
+    let database = Database::create(Engine::Postgres).await;
+    let setup = Setup::new().at(database.url()).clock(clock.clone());
+    let site = Site::of(setup.set("limits.password_failures_per_minute", "1")).await;
+    let mut other = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql("begin; lock table end_user in access exclusive mode")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let no_database = (503, "temporarily_unavailable", "database");
+    for _ in 0..2 {
+        let request = site.by_phone(&at_once("ada", PASSWORD));
+        let mut refused = std::pin::pin!(soon(refused(request, no_database)));
+        while futures_util::poll!(&mut refused).is_pending() {
+            clock.advance(Duration::from_millis(100));
+            tokio::task::yield_now().await;
+        }
+    }
+    other.close().await.unwrap();
+    code(&answer(site.by_phone(&at_once("ada", PASSWORD))).await);
 }
 
 /// "The Authorization Server MUST verify the first-partyness of the client" (§5).
