@@ -157,24 +157,6 @@ async fn one_code_is_exchanged_once(engine: Engine) {
     assert_eq!(family.revoke_reason, Some(EndReason::CodeReuse));
 }
 
-/// Makes each case a test on each engine.
-macro_rules! on_both_engines {
-    ($($case:ident,)+) => {
-        mod on_sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $case() {
-                super::$case(super::Engine::Sqlite).await;
-            })+
-        }
-        mod on_postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $case() {
-                super::$case(super::Engine::Postgres).await;
-            })+
-        }
-    };
-}
-
 on_both_engines! {
     one_token_is_rotated_once,
     a_strict_family_ends,

@@ -3,6 +3,24 @@
 //! Here time is real, and conditions are awaited by looking again. Tests that load the machine take
 //! turns ([`turn`]), so that none fails for want of the processor.
 
+/// Makes each case a test on each engine. A case takes the engine.
+macro_rules! on_both_engines {
+    ($($case:ident,)+) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case(crate::support::database::Engine::Sqlite).await;
+            })+
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case(crate::support::database::Engine::Postgres).await;
+            })+
+        }
+    };
+}
+
 mod at_once;
 mod backup;
 mod corrupt;
@@ -16,6 +34,7 @@ mod mistake;
 mod outage;
 mod propagation;
 mod rotation;
+mod signed_out;
 mod stop;
 mod trace;
 mod upgrade;
