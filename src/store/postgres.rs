@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Access, OpenError, Schema, Store,
     open::must_migrate,
-    sql::{Dialect, FamilyUpdate, Pools, SqlStore, select_families},
+    sql::{Dialect, FamilyUpdate, Held, Pools, SqlStore, select_families},
 };
 use crate::{
     clock::{SystemClock, Timestamp},
@@ -68,13 +68,15 @@ impl Dialect for Postgres {
     async fn lock_families(
         connection: &mut PgConnection,
         ids: &[Uuid],
+        held: Held,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
-        sqlx::query(select_families!(
-            "where f.id = any($1) order by f.id for update of f"
-        ))
-        .bind(ids)
-        .fetch_all(connection)
-        .await
+        let sql = match held {
+            Held::Await => select_families!("where f.id = any($1) order by f.id for update of f"),
+            Held::PassOver => {
+                select_families!("where f.id = any($1) order by f.id for update of f skip locked")
+            }
+        };
+        sqlx::query(sql).bind(ids).fetch_all(connection).await
     }
 
     async fn update_families(

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::{
     OpenError, Schema, Store,
     open::{Access, must_migrate},
-    sql::{Dialect, FamilyUpdate, Pools, SqlStore, select_families},
+    sql::{Dialect, FamilyUpdate, Held, Pools, SqlStore, select_families},
 };
 use crate::{
     clock::{SystemClock, Timestamp},
@@ -63,6 +63,7 @@ impl Dialect for Sqlite {
     async fn lock_families(
         connection: &mut SqliteConnection,
         ids: &[Uuid],
+        _: Held,
     ) -> Result<Vec<SqliteRow>, sqlx::Error> {
         let mut rows = Vec::with_capacity(ids.len());
         for id in ids {

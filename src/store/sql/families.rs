@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
 use uuid::Uuid;
 
-use super::{Dialect, Done, NewEvent, Published, SqlStore, corrupt, list, unlist};
+use super::{Dialect, Done, Held, NewEvent, Published, SqlStore, corrupt, list, unlist};
 use crate::{
     clock::Timestamp,
     domain::{
@@ -128,19 +128,21 @@ where
     usize: sqlx::ColumnIndex<DB::Row>,
 {
     /// Judges a batch and does what the verdicts say, in one transaction. A family that occurs
-    /// twice is judged twice, the second time as the first has left it.
+    /// twice is judged twice, the second time as the first has left it. What is passed over, as
+    /// somebody holds it, is [`Outcome::Locked`].
     pub(super) async fn try_rotate(
         &self,
         batch: &[Presentation],
         terms: &Terms,
         now: Timestamp,
+        held: Held,
     ) -> Result<Vec<Outcome>, StoreError> {
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
         let mut ids: Vec<Uuid> = batch.iter().map(|one| one.family.uuid()).collect();
         ids.sort_unstable();
         ids.dedup();
         let mut families = HashMap::with_capacity(ids.len());
-        for row in DB::lock_families(&mut tx, &ids).await? {
+        for row in DB::lock_families(&mut tx, &ids, held).await? {
             let id: Uuid = Self::column(&row, "family", "id")?;
             let judged = Self::family_of(&row);
             let judged = judged.map(|(family, standing)| Judged {
@@ -155,6 +157,9 @@ where
         for presented in batch {
             let found = families.get_mut(&presented.family.uuid());
             outcomes.push(match found {
+                None if held == Held::PassOver && Self::is_there(&mut tx, presented).await? => {
+                    Outcome::Locked
+                }
                 None => Outcome::Unknown,
                 Some(Err(error)) => {
                     tracing::error!(%error, "a family that cannot be read is refused");
@@ -203,6 +208,18 @@ where
         Ok(outcomes)
     }
 
+    /// Whether there is a family to what is presented, whoever holds it.
+    async fn is_there(
+        tx: &mut Transaction<'_, DB>,
+        presented: &Presentation,
+    ) -> Result<bool, StoreError> {
+        let row = sqlx::query::<DB>("select id from family where id = $1")
+            .bind(presented.family.uuid())
+            .fetch_optional(&mut **tx)
+            .await?;
+        Ok(row.is_some())
+    }
+
     /// Publishes the ends of families, whose rows are locked and written: each event at the place of
     /// its entry. Leaves the order of changes alone when there are none.
     async fn publish_endings(
@@ -235,7 +252,7 @@ where
         tokens_die_at: Timestamp,
         now: Timestamp,
     ) -> Result<Done, StoreError> {
-        let rows = DB::lock_families(tx, &[id.uuid()]).await?;
+        let rows = DB::lock_families(tx, &[id.uuid()], Held::Await).await?;
         let (mut family, _) = Self::family_of(rows.first().ok_or(StoreError::Conflict)?)?;
         if family.revoked_at.is_some() {
             return Err(StoreError::Conflict);
@@ -458,7 +475,7 @@ where
         redemption: &Redemption,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let rows = DB::lock_families(tx, &[id.uuid()]).await?;
+        let rows = DB::lock_families(tx, &[id.uuid()], Held::Await).await?;
         let Some(row) = rows.first() else {
             return Ok(());
         };

@@ -21,7 +21,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
 use serde_json::Value;
 use sqlx::{Database, Executor, IntoArguments, Pool, Row as _, Transaction, migrate::Migrate};
 use tokio::{sync::Notify, task::AbortHandle};
@@ -75,6 +74,15 @@ const OLD_CHALLENGES: &str = "delete from challenge_session where hash in \
      (select hash from challenge_session where expires_at <= $1 order by expires_at limit $2) \
      returning hash";
 
+/// What to do about rows that somebody else holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Wait for them, though not for long.
+    Await,
+    /// Do without them.
+    PassOver,
+}
+
 /// What differs between the engines; nothing else may.
 #[async_trait]
 pub(super) trait Dialect: Database<Connection: Migrate> {
@@ -100,6 +108,7 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     async fn lock_families(
         connection: &mut Self::Connection,
         ids: &[Uuid],
+        held: Held,
     ) -> Result<Vec<Self::Row>, sqlx::Error>;
 
     /// Writes what has changed of families that are locked.
@@ -749,25 +758,17 @@ where
         terms: &Terms,
         now: Timestamp,
     ) -> Result<Vec<Outcome>, StoreError> {
-        let result = Self::uncontended(|| self.try_rotate(batch, terms, now)).await;
-        match result {
+        let rotated = Self::uncontended(|| self.try_rotate(batch, terms, now, Held::Await)).await;
+        match rotated {
+            // Somebody does not go on who holds one of the families: the others need not wait for
+            // that. All at once, so that there is one answer to what was done.
             Err(StoreError::Unavailable(sqlx::Error::Database(error)))
-                if DB::is_locked(&*error) && batch.len() > 1 => {}
-            result => return result,
-        }
-        // Somebody holds one of the families and does not go on: the others need not wait for that.
-        let each = batch.iter().map(|presented| async {
-            let one = std::slice::from_ref(presented);
-            match Self::uncontended(|| self.try_rotate(one, terms, now)).await {
-                Err(StoreError::Unavailable(sqlx::Error::Database(error)))
-                    if DB::is_locked(&*error) =>
-                {
-                    Ok(Outcome::Locked)
-                }
-                outcomes => Ok(outcomes?.pop().unwrap_or(Outcome::Unknown)),
+                if DB::is_locked(&*error) =>
+            {
+                Self::uncontended(|| self.try_rotate(batch, terms, now, Held::PassOver)).await
             }
-        });
-        try_join_all(each).await
+            rotated => rotated,
+        }
     }
 
     async fn put_code(

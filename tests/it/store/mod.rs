@@ -164,6 +164,7 @@ on_both_engines! {
         a_sign_in_beside_the_end_of_sessions_leaves_nothing_living,
         a_refresh_judged_before_the_end_of_sessions_is_covered_by_it,
         a_revocation_that_had_to_wait_covers_what_was_issued_meanwhile,
+        whoever_holds_families_holds_up_nobody_else,
     }
     model {
         every_history_goes_as_the_reference_has_it,

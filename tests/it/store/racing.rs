@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    ops::RangeInclusive,
     pin::pin,
     sync::{
         Arc,
@@ -34,7 +35,8 @@ use super::{
     sign_in::{Site, TERMS, at, code, hash, id, redemption, refresh, refresh_by, revoke, verdict},
 };
 use crate::support::{
-    database::{Database, Engine},
+    database::{Database, Engine, statement},
+    process::Stopwatch,
     soon,
 };
 
@@ -602,6 +604,79 @@ pub(super) async fn a_revocation_that_had_to_wait_covers_what_was_issued_meanwhi
         }
         let verdict = site.verdict(refresh(&family, 1), at(2000)).await;
         assert!(matches!(verdict, Verdict::Refused(_)), "{how}: {verdict:?}");
+    }
+}
+
+/// A node that has stopped in the middle of a batch may hold many families for seconds.
+pub(super) async fn whoever_holds_families_holds_up_nobody_else(database: &Database) {
+    const HELD: RangeInclusive<u128> = 100..=219;
+    if database.engine() == Engine::Sqlite {
+        // There is one writer at a time: whoever holds something holds everything.
+        return;
+    }
+    let site = Site::of(database, RefreshPolicy::Strict).await;
+    let original = site.open(1).await;
+    site.copy(&original, 2..=9).await;
+    site.copy(&original, HELD).await;
+    let family = |number| Family {
+        id: id(number),
+        ..original.clone()
+    };
+    let mut batch: Vec<_> = HELD.map(|number| refresh(&family(number), 0)).collect();
+    batch.extend((1..=7).map(|number| refresh(&family(number), 0)));
+    batch.push(revoke(&family(8), 0));
+    // A family that is not there is not one that is held.
+    batch.push(refresh(&family(99), 0));
+    // Neither end of the batch is spared.
+    batch.swap(0, 121);
+    let held = format!("id between '{}' and '{}'", id(100), id(219));
+    let rows = database.rows(statement(format!(
+        "select f::text from family f where {held} order by id"
+    )));
+    let before: Vec<(String,)> = rows.await;
+    let mut other = PgConnection::connect(database.url()).await.unwrap();
+    let lock = statement(format!(
+        "begin; select id from family where {held} for update"
+    ));
+    sqlx::raw_sql(lock).execute(&mut other).await.unwrap();
+    let begun = Stopwatch::start();
+    let outcomes = site.store.rotate(&batch, &TERMS, at(1)).await.unwrap();
+    // Less than whoever asks waits.
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+    for (presented, outcome) in batch.iter().zip(&outcomes) {
+        let number = presented.family.uuid().as_u128();
+        match outcome {
+            Outcome::Locked => assert!(HELD.contains(&number), "{number}"),
+            Outcome::Unknown => assert_eq!(number, 99),
+            judged => {
+                let expected = match number {
+                    8 => Verdict::Ended,
+                    _ => Verdict::Granted(Turn::Rotated),
+                };
+                assert_eq!((verdict(judged), number < 99), (expected, true), "{number}");
+            }
+        }
+    }
+    let alone = site
+        .store
+        .rotate(&batch[1..2], &TERMS, at(1))
+        .await
+        .unwrap();
+    assert!(matches!(alone[..], [Outcome::Locked]), "{alone:?}");
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+    let rows = database.rows(statement(format!(
+        "select f::text from family f where {held} order by id"
+    )));
+    let after: Vec<(String,)> = rows.await;
+    assert_eq!(after, before);
+    // What was held is as good as before: were it spent, it would end its family now.
+    for number in [100, 219] {
+        let verdict = site.verdict(refresh(&family(number), 0), at(2)).await;
+        assert_eq!(verdict, Verdict::Granted(Turn::Rotated));
     }
 }
 
