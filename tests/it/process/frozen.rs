@@ -1,9 +1,11 @@
 //! Connections to Postgres that stay open and never answer again, as behind a network that drops
-//! packets: nobody says that they are lost.
+//! packets: nobody says that they are lost. And a node that halts with all that it holds.
 
 use std::{path::Path, time::Duration};
 
-use reqwest::StatusCode;
+use reqwest::{Client, StatusCode};
+use serde_json::Value;
+use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
@@ -13,9 +15,14 @@ use tokio::{
 };
 use url::Url;
 
+use super::turn;
 use crate::support::{
     database::{Database, Engine},
-    process::{Credentials, Installation, Node, Stopwatch, is_valid, pause, until},
+    people::App,
+    process::{
+        Credentials, Installation, Node, Stopwatch, free_address, http, is_valid, pause, until,
+    },
+    sign_in::refresh,
 };
 
 /// How the server's socket is named in its folder.
@@ -265,4 +272,115 @@ async fn a_node_whose_database_never_answers_again_issues_tokens_until_its_end()
     .await;
     assert_eq!(scene.database().await, "down");
     scene.ends().await;
+}
+
+/// Lets every refresh wait before its commit for whoever holds this lock.
+const BARRIER: &str = "create function wait() returns trigger language plpgsql as \
+     $$ begin perform pg_advisory_xact_lock_shared(1); return new; end $$; \
+     create trigger wait before update on family for each row execute function wait()";
+
+/// How long a refresh may take that cannot be done now, or is done beside one that cannot.
+const REFUSAL: Duration = Duration::from_millis(5500);
+
+/// For how long a node that has halted keeps what it holds.
+const HOLD: Duration = Duration::from_secs(8);
+
+/// What a node answers to a refresh token: the next one, or a status.
+async fn refreshed(
+    http: &Client,
+    node: &Node,
+    client_id: &str,
+    token: &str,
+) -> Result<String, StatusCode> {
+    let form = [&refresh(token)[..], &[("client_id", client_id)]].concat();
+    let request = http.post(node.url("/oauth2/token")).form(&form);
+    let answer = request.send().await.unwrap();
+    if answer.status() != StatusCode::OK {
+        return Err(answer.status());
+    }
+    let document: Value = answer.json().await.unwrap();
+    Ok(document["refresh_token"].as_str().unwrap().to_owned())
+}
+
+/// How many connections to the database are so.
+async fn connections(database: &Database, condition: &'static str) -> i64 {
+    database.rows::<(i64,)>(condition).await[0].0
+}
+
+/// Under the strict policy, so that a token that was spent by halves would end its family.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_holds_that_halts_in_the_middle_of_a_refresh_is_free_again_soon() {
+    let _turn = turn().await;
+    let database = Database::create(Engine::Postgres).await;
+    let installation = Installation::production(database.url()).await;
+    installation.register_resource().await;
+    let client_id = installation.first_party_client("strict").await;
+    let app = App::new(database.url(), &client_id).await;
+    let nodes = [
+        installation.start_at(free_address()).await,
+        installation.twin().start_at(free_address()).await,
+    ];
+    let http = http();
+    let held = app.sign_in(&http, nodes[0].public).await;
+    let mut other = app.sign_in(&http, nodes[0].public).await;
+    database.execute(BARRIER).await;
+    let mut barrier = PgConnection::connect(database.url()).await.unwrap();
+    let sql = sqlx::raw_sql("select pg_advisory_lock(1)");
+    sql.execute(&mut barrier).await.unwrap();
+
+    let halted = refreshed(&http, &nodes[0], &client_id, &held);
+    let meanwhile = async {
+        until("a refresh at the barrier", async || {
+            let waiting = "select count(*) from pg_stat_activity where wait_event = 'advisory' \
+                 and datname = current_database()";
+            (connections(&database, waiting).await == 1).then_some(())
+        })
+        .await;
+        nodes[0].process.freeze();
+        barrier.close().await.unwrap();
+        let since = Stopwatch::start();
+        until("an open transaction", async || {
+            let open = "select count(*) from pg_stat_activity where state = 'idle in transaction' \
+                 and application_name = 'countersign' and datname = current_database()";
+            (connections(&database, open).await == 1).then_some(())
+        })
+        .await;
+
+        // The one is told to come back; another session goes on meanwhile, after it in the same line.
+        let (told, next) = tokio::join!(
+            refreshed(&http, &nodes[1], &client_id, &held),
+            refreshed(&http, &nodes[1], &client_id, &other),
+        );
+        assert_eq!(told, Err(StatusCode::SERVICE_UNAVAILABLE));
+        other = next.unwrap();
+        assert!(since.elapsed() < REFUSAL, "{:?}", since.elapsed());
+        let next = until("the row to be free", async || {
+            let told = refreshed(&http, &nodes[1], &client_id, &held).await;
+            if told != Err(StatusCode::SERVICE_UNAVAILABLE) {
+                return Some(told.unwrap());
+            }
+            other = refreshed(&http, &nodes[1], &client_id, &other)
+                .await
+                .unwrap();
+            None
+        })
+        .await;
+        let freed = since.elapsed();
+        nodes[0].process.thaw();
+        (next, freed)
+    };
+    let (told, (next, freed)) = tokio::join!(halted, meanwhile);
+    // Whoever asked the node that halted learns that nothing came of it, and that node goes on.
+    assert_eq!(told, Err(StatusCode::SERVICE_UNAVAILABLE));
+    assert!(freed < HOLD, "{freed:?}");
+    let last = until("the node to go on", async || {
+        let told = refreshed(&http, &nodes[0], &client_id, &next).await;
+        (told != Err(StatusCode::SERVICE_UNAVAILABLE)).then_some(told)
+    })
+    .await;
+    for token in [last.unwrap(), other] {
+        refreshed(&http, &nodes[1], &client_id, &token)
+            .await
+            .unwrap();
+    }
 }

@@ -393,6 +393,16 @@ impl Process {
         self.signal("INT");
     }
 
+    /// SIGSTOP: halts it where it is, with all that it holds.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// SIGCONT: lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("CONT");
+    }
+
     fn signal(&self, name: &str) {
         let command = format!("kill -{name} {}", self.id());
         let sent = Command::new("sh").arg("-c").arg(command).status().unwrap();

@@ -6,6 +6,7 @@ mod body;
 mod code;
 mod cors;
 mod hammering;
+mod held;
 mod issuing;
 mod limits;
 mod refresh;
