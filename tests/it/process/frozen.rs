@@ -1,19 +1,11 @@
 //! Connections to Postgres that stay open and never answer again, as behind a network that drops
 //! packets: nobody says that they are lost. And a node that halts with all that it holds.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
-use tempfile::TempDir;
-use tokio::{
-    io::copy_bidirectional,
-    net::{UnixListener, UnixStream},
-    sync::watch,
-    task::JoinSet,
-};
-use url::Url;
 
 use super::turn;
 use crate::support::{
@@ -22,11 +14,9 @@ use crate::support::{
     process::{
         Credentials, Installation, Node, Stopwatch, free_address, http, is_valid, pause, until,
     },
+    proxy::Proxy,
     sign_in::refresh,
 };
-
-/// How the server's socket is named in its folder.
-const SOCKET: &str = ".s.PGSQL.5432";
 
 /// How long a node may take to follow the database again.
 const RECOVERY: Duration = Duration::from_secs(20);
@@ -36,97 +26,6 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// How long a node may take to end.
 const END: Duration = Duration::from_secs(15);
-
-/// Which connections answer.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ice {
-    /// Connections of earlier rounds are frozen.
-    round: u64,
-    /// So is every one that is still to come.
-    for_good: bool,
-}
-
-/// Stands between a node and the server; its connections can be frozen. Ends when it is dropped.
-struct Proxy {
-    folder: TempDir,
-    ice: watch::Sender<Ice>,
-    /// How many connections answer at this moment.
-    alive: watch::Receiver<usize>,
-    _tasks: JoinSet<()>,
-}
-
-impl Proxy {
-    /// In front of the server whose socket is in this folder.
-    fn start(server: &Path) -> Self {
-        // In /tmp because the path of a socket must be short.
-        let folder = tempfile::Builder::new()
-            .prefix("countersign-proxy.")
-            .tempdir_in("/tmp")
-            .unwrap();
-        let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
-        let server = server.join(SOCKET);
-        let ice = watch::Sender::new(Ice::default());
-        let (count, alive) = watch::channel(0);
-        let mut tasks = JoinSet::new();
-        let ices = ice.subscribe();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (near, _) = listener.accept().await.unwrap();
-                let far = UnixStream::connect(&server).await.unwrap();
-                connections.spawn(carry(near, far, ices.clone(), count.clone()));
-            }
-        });
-        Self {
-            folder,
-            ice,
-            alive,
-            _tasks: tasks,
-        }
-    }
-
-    /// Lets no connection answer any more that is open now; there has to be one.
-    fn freeze(&self) {
-        assert!(*self.alive.borrow() > 0, "nothing is there to be frozen");
-        self.ice.send_modify(|ice| ice.round += 1);
-    }
-
-    /// Lets no connection answer ever again.
-    fn freeze_for_good(&self) {
-        self.ice.send_modify(|ice| ice.for_good = true);
-        self.freeze();
-    }
-
-    /// The URL of a database by this way.
-    fn url(&self, direct: &str) -> String {
-        let mut url = Url::parse(direct).unwrap();
-        url.query_pairs_mut()
-            .clear()
-            .append_pair("host", self.folder.path().to_str().unwrap());
-        url.into()
-    }
-}
-
-/// Forwards both ways until one side ends, or for as long as the connection is not frozen.
-async fn carry(
-    mut near: UnixStream,
-    mut far: UnixStream,
-    mut ice: watch::Receiver<Ice>,
-    alive: watch::Sender<usize>,
-) {
-    let begun = ice.borrow().round;
-    alive.send_modify(|count| *count += 1);
-    let frozen = tokio::select! {
-        biased;
-        _ = ice.wait_for(|ice| ice.for_good || ice.round > begun) => true,
-        _ = copy_bidirectional(&mut near, &mut far) => false,
-    };
-    alive.send_modify(|count| *count -= 1);
-    if frozen {
-        // Stays open until the proxy ends.
-        std::future::pending::<()>().await;
-    }
-}
 
 /// A node behind a proxy, and a machine with a way of its own to the same database.
 struct Scene {
@@ -150,12 +49,8 @@ impl Scene {
             .with("sync.poll_interval_ms", interval.as_millis());
         direct.register_resource().await;
         let before = direct.client("before").await;
-        let url = Url::parse(database.url()).unwrap();
-        let (_, server) = url.query_pairs().find(|(name, _)| name == "host").unwrap();
-        let proxy = Proxy::start(Path::new(&*server));
-        let behind = direct
-            .twin()
-            .with("database.url", proxy.url(database.url()));
+        let proxy = Proxy::start(database.url());
+        let behind = direct.twin().with("database.url", proxy.url());
         let node = behind.start().await;
         Self {
             proxy,

@@ -37,6 +37,7 @@ mod rotation;
 mod signed_out;
 mod stop;
 mod trace;
+mod unanswered;
 mod upgrade;
 
 use tokio::sync::{Mutex, MutexGuard};

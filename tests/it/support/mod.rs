@@ -6,6 +6,7 @@ pub(crate) mod openmetrics;
 pub(crate) mod oracle;
 pub(crate) mod people;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod sign_in;
 pub(crate) mod site;

@@ -47,12 +47,22 @@ impl App {
 
     /// What a node answers to a code.
     pub(crate) async fn exchange(&self, http: &Http, node: SocketAddr, code: &str) -> Response {
+        self.exchange_later(http, node, code).await.unwrap()
+    }
+
+    /// The same, for whoever does not count on an answer.
+    pub(crate) fn exchange_later(
+        &self,
+        http: &Http,
+        node: SocketAddr,
+        code: &str,
+    ) -> impl Future<Output = reqwest::Result<Response>> + use<> {
         let form = [
             &redeem(code)[..],
             &[("client_id", self.client.client_id.as_str())],
         ];
         let request = http.post(format!("http://{node}/oauth2/token"));
-        request.form(&form.concat()).send().await.unwrap()
+        request.form(&form.concat()).send()
     }
 
     /// The first refresh token of a new sign-in at a node.
