@@ -84,7 +84,7 @@ fn text<'a>(answer: &'a Value, name: &str) -> &'a str {
     answer[name].as_str().unwrap()
 }
 
-async fn one_token_is_rotated_once(engine: Engine) {
+async fn of_64_who_present_one_token_at_once_all_get_one_successor(engine: Engine) {
     let _turn = turn().await;
     let site = Site::start(engine, "standard").await;
     let mut token = site.sign_in().await;
@@ -110,7 +110,7 @@ async fn one_token_is_rotated_once(engine: Engine) {
     }
 }
 
-async fn a_strict_family_ends(engine: Engine) {
+async fn under_the_strict_policy_64_who_present_one_token_at_once_end_its_family(engine: Engine) {
     let _turn = turn().await;
     let site = Site::start(engine, "strict").await;
     let token = site.sign_in().await;
@@ -129,7 +129,7 @@ async fn a_strict_family_ends(engine: Engine) {
     assert_eq!(family.revoke_reason, Some(EndReason::Reuse));
 }
 
-async fn one_code_is_exchanged_once(engine: Engine) {
+async fn of_50_who_redeem_one_code_at_once_one_gets_tokens_and_they_are_over(engine: Engine) {
     let _turn = turn().await;
     let site = Site::start(engine, "standard").await;
     let code = site.app.code().await;
@@ -158,7 +158,7 @@ async fn one_code_is_exchanged_once(engine: Engine) {
 }
 
 on_both_engines! {
-    one_token_is_rotated_once,
-    a_strict_family_ends,
-    one_code_is_exchanged_once,
+    of_64_who_present_one_token_at_once_all_get_one_successor,
+    under_the_strict_policy_64_who_present_one_token_at_once_end_its_family,
+    of_50_who_redeem_one_code_at_once_one_gets_tokens_and_they_are_over,
 }
