@@ -5,6 +5,7 @@
 
 mod clients;
 mod description;
+mod ending;
 mod escalation;
 mod events;
 mod families;
