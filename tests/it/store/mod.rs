@@ -143,6 +143,7 @@ on_both_engines! {
         a_database_that_has_lost_commits_goes_on_from_the_token,
         a_token_of_a_key_older_than_the_familys_is_unknown,
         a_replay_is_noted_once_and_no_more_than_there_is_room_for,
+        a_family_takes_no_more_room_however_often_it_is_used,
         of_a_user_agent_only_the_beginning_is_kept,
         a_family_that_occurs_twice_is_judged_twice,
         each_event_of_a_batch_has_the_place_of_its_entry,

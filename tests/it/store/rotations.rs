@@ -1,6 +1,6 @@
 //! What becomes of presented refresh tokens, exactly.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use countersign::{
     clock::Timestamp,
@@ -883,6 +883,52 @@ pub(super) async fn a_replay_is_noted_once_and_no_more_than_there_is_room_for(da
     expected.remove(1);
     expected.push(note(30_000, NoteKind::Reused, 25, "thief"));
     assert_eq!(notes(&row), expected);
+}
+
+/// One row for each sign-in, whatever is done with its tokens, and whoever does it.
+pub(super) async fn a_family_takes_no_more_room_however_often_it_is_used(database: &Database) {
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let family = site.open(1).await;
+    let by_long_name = |counter| Presentation {
+        cause: Cause {
+            user_agent: Some("🦀\"\\".repeat(1000)),
+            ..cause("tab")
+        },
+        ..refresh(&family, counter)
+    };
+    let used = async |counters: Range<i64>| {
+        for counter in counters {
+            let now = at(counter * 1000);
+            let foreign = Presentation {
+                client_id: ClientId::parse("other").unwrap(),
+                ..by_long_name(0)
+            };
+            for (presentation, expected) in [
+                (by_long_name(counter), ROTATED),
+                (by_long_name(counter), REPLAYED),
+                (by_long_name(counter), REPLAYED_AGAIN),
+                (foreign, Verdict::Refused(Refusal::OtherClient)),
+                (
+                    with_scope(by_long_name(counter + 1), "admin", &[]),
+                    Verdict::Refused(Refusal::Scope),
+                ),
+            ] {
+                assert_eq!(site.verdict(presentation, now).await, expected);
+            }
+        }
+        let mut dump = site.dump().await;
+        assert_eq!(dump[0].0, "family");
+        let families = dump.remove(0).1;
+        assert_eq!(families.len(), 1);
+        (families[0].len(), dump)
+    };
+    // By then there is no room for another note.
+    let (early, others) = used(0..10).await;
+    let (late, the_same) = used(10..310).await;
+    assert_eq!(others, the_same);
+    // Numbers may have one more digit.
+    assert!(late < early + 32, "{early} bytes, then {late}");
+    assert!(late < 10_000, "{late} bytes");
 }
 
 pub(super) async fn of_a_user_agent_only_the_beginning_is_kept(database: &Database) {
