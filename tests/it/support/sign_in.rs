@@ -51,6 +51,14 @@ impl SignedIn {
             refresh_token: answer.refresh_token(),
         }
     }
+
+    /// What the access token is for.
+    pub(crate) fn scope(&self) -> String {
+        claims(&self.access_token)["scope"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
 }
 
 impl Answer {

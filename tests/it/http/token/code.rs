@@ -18,10 +18,10 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{MALFORMED, REPEATED, Refusal, refused};
+use super::{INVALID_CLIENT, MALFORMED, REPEATED, Refusal, refused};
 use crate::support::{
     database::{Cluster, Database, Durability, Engine},
-    server::{API, Answer, FILES, Registered, Setup, TestServer, answer},
+    server::{API, Answer, FILES, Registered, Setup, TestServer, answer, metadata},
     sign_in::{
         SignedIn, VERIFIER, by, claims, code_for, public, put_code, redeem, refresh, update_user,
     },
@@ -34,6 +34,7 @@ on_both_engines! {
     a_second_use_that_is_no_good_one_changes_nothing,
     many_who_redeem_one_code_at_once_get_one_answer_and_the_family_ends,
     a_code_is_for_its_client_alone,
+    who_fails_to_authenticate_neither_uses_a_code_nor_ends_what_it_got,
     a_code_expires_to_the_millisecond,
     the_verifier_is_the_one_of_the_challenge,
     a_redirect_uri_that_is_sent_is_the_one_of_the_request,
@@ -276,6 +277,45 @@ async fn a_code_is_for_its_client_alone(engine: Engine) {
     site.refused(&stolen, grant("expired")).await;
 }
 
+/// RFC 6749 §3.2.1: the client is authenticated first; "binding" a code to it would be worth nothing
+/// otherwise.
+async fn who_fails_to_authenticate_neither_uses_a_code_nor_ends_what_it_got(engine: Engine) {
+    let server = Setup::new()
+        .on(engine)
+        .client("spa", public())
+        .start()
+        .await;
+    let ada = server.user("ada").await;
+    let other = server.register(&metadata()).await;
+    let (of_app, of_spa) = (
+        server.code(&server.app, ada).await,
+        server.code(server.other("spa"), ada).await,
+    );
+    let nobody_may = async || {
+        for secret in ["wrong", "", &other.secret] {
+            let basic = server.token_request().basic_auth("app", Some(secret));
+            refused(basic.form(&redeem(&of_app)), INVALID_CLIENT).await;
+        }
+        // Of a public client the id is all there is, and it has to be there.
+        for (code, id) in [(&of_app, Some("app")), (&of_app, None), (&of_spa, None)] {
+            let mut form = redeem(code).to_vec();
+            form.extend(id.map(|id| ("client_id", id)));
+            refused(server.token_request().form(&form), INVALID_CLIENT).await;
+        }
+    };
+    nobody_may().await;
+    let signed_in = [
+        SignedIn::of(&server.redeem(&server.app, &of_app).await),
+        SignedIn::of(&server.redeem(server.other("spa"), &of_spa).await),
+    ];
+    nobody_may().await;
+    for (signed_in, client) in signed_in.iter().zip([&server.app, server.other("spa")]) {
+        assert_eq!(server.family(signed_in.family).await.revoked_at, None);
+        let refreshed = server.refresh(client, &signed_in.refresh_token).await;
+        refreshed.refresh_token();
+    }
+}
+
 async fn a_code_expires_to_the_millisecond(engine: Engine) {
     let site = Site::on(engine).await;
     let (good, late) = (
@@ -414,6 +454,21 @@ async fn less_may_be_asked_for_and_a_mistake_uses_nothing_up(engine: Engine) {
     for scope in ["admin", "read admin", "read  write", "r\""] {
         refused(ask(&[("scope", scope)]), invalid_scope).await;
     }
+    // What the client could have and was not granted.
+    let little = site
+        .code_with(|code| code.grant.scope = Scope::parse("read").unwrap())
+        .await;
+    let ask_more = |more| {
+        let form = [&redeem(&little)[..], &[more]].concat();
+        site.server.by(site.spa(), &form)
+    };
+    refused(ask_more(("scope", "read write")), invalid_scope).await;
+    refused(
+        ask_more(("resource", FILES)),
+        (400, "invalid_target", "resource"),
+    )
+    .await;
+    assert_eq!(site.redeemed(&little).await.scope(), "read");
     let invalid_target = (400, "invalid_target", "resource");
     for resource in ["https://other.example", "no uri"] {
         refused(ask(&[("resource", resource)]), invalid_target).await;

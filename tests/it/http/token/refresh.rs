@@ -41,6 +41,7 @@ on_both_engines! {
     wrong_clients_and_wrong_secrets_change_nothing,
     the_scope_is_narrowed_for_one_access_token_only,
     the_resources_are_narrowed_for_one_access_token_only,
+    no_refresh_gets_more_than_was_granted_at_the_sign_in,
     a_family_that_is_not_refreshed_ends_to_the_millisecond,
     the_absolute_end_never_moves_and_no_access_token_outlives_it,
     users_are_asked_for_at_every_refresh,
@@ -452,6 +453,14 @@ async fn wrong_clients_and_wrong_secrets_change_nothing(engine: Engine) {
         .refresh(&server.app, &first.refresh_token())
         .await
         .refresh_token();
+    // A public client has nothing but its id, and has to say it.
+    let token = site.signed_in().await;
+    for id in [&[][..], &[("client_id", "")], &[("client_id", "app")]] {
+        let form = [&refresh(&token)[..], id].concat();
+        let request = server.token_request().form(&form);
+        assert_eq!(site.in_time(answer(request)).await.status, 401, "{id:?}");
+    }
+    site.refreshed(&token).await;
 }
 
 /// RFC 6749 §6: "If a new refresh token is issued, the refresh token scope MUST be identical to that of
@@ -471,7 +480,7 @@ async fn the_scope_is_narrowed_for_one_access_token_only(engine: Engine) {
         assert_eq!(claims(&answer.access_token())["scope"], given);
         token = answer.refresh_token();
     }
-    // Wider than was granted, although the client could have more; or no scope at all.
+    // Wider than was granted, or no scope at all.
     for wider in ["read admin", "read  write", " ", "r\"", "é"] {
         let form = [&refresh(&token)[..], &[("scope", wider)]].concat();
         refused(site.server.by(site.spa(), &form), INVALID_SCOPE).await;
@@ -481,6 +490,35 @@ async fn the_scope_is_narrowed_for_one_access_token_only(engine: Engine) {
         .family_of(&site.refresh(&token).await.access_token())
         .await;
     assert_eq!(family.counter, 5);
+}
+
+/// RFC 6749 §6: "The requested scope MUST NOT include any scope not originally granted by the resource
+/// owner"; RFC 8707 §2.2 says so of resources. Whatever the client may have otherwise.
+async fn no_refresh_gets_more_than_was_granted_at_the_sign_in(engine: Engine) {
+    let site = Site::on(engine).await;
+    let mut grant = site.server.grant(site.spa(), site.ada).await;
+    grant.scope = Scope::parse("read").unwrap();
+    let code = put_code(site.server.store(), &code_for(grant, NOW)).await;
+    let mut token = site.server.redeem(site.spa(), &code).await.refresh_token();
+    for _ in 0..3 {
+        for (wider, refusal) in [
+            (("scope", "write"), INVALID_SCOPE),
+            (("scope", "read write"), INVALID_SCOPE),
+            (("scope", "read files:read"), INVALID_SCOPE),
+            (("resource", FILES), INVALID_TARGET),
+        ] {
+            let form = [&refresh(&token)[..], &[wider]].concat();
+            refused(site.server.by(site.spa(), &form), refusal).await;
+        }
+        // What was asked for in vain is not held against the next request.
+        let answer = site.refresh(&token).await;
+        let claims = claims(&answer.access_token());
+        assert_eq!(
+            (&claims["aud"], &claims["scope"]),
+            (&json!(API), &json!("read"))
+        );
+        token = answer.refresh_token();
+    }
 }
 
 /// RFC 8707 §2.2.
