@@ -100,7 +100,7 @@ pub(super) fn body(error: &BodyError) -> HttpResponse {
     refusal(status, document, reason)
 }
 
-fn document(code: ErrorCode, description: &'static str) -> Map<String, Value> {
+fn document(code: ErrorCode, description: &str) -> Map<String, Value> {
     let members = [("error", code.as_str()), ("error_description", description)];
     members
         .map(|(name, value)| (name.to_owned(), value.into()))

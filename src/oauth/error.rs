@@ -1,6 +1,6 @@
 //! The errors of RFC 6749 §5.2 and its extensions, and how they are told.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{borrow::Cow, error::Error, fmt, sync::Arc};
 
 use crate::{store::StoreError, throttle::RetryAfter};
 
@@ -63,12 +63,12 @@ impl ErrorCode {
 
 /// A refused request.
 ///
-/// The description is a constant of this program: neither input nor secrets can get into it.
+/// The description is made of constants of this program: neither input nor secrets can get into it.
 #[derive(Debug)]
 pub struct OAuthError {
     code: ErrorCode,
     reason: &'static str,
-    description: &'static str,
+    description: Cow<'static, str>,
     retry_after: Option<RetryAfter>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -79,7 +79,7 @@ impl OAuthError {
         Self {
             code,
             reason,
-            description,
+            description: Cow::Borrowed(description),
             retry_after: None,
             source: None,
         }
@@ -96,6 +96,15 @@ impl OAuthError {
     /// The request itself is not well-formed.
     pub const fn malformed(description: &'static str) -> Self {
         Self::new(ErrorCode::InvalidRequest, "malformed", description)
+    }
+
+    /// A parameter that may occur once occurs more often.
+    pub fn repeated(parameter: &'static str) -> Self {
+        let description = format!("the parameter {parameter} occurs more than once");
+        Self {
+            description: Cow::Owned(description),
+            ..Self::new(ErrorCode::InvalidRequest, "repeated_parameter", "")
+        }
     }
 
     /// A limit has been reached.
@@ -153,8 +162,8 @@ impl OAuthError {
     }
 
     /// The sentence for `error_description`.
-    pub const fn description(&self) -> &'static str {
-        self.description
+    pub fn description(&self) -> &str {
+        &self.description
     }
 }
 

@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::error::{ErrorCode, OAuthError};
+use super::error::OAuthError;
 
 /// Why a body is no form.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +30,15 @@ pub struct Form(Vec<(String, String)>);
 impl Form {
     /// Reads the body of a request; what is wrong with it is the answer to that.
     pub fn of_body(body: &[u8]) -> Result<Self, OAuthError> {
-        Self::parse(body).map_err(|_| OAuthError::malformed("the body is not a well-formed form"))
+        Self::parse(body).map_err(|error| {
+            OAuthError::malformed(match error {
+                FormError::BadEscape => {
+                    "in the body a percent sign is not followed by two hexadecimal digits"
+                }
+                FormError::NotUtf8 => "the body is not UTF-8",
+                FormError::TooMany => "the body has more than 64 parameters",
+            })
+        })
     }
 
     /// Reads a body.
@@ -49,15 +57,11 @@ impl Form {
 
     /// The value of a parameter that may occur once; an empty value counts as absent
     /// (RFC 6749 §3.2).
-    pub fn one(&self, name: &str) -> Result<Option<&str>, OAuthError> {
+    pub fn one(&self, name: &'static str) -> Result<Option<&str>, OAuthError> {
         let mut values = self.values(name);
         let value = values.next();
         if values.next().is_some() {
-            return Err(OAuthError::new(
-                ErrorCode::InvalidRequest,
-                "repeated_parameter",
-                "a parameter occurs more than once",
-            ));
+            return Err(OAuthError::repeated(name));
         }
         Ok(value.filter(|value| !value.is_empty()))
     }
@@ -65,6 +69,11 @@ impl Form {
     /// The values of a parameter that may occur several times, without empty ones.
     pub fn many(&self, name: &str) -> impl Iterator<Item = &str> {
         self.values(name).filter(|value| !value.is_empty())
+    }
+
+    /// The names of all parameters, as often as they occur.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
     }
 
     fn values(&self, name: &str) -> impl Iterator<Item = &str> {
@@ -106,6 +115,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::oauth::error::ErrorCode;
 
     #[test]
     fn plus_and_percent_20_are_both_a_space() {

@@ -6,7 +6,7 @@ use countersign::clock::{ManualClock, Timestamp};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{MALFORMED, refused};
+use super::{MALFORMED, REPEATED, refused};
 use crate::support::{
     server::{FORM, GRANT, Setup, TestServer, answer, read_to_end, send_raw},
     soon,
@@ -35,6 +35,32 @@ async fn a_body_that_is_no_well_formed_form_is_refused() {
     }
     let many = format!("grant_type=client_credentials{}", "&x=1".repeat(64));
     refused(server.by_app_with(many), MALFORMED).await;
+}
+
+/// "Human-readable ASCII text providing additional information, used to assist the client developer"
+/// (RFC 6749 §5.2).
+#[tokio::test]
+async fn a_refusal_says_what_is_wrong_with_the_form() {
+    let server = TestServer::start().await;
+    let many = "&x=1".repeat(64);
+    for (end, refusal, says) in [
+        ("&scope=%2x", MALFORMED, "hexadecimal"),
+        ("&scope=%ff", MALFORMED, "UTF-8"),
+        (&*many, MALFORMED, "64 parameters"),
+        ("&scope=a&scope=b", REPEATED, "the parameter scope "),
+        ("&grant_type=x", REPEATED, "the parameter grant_type "),
+        (
+            "&client_id=a&client_id=a",
+            REPEATED,
+            "the parameter client_id ",
+        ),
+    ] {
+        let body = format!("grant_type=client_credentials{end}");
+        let answer = refused(server.by_app_with(body), refusal).await;
+        let document = answer.json();
+        let description = document["error_description"].as_str().unwrap();
+        assert!(description.contains(says), "{end}: {description}");
+    }
 }
 
 #[tokio::test]
