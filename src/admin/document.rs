@@ -8,8 +8,8 @@ use serde_path_to_error::Segment;
 
 use super::FieldError;
 
-/// What is said of a member that the document does not have.
-const UNKNOWN: &str = "is not known here";
+/// What is said of a member that the document does not have, and of a parameter that a call does not have.
+pub const UNKNOWN: &str = "is not known here";
 
 /// Reads a document member by member.
 ///

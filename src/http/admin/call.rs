@@ -12,6 +12,7 @@ use crate::{
     admin::{
         FieldError,
         client::ClientAdmin,
+        document::{UNKNOWN, pointer_to},
         operator::{Authority, Operator},
         page::{Page, PageRequest},
     },
@@ -64,12 +65,6 @@ impl Call {
         parse(text).map_err(|_| Problem::not_found(kind))
     }
 
-    /// The parameters of the query. Others than the call knows are not looked at.
-    pub(super) fn query(&self) -> Result<Form, Problem> {
-        Form::parse(self.request.query_string().as_bytes())
-            .map_err(|_| Problem::new(Kind::Malformed, "the query is not well-formed"))
-    }
-
     /// The revision that whoever sends a patch has seen, if that is told; taken out of the body.
     pub(super) fn take_revision(&mut self) -> Result<Option<Revision>, Problem> {
         let Some(revision) = self.body.remove("revision") else {
@@ -81,16 +76,31 @@ impl Call {
         })
     }
 
-    /// Which part of a list is asked for.
-    pub(super) fn page(&self, list: &'static str) -> Result<PageRequest, Problem> {
-        let query = self.query()?;
+    /// Which part of a list is asked for, and the query, which has these `filters` at most: by one that
+    /// is misspelt nothing would be left out, and whoever ends or removes what is listed would not know.
+    pub(super) fn page(
+        &self,
+        list: &'static str,
+        filters: &[&str],
+    ) -> Result<(PageRequest, Form), Problem> {
+        let query = Form::parse(self.request.query_string().as_bytes())
+            .map_err(|_| Problem::new(Kind::Malformed, "the query is not well-formed"))?;
+        let unknown = query
+            .names()
+            .filter(|name| !filters.contains(name) && !["limit", "cursor"].contains(name));
+        let errors: Vec<FieldError> = unknown
+            .map(|name| FieldError::new(pointer_to(name), UNKNOWN))
+            .collect();
+        if !errors.is_empty() {
+            return Err(Problem::invalid(errors));
+        }
         let (limit, cursor) = (one(&query, "limit")?, one(&query, "cursor")?);
-        Ok(PageRequest::parse(list, limit, cursor)?)
+        Ok((PageRequest::parse(list, limit, cursor)?, query))
     }
 }
 
 /// The value of a parameter that is there at most once.
-pub(super) fn one<'a>(query: &'a Form, name: &str) -> Result<Option<&'a str>, Problem> {
+pub(super) fn one<'a>(query: &'a Form, name: &'static str) -> Result<Option<&'a str>, Problem> {
     query.one(name).map_err(|_| {
         Problem::new(
             Kind::Malformed,

@@ -15,7 +15,8 @@ use crate::{
 };
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let page = call.clients().page(&call.page("clients")?).await?;
+    let (request, _) = call.page("clients", &[])?;
+    let page = call.clients().page(&request).await?;
     Ok(listed(&page, Client::document))
 }
 

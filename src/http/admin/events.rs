@@ -4,8 +4,7 @@ use super::call::{Call, Outcome, listed, one};
 use crate::{admin::event::EventFilter, domain::event::Event};
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let request = call.page("events")?;
-    let query = call.query()?;
+    let (request, query) = call.page("events", &["after", "type", "subject", "wait"])?;
     let filter = EventFilter {
         after: one(&query, "after")?,
         kind: one(&query, "type")?,

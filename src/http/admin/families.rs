@@ -10,8 +10,7 @@ use crate::{
 };
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let request = call.page("families")?;
-    let query = call.query()?;
+    let (request, query) = call.page("families", &["subject", "client_id", "state"])?;
     let filter = FamilyFilter {
         subject: one(&query, "subject")?,
         client_id: one(&query, "client_id")?,

@@ -4,8 +4,8 @@ use super::call::{Call, Outcome, answer, listed, one};
 use crate::{admin::key::RotationRequest, domain::id::Kid};
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let query = call.query()?;
-    let (key_use, request) = (one(&query, "use")?, call.page("keys")?);
+    let (request, query) = call.page("keys", &["use"])?;
+    let key_use = one(&query, "use")?;
     let page = call.admin().keys.page(key_use, &request).await?;
     Ok(listed(&page, Clone::clone))
 }

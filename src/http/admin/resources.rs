@@ -4,11 +4,8 @@ use super::call::{Call, Outcome, created, listed, removed};
 use crate::domain::{id::ResourceId, resource::Resource};
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let page = call
-        .admin()
-        .resources
-        .page(&call.page("resources")?)
-        .await?;
+    let (request, _) = call.page("resources", &[])?;
+    let page = call.admin().resources.page(&request).await?;
     Ok(listed(&page, Resource::document))
 }
 

@@ -9,8 +9,7 @@ use super::{
 use crate::domain::{id::UserId, user::User};
 
 pub(super) async fn list(call: Call) -> Outcome {
-    let request = call.page("users")?;
-    let query = call.query()?;
+    let (request, query) = call.page("users", &["username"])?;
     let username = one(&query, "username")?;
     let page = call.admin().users.page(&request, username).await?;
     Ok(listed(&page, User::document))

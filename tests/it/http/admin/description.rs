@@ -49,6 +49,37 @@ async fn the_document_is_whole_and_says_of_each_call_how_it_can_end() {
     assert_eq!(required("PasswordRequest"), json!(["password"]));
 }
 
+/// By a filter that is misspelt nothing would be left out: whoever ends or removes all that is listed
+/// would have it from the wrong list.
+#[tokio::test]
+async fn a_list_takes_the_filters_that_are_described_and_refuses_others() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let mut lists = 0;
+    for (method, path, call) in calls(&desk.document) {
+        if method != "GET" || path.contains('{') {
+            continue;
+        }
+        lists += 1;
+        let described = call["parameters"].as_array().unwrap().iter();
+        let described: Vec<&str> = described.map(|it| it["name"].as_str().unwrap()).collect();
+        assert!(described.contains(&"cursor"), "{path}");
+        // One without a value is as good as none.
+        let all = described.join("=&") + "=";
+        assert_eq!(desk.get(&format!("{path}?{all}")).await.status, 200);
+        for (unknown, pointer) in [
+            ("subjekt=x", "/subjekt"),
+            ("LIMIT=1", "/LIMIT"),
+            ("a%2Fb", "/a~1b"),
+            ("limit=1&=", "/"),
+        ] {
+            let refused = desk.get(&format!("{path}?{unknown}")).await;
+            assert_eq!(pointers(&refused), [pointer], "{path}");
+        }
+    }
+    assert!(lists >= 6, "{lists}");
+}
+
 #[tokio::test]
 async fn the_page_names_every_call_and_needs_nothing_from_elsewhere() {
     let server = TestServer::start().await;
