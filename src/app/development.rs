@@ -75,6 +75,8 @@ pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
         scope: DEMO_SCOPES.to_owned(),
         default_resource: Some(demo.clone()),
         resources: vec![demo],
+        // Where the demo user signs in.
+        first_party: true,
         ..ClientMetadata::default()
     };
     let ops_client = ClientMetadata {
@@ -133,15 +135,16 @@ async fn ensure_client(
         }
         Err(other) => return Err(other.into()),
     };
-    if existing
-        .resources
-        .iter()
-        .map(ResourceUri::as_str)
-        .ne(metadata.resources.iter().map(String::as_str))
-    {
-        // The issuer has changed since the last start.
-        let patch =
-            json!({"resources": metadata.resources, "default_resource": metadata.default_resource});
+    let resources = existing.resources.iter().map(ResourceUri::as_str);
+    let is_as_made = resources.eq(metadata.resources.iter().map(String::as_str))
+        && existing.first_party == metadata.first_party;
+    if !is_as_made {
+        // The issuer has changed since the last start, or an earlier version made the client.
+        let patch = json!({
+            "resources": metadata.resources,
+            "default_resource": metadata.default_resource,
+            "first_party": metadata.first_party,
+        });
         clients.update(&client_id, &patch, None, &cause).await?;
     }
     let secret = match kept {

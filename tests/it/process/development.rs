@@ -108,6 +108,34 @@ async fn a_second_start_in_the_same_folder_has_the_same_secrets_and_keys() {
     node.token(&secret).await;
 }
 
+/// The lines of the README that sign the demo user in, as they stand but for the port; also where an
+/// earlier version has made the client, at which nobody could sign in.
+#[tokio::test]
+async fn the_demo_user_signs_in_as_the_readme_says() {
+    let readme = include_str!("../../../README.md");
+    let (_, lines) = readme.split_once("ISSUER=http://127.0.0.1:8080\n").unwrap();
+    let (lines, expected) = lines.split_once("```").unwrap();
+    let (_, expected) = expected.split_once("```json\n").unwrap();
+    let (refusal, _) = expected.split_once('\n').unwrap();
+    let installation = Installation::development();
+    let mut node = installation.start().await;
+    for _ in 0..2 {
+        let issuer = format!("ISSUER=http://{}\n", node.public);
+        let shown = installation.run_script(&(issuer + lines)).await.done();
+        let [tokens, end] = shown.lines().collect::<Vec<_>>()[..] else {
+            panic!("{shown}");
+        };
+        let tokens: Value = serde_json::from_str(tokens).unwrap();
+        assert!(tokens["refresh_token"].is_string(), "{tokens}");
+        assert_eq!(end, refusal);
+        let story = installation.run(&["families", "why", "demo"]).await.done();
+        assert!(story.contains("(reuse)"), "{story}");
+        let update = ["clients", "update", "demo", "--first-party=false"];
+        installation.run(&update).await.done();
+        node = restart(&installation, node, || {}).await;
+    }
+}
+
 #[tokio::test]
 async fn deleting_the_file_of_secrets_makes_new_ones_that_work() {
     let installation = Installation::development();
