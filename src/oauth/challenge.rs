@@ -23,6 +23,8 @@ use crate::{
         code::{AuthorizationCode, CHALLENGE_LIFE, CODE_LIFE, ChallengeSession, is_s256},
         family::Grant,
         name::named,
+        resource::ResourceUri,
+        scope::Scope,
         secret::{OneTimeKind, OneTimeSecret},
         user::{User, Username},
     },
@@ -35,6 +37,9 @@ use crate::{
 
 /// How many wrong passwords one sign-in has.
 const MOST_FAILURES: u32 = 5;
+
+/// The one method of PKCE (RFC 7636 §4.2).
+const S256: &str = "S256";
 
 /// How users of this service authenticate (RFC 8176 §2).
 const BY_PASSWORD: &str = "pwd";
@@ -184,21 +189,47 @@ impl ChallengeEndpoint {
         form: &Form,
         auth_session: &str,
     ) -> Result<Attempt, OAuthError> {
-        let (username, challenge) = (form.one("username")?, form.one("code_challenge")?);
+        let (username, scope) = (form.one("username")?, form.one("scope")?);
+        let challenge = form.one("code_challenge")?;
+        let method = form.one("code_challenge_method")?;
+        let resources: Vec<&str> = form.many("resource").collect();
         let hash = OneTimeSecret::hash_of(OneTimeKind::AuthSession, auth_session);
         let hash = hash.ok_or_else(invalid_session)?;
         let now = self.clock.now();
         let taking = self.store.take_challenge(&hash, &client.client_id, now);
         let session = store_answer(&self.clock, taking).await?;
         let session = session.ok_or_else(invalid_session)?;
-        // Otherwise somebody would be signed in as another one than this request names, or with a
-        // challenge whose verifier nobody has.
-        let is_other = username.is_some_and(|name| name_to_keep(name) != session.username)
-            || challenge.is_some_and(|challenge| challenge != session.code_challenge);
-        if is_other {
-            return Err(OAuthError::malformed(
-                "username or code_challenge is not the one that the auth_session began with",
-            ));
+        // Otherwise somebody would be signed in as another one than this request names, with a
+        // challenge whose verifier nobody has, or for something else than this request asks for.
+        let granted: Vec<&str> = session.resources.iter().map(ResourceUri::as_str).collect();
+        let differences = [
+            (
+                username.is_some_and(|name| name_to_keep(name) != session.username),
+                "the auth_session began with another username",
+            ),
+            (
+                challenge.is_some_and(|challenge| challenge != session.code_challenge),
+                "the auth_session began with another code_challenge",
+            ),
+            (
+                method.is_some_and(|method| method != S256),
+                "code_challenge_method must be S256",
+            ),
+            (
+                scope
+                    .is_some_and(|scope| Scope::parse(scope).ok().as_ref() != Some(&session.scope)),
+                "the auth_session began with another scope",
+            ),
+            (
+                !resources.is_empty()
+                    && (resources.iter().any(|uri| !granted.contains(uri))
+                        || granted.iter().any(|uri| !resources.contains(uri))),
+                "the auth_session began with other resources",
+            ),
+        ];
+        let difference = differences.into_iter().find(|(differs, _)| *differs);
+        if let Some((_, description)) = difference {
+            return Err(OAuthError::malformed(description));
         }
         Ok(Attempt {
             session,
@@ -372,7 +403,7 @@ fn code_challenge(form: &Form) -> Result<String, OAuthError> {
         .one("code_challenge")?
         .ok_or_else(|| OAuthError::malformed("code_challenge is missing"))?;
     // RFC 7636 §4.3: "Defaults to "plain" if not present in the request."
-    if form.one("code_challenge_method")? != Some("S256") {
+    if form.one("code_challenge_method")? != Some(S256) {
         return Err(OAuthError::malformed("code_challenge_method must be S256"));
     }
     if !is_s256(challenge) {

@@ -184,7 +184,13 @@ async fn a_sign_in_may_be_made_in_steps(engine: Engine) {
     let third = auth_session(&refused(request, CREDENTIALS).await);
     assert_eq!(HashSet::from([&first, &second, &third]).len(), 3);
     // What was said at the first step may be said again.
-    let form = [&begin("ada")[..], &go_on(&third, PASSWORD)].concat();
+    let form = [
+        &begin("ada")[..],
+        &more,
+        &more[..1],
+        &go_on(&third, PASSWORD),
+    ]
+    .concat();
     let code = code(&answer(site.by_phone(&form)).await);
     let stored: Vec<(Vec<u8>,)> = database.rows("select hash from authorization_code").await;
     assert_eq!(stored, [(SecretHash::of(&code).as_bytes().to_vec(),)]);
@@ -645,11 +651,20 @@ async fn what_is_malformed_is_told() {
     ] {
         refused(site.by_phone(&go_on(bad, PASSWORD)), INVALID_SESSION).await;
     }
-    // A step that names another user, or another challenge, belongs to another sign-in.
-    for other in [("username", "bob"), ("code_challenge", VERIFIER)] {
+    // A step that says something else than the first one belongs to another sign-in.
+    for (other, says) in [
+        (("username", "bob"), "another username"),
+        (("code_challenge", VERIFIER), "another code_challenge"),
+        (("code_challenge_method", "plain"), "must be S256"),
+        (("scope", "read"), "another scope"),
+        (("scope", "no  scope"), "another scope"),
+        (("resource", FILES), "other resources"),
+        (("resource", "no uri"), "other resources"),
+    ] {
         let session = site.begin("ada").await;
         let form = [&go_on(&session, PASSWORD)[..], &[other]].concat();
-        refused(site.by_phone(&form), MALFORMED).await;
+        let refusal = refused(site.by_phone(&form), MALFORMED).await;
+        assert!(refusal.body.contains(says), "{other:?}: {refusal:?}");
         refused(site.by_phone(&go_on(&session, PASSWORD)), INVALID_SESSION).await;
     }
 }
