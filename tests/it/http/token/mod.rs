@@ -5,6 +5,7 @@ mod authentication;
 mod body;
 mod code;
 mod cors;
+mod flood;
 mod hammering;
 mod held;
 mod issuing;
