@@ -224,6 +224,7 @@ impl Bench {
             intent: Intent::Refresh {
                 scope: None,
                 resources: Vec::new(),
+                offered: vec![ResourceUri::parse("https://api.example.com").unwrap()],
             },
             cause: self.cause.clone(),
         }

@@ -13,6 +13,7 @@ use super::{
     id::{ClientId, FamilyId, SessionId, UserId},
     name::named,
     resource::ResourceUri,
+    revocation::LONGEST_PAUSE,
     scope::Scope,
 };
 use crate::clock::Timestamp;
@@ -346,6 +347,12 @@ impl Standing {
             .and_then(|client| client.tokens_not_before);
         client.max(self.user.as_ref().and_then(|user| user.tokens_not_before))
     }
+
+    /// Whether new tokens count only when a client would no longer wait for one.
+    pub fn is_before_new_tokens(&self, now: Timestamp) -> bool {
+        self.tokens_not_before()
+            .is_some_and(|not_before| not_before.since(now) > LONGEST_PAUSE)
+    }
 }
 
 /// A refresh token that a client has presented. Its MAC was right, and the client is authenticated.
@@ -376,6 +383,8 @@ pub enum Intent {
         scope: Option<Scope>,
         /// For no more than these resources; none are all.
         resources: Vec<ResourceUri>,
+        /// What the client may have for its users now: nothing is issued for anything else.
+        offered: Vec<ResourceUri>,
     },
     /// The end of its family (RFC 7009 §2.1).
     Revoke,
@@ -421,8 +430,10 @@ pub enum Refusal {
     Superseded,
     /// The scope is more than was granted.
     Scope,
-    /// The resource is none that was granted.
+    /// The resource is none that was granted, or nothing is left of what was.
     Target,
+    /// The clock was set back: tokens issued now are revoked.
+    NotYet,
 }
 
 /// How a refresh is granted.
@@ -467,7 +478,7 @@ pub fn judge(
     if presented.client_id != grant.client_id {
         return Verdict::Refused(Refusal::OtherClient);
     }
-    let (scope, resources) = match &presented.intent {
+    let (scope, resources, offered) = match &presented.intent {
         Intent::Revoke => {
             let is_over = family.ending(standing, now).is_some();
             return if is_over {
@@ -476,7 +487,11 @@ pub fn judge(
                 Verdict::Ended
             };
         }
-        Intent::Refresh { scope, resources } => (scope, resources),
+        Intent::Refresh {
+            scope,
+            resources,
+            offered,
+        } => (scope, resources, offered),
     };
     if grant.dpop_jkt.is_some() && presented.dpop_jkt != grant.dpop_jkt {
         return Verdict::Refused(Refusal::OtherKey);
@@ -505,6 +520,17 @@ pub fn judge(
     }
     if let Some(refusal) = grant.lacks((scope.as_ref(), resources)) {
         return Verdict::Refused(refusal);
+    }
+    // What cannot be answered spends nothing: whoever comes again would pass for a thief.
+    let wanted = match &resources[..] {
+        [] => &grant.resources,
+        _ => resources,
+    };
+    if !wanted.iter().any(|uri| offered.contains(uri)) {
+        return Verdict::Refused(Refusal::Target);
+    }
+    if standing.is_before_new_tokens(now) {
+        return Verdict::Refused(Refusal::NotYet);
     }
     Verdict::Granted(match behind {
         0 if policy == RefreshPolicy::None => Turn::Kept,
@@ -726,6 +752,7 @@ mod tests {
             intent: Intent::Refresh {
                 scope: None,
                 resources: Vec::new(),
+                offered: vec![ResourceUri::parse("urn:a").unwrap()],
             },
             cause: cause("presented"),
         }
@@ -827,6 +854,7 @@ mod tests {
                                 .into_iter()
                                 .map(|uri| ResourceUri::parse(uri).unwrap())
                                 .collect(),
+                            offered: vec![ResourceUri::parse("urn:a").unwrap()],
                         }
                     },
                     ..refresh(counter)

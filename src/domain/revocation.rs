@@ -98,6 +98,9 @@ pub const LONGEST_CHANGE: Duration = Duration::from_millis(600);
 /// tokens are issued by who has not heard of it.
 const HEARD_BY: Duration = Duration::from_millis(800);
 
+/// How long a client waits at most whose tokens have just been revoked, until new ones count.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// The whole second from which on tokens count again after a change made at `now`: every token that
 /// was issued before the change was committed has an earlier `iat`. At most 1.8 seconds ahead.
 pub fn next_second(now: Timestamp) -> Timestamp {

@@ -16,6 +16,7 @@ use crate::{
         client::Client,
         family::{Family, Grant, UserStanding},
         resource::{Resource, ResourceUri},
+        revocation::LONGEST_PAUSE,
         scope::Scope,
     },
     entropy::Entropy,
@@ -26,9 +27,6 @@ use crate::{
 
 /// The most resources one token may be for; keeps it within what verifiers read.
 const MOST_RESOURCES: usize = 16;
-
-/// How long a client waits at most whose tokens have just been revoked.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What an access token is to say.
 pub struct AccessGrant<'a> {
@@ -113,11 +111,7 @@ impl Minter {
             self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
         }
         if self.clock.now() < not_before {
-            return Err(OAuthError::new(
-                ErrorCode::TemporarilyUnavailable,
-                "not_yet",
-                "the tokens issued now are revoked; those issued in a moment are not",
-            ));
+            return Err(not_yet());
         }
         Ok(())
     }
@@ -131,11 +125,7 @@ impl Minter {
         let ring = self.snapshots.ring();
         let now = self.clock.now();
         self.check_online()?;
-        let key = ring.active(now).ok_or(OAuthError::new(
-            ErrorCode::TemporarilyUnavailable,
-            "no_key",
-            "the service has no key to sign with",
-        ))?;
+        let key = ring.active(now).ok_or_else(no_signing_key)?;
         let ttl = grant
             .client
             .access_token_ttl_seconds
@@ -181,6 +171,13 @@ impl Minter {
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.signed(took);
         Ok(AccessToken { token, expires_in })
+    }
+
+    /// Refuses what no token could be minted for in any case: before anything is spent for it.
+    pub fn check_ready(&self) -> Result<(), OAuthError> {
+        self.check_online()?;
+        let is_there = self.snapshots.ring().active(self.clock.now()).is_some();
+        is_there.then_some(()).ok_or_else(no_signing_key)
     }
 
     /// Refuses when this node has gone without the database for too long to go on.
@@ -381,6 +378,24 @@ impl Narrowing {
     }
 }
 
+/// The refusal where there is no key to sign with.
+const fn no_signing_key() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::TemporarilyUnavailable,
+        "no_key",
+        "the service has no key to sign with",
+    )
+}
+
+/// The refusal while tokens issued now are revoked.
+pub(super) const fn not_yet() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::TemporarilyUnavailable,
+        "not_yet",
+        "the tokens issued now are revoked; those issued in a moment are not",
+    )
+}
+
 /// The refusal of a scope that goes beyond what was granted.
 pub(super) const fn not_granted_scope() -> OAuthError {
     OAuthError::new(
@@ -422,6 +437,17 @@ fn offered_to_users(
     uri: &ResourceUri,
 ) -> Option<Arc<Resource>> {
     offered(client, registry, uri).filter(|_| !registry.is_admin(uri))
+}
+
+/// All that a client may have when it acts for a user.
+pub(super) fn offered_for_users(client: &Client, registry: &Registry) -> Vec<ResourceUri> {
+    let is_offered = |uri: &&ResourceUri| offered_to_users(client, registry, uri).is_some();
+    client
+        .resources
+        .iter()
+        .filter(is_offered)
+        .cloned()
+        .collect()
 }
 
 /// A resource, if it exists and the client may ask for it. Which of the two is wrong is not told.

@@ -368,6 +368,7 @@ mod tests {
             intent: Intent::Refresh {
                 scope: None,
                 resources: Vec::new(),
+                offered: Vec::new(),
             },
             cause: Cause::system(),
         }

@@ -17,6 +17,7 @@ use countersign::{
         family::{EndReason, Intent, Outcome, Presentation, Refusal, Turn, Verdict},
         id::FamilyId,
         key::{KeySchedule, KeyTimes, KeyUse},
+        resource::ResourceUri,
         scope::Scope,
         secret::SecretHash,
         user::User,
@@ -39,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{
     database::{Database, Engine},
     openmetrics::{Exposition, NOTHING},
-    server::ISSUER,
+    server::{API, ISSUER},
     sign_in::{VERIFIER, code_for, create_user, grant, put_code},
     soon,
 };
@@ -144,6 +145,7 @@ impl Bench {
             intent: Intent::Refresh {
                 scope: None,
                 resources: Vec::new(),
+                offered: vec![ResourceUri::parse(API).unwrap()],
             },
             cause: Cause::default(),
         }
@@ -155,6 +157,7 @@ impl Bench {
             intent: Intent::Refresh {
                 scope: Some(Scope::parse(scope).unwrap()),
                 resources: Vec::new(),
+                offered: vec![ResourceUri::parse(API).unwrap()],
             },
             ..self.presented(family, counter)
         }

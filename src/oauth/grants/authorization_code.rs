@@ -42,7 +42,7 @@ pub(in crate::oauth) async fn exchange(
     let hash = OneTimeSecret::hash_of(OneTimeKind::AuthorizationCode, code)
         .ok_or_else(|| refusal(CodeRefusal::Unknown))?;
     // Otherwise nobody could tell afterwards what has become of the code.
-    endpoint.minter.check_online()?;
+    endpoint.minter.check_ready()?;
     asked.check(client, &endpoint.minter.snapshots.registry())?;
     let tokens = &endpoint.refresh_tokens;
     let now = endpoint.minter.clock.now();

@@ -8,7 +8,7 @@ use crate::{
         family::{Intent, Outcome, Presentation, RefreshPolicy, Refusal, Turn, Verdict},
     },
     oauth::{
-        access_token::Narrowing,
+        access_token::{self, Narrowing},
         error::{ErrorCode, OAuthError},
         form::Form,
         refresh_tokens,
@@ -30,6 +30,13 @@ pub(in crate::oauth) async fn exchange(
         .ok_or_else(|| OAuthError::malformed("refresh_token is missing"))?;
     let asked = Narrowing::of_request(form)?;
     let token = endpoint.refresh_tokens.verify(text).await?;
+    // Otherwise nobody could tell afterwards what has become of the token.
+    endpoint.minter.check_ready()?;
+    let offered = {
+        let registry = endpoint.minter.snapshots.registry();
+        asked.check(client, &registry)?;
+        access_token::offered_for_users(client, &registry)
+    };
     let presented = Presentation {
         family: token.family,
         counter: i64::try_from(token.counter).map_err(|_| refresh_tokens::unknown_token())?,
@@ -39,12 +46,10 @@ pub(in crate::oauth) async fn exchange(
         intent: Intent::Refresh {
             scope: asked.scope.clone(),
             resources: asked.resources.clone(),
+            offered,
         },
         cause: Cause::of_request(&client.client_id, origin, None),
     };
-    // Otherwise nobody could tell afterwards what has become of the token.
-    endpoint.minter.check_online()?;
-    asked.check(client, &endpoint.minter.snapshots.registry())?;
     let is_strict = client.refresh_policy == RefreshPolicy::Strict;
     let (outcome, judged_at) = endpoint.rotations.submit(presented, is_strict).await?;
     match &outcome {

@@ -70,6 +70,7 @@ pub(super) const fn refusal(refusal: Refusal) -> OAuthError {
         Refusal::Unknown => return refresh_tokens::unknown_token(),
         Refusal::Scope => return access_token::not_granted_scope(),
         Refusal::Target => return access_token::not_granted_target(),
+        Refusal::NotYet => return access_token::not_yet(),
         Refusal::OtherClient => ("other_client", "it was issued to another client"),
         Refusal::OtherKey => ("other_key", "it is bound to another key"),
         Refusal::Ended => ("revoked", "the session was ended; sign in again"),

@@ -14,7 +14,7 @@ use crate::{
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
         family::{
             ClientStanding, EndReason, Family, FamilyQuery, Grant, NoteKind, Notes, Outcome, Party,
-            Presentation, Standing, Terms, UserStanding, Verdict, judge,
+            Presentation, Refusal, Standing, Terms, UserStanding, Verdict, judge,
         },
         id::{ClientId, FamilyId, SessionId, UserId},
         resource::ResourceUri,
@@ -436,7 +436,10 @@ where
         };
         let refusal = refusal.or_else(|| {
             let refusal = standing.refusal(&code.as_ref()?.grant);
-            refusal.map(CodeRefusal::Grant)
+            let not_yet = standing
+                .is_before_new_tokens(now)
+                .then_some(Refusal::NotYet);
+            refusal.or(not_yet).map(CodeRefusal::Grant)
         });
         if refusal == Some(CodeRefusal::Reused)
             && let Some(family) = code.as_ref().and_then(|code| code.family_id)

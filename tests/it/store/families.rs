@@ -143,6 +143,7 @@ async fn refreshed(store: &dyn Store, family: FamilyId, counter: i64, now: Times
     let intent = Intent::Refresh {
         scope: None,
         resources: Vec::new(),
+        offered: vec![ResourceUri::parse("urn:a").unwrap()],
     };
     let presented = [presented(family, counter, "a", intent)];
     match &store.rotate(&presented, &TERMS, now).await.unwrap()[..] {

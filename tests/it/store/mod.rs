@@ -129,11 +129,13 @@ on_both_engines! {
         a_family_is_read_back_as_it_was_opened,
         a_rotation_moves_the_counter_and_what_goes_with_it,
         the_token_before_gets_the_same_successor_within_the_window,
+        a_clock_that_is_set_moves_no_end_and_widens_no_window_beyond_that,
         a_token_spent_long_ago_ends_its_family,
         a_family_ends_to_the_millisecond,
         the_cases_are_judged_in_their_order,
         whoever_is_no_party_to_a_family_changes_nothing,
         a_request_may_narrow_a_grant_and_never_widen_it,
+        what_cannot_be_answered_spends_no_token,
         without_rotation_the_same_token_goes_on,
         a_reuse_is_published_with_both_parties,
         a_client_ends_a_family_by_any_of_its_tokens,
@@ -166,6 +168,7 @@ on_both_engines! {
         a_refresh_judged_before_the_end_of_sessions_is_covered_by_it,
         a_revocation_that_had_to_wait_covers_what_was_issued_meanwhile,
         whoever_holds_families_holds_up_nobody_else,
+        two_who_sweep_at_once_delete_what_is_over_and_nothing_that_lives,
     }
     model {
         every_history_goes_as_the_reference_has_it,

@@ -642,6 +642,7 @@ fn presentation(family: &Family, token: Token, presented: &Presented) -> Present
     let refresh = |scope_text: Option<&str>, uris: &[&str]| Intent::Refresh {
         scope: scope_text.map(scope),
         resources: resources(uris),
+        offered: family.grant.resources.clone(),
     };
     Presentation {
         family: family.id,

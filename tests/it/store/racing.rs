@@ -17,22 +17,25 @@ use countersign::{
     domain::{
         change::{Applied, Change, EventType},
         client::Client,
-        code::{Redeemed, Redemption},
+        code::{CODE_LIFE, Redeemed, Redemption},
         family::{EndReason, Family, Outcome, Presentation, RefreshPolicy, Refusal, Turn, Verdict},
         id::FamilyId,
         user::User,
     },
-    store::{Store, StoreError},
+    store::{Bounds, Store, StoreError},
 };
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tokio::task::JoinSet;
 
 use super::{
     sample::{
-        TOKENS_DIE_AT, apply, client, create, create_user, delete, delete_user, end_sessions,
+        NOW, TOKENS_DIE_AT, apply, client, create, create_user, delete, delete_user, end_sessions,
         update, user,
     },
-    sign_in::{Site, TERMS, at, code, hash, id, redemption, refresh, refresh_by, revoke, verdict},
+    sign_in::{
+        IDLE, Site, TERMS, at, code, hash, id, millis, redemption, refresh, refresh_by, revoke,
+        verdict,
+    },
 };
 use crate::support::{
     database::{Database, Engine, statement},
@@ -678,6 +681,81 @@ pub(super) async fn whoever_holds_families_holds_up_nobody_else(database: &Datab
         let verdict = site.verdict(refresh(&family(number), 0), at(2)).await;
         assert_eq!(verdict, Verdict::Granted(Turn::Rotated));
     }
+}
+
+/// Two nodes delete side by side, while what lives is refreshed.
+pub(super) async fn two_who_sweep_at_once_delete_what_is_over_and_nothing_that_lives(
+    database: &Database,
+) {
+    const DEAD: u128 = 400;
+    const LIVING: RangeInclusive<u128> = 1000..=1039;
+    let nodes = [database.open().await, database.open().await];
+    let site = Site::at(
+        database,
+        nodes[0].clone(),
+        "app",
+        1,
+        RefreshPolicy::Standard,
+    )
+    .await;
+    let original = site.open(1).await;
+    site.copy(&original, 2..=DEAD).await;
+    let living = site.open(*LIVING.start()).await;
+    let living = site.present_all(&living, &[(0, millis(IDLE) - 1)]).await;
+    site.copy(&living, *LIVING.start() + 1..=*LIVING.end())
+        .await;
+    for number in 2000..2060 {
+        let mut code = code(site.grant().await);
+        if number % 3 == 0 {
+            code.expires_at = code.expires_at.plus(Duration::from_millis(1));
+        }
+        assert!(site.store.put_code(&hash(number), &code).await.unwrap());
+    }
+    let bounds = Bounds {
+        now: NOW.plus(CODE_LIFE),
+        changes_before: Timestamp::from_millis(0),
+        events_before: None,
+        families_before: NOW,
+    };
+    let sweep = move |store: Arc<dyn Store>| async move {
+        let (mut codes, mut families) = (0, 0);
+        let mut after = None;
+        loop {
+            let swept = store.sweep(&bounds, 3).await.unwrap();
+            codes += swept.codes;
+            let step = store.sweep_families(after, NOW.plus(IDLE), 7).await;
+            let step = step.unwrap();
+            families += step.deleted;
+            after = step.next;
+            if after.is_none() && !swept.is_full(3) {
+                return (codes, families);
+            }
+        }
+    };
+    let mut sweeping = JoinSet::new();
+    for store in nodes {
+        sweeping.spawn(sweep(store));
+    }
+    for number in LIVING {
+        let family = Family {
+            id: id(number),
+            ..living.clone()
+        };
+        let verdict = site.verdict(refresh(&family, 1), at(millis(IDLE))).await;
+        assert_eq!(verdict, Verdict::Granted(Turn::Rotated));
+    }
+    let mut deleted = sweeping.join_all().await;
+    // What one has left to the other, and the other to the one.
+    deleted.push(sweep(site.store.clone()).await);
+    let codes: u64 = deleted.iter().map(|(codes, _)| codes).sum();
+    let families: u64 = deleted.iter().map(|(_, families)| families).sum();
+    // The two that were exchanged are over, too.
+    let expected = (2 + 40, u64::try_from(DEAD).unwrap());
+    assert_eq!((codes, families), expected, "{deleted:?}");
+    let left: Vec<(i64, i64)> = database
+        .rows("select (select count(*) from authorization_code), (select count(*) from family)")
+        .await;
+    assert_eq!(left, [(20, 40)]);
 }
 
 /// What every change waits for, held by somebody else.

@@ -7,6 +7,7 @@ use countersign::{
     domain::{
         change::{Cause, Change, ChangeRow, EventType, Topic},
         client::Client,
+        code::{CodeRefusal, Redeemed},
         event::{Event, EventQuery},
         family::{
             EndReason, Family, Grant, Intent, Note, NoteKind, Outcome, Party, Presentation,
@@ -24,8 +25,8 @@ use uuid::Uuid;
 use super::{
     sample::{NOW, TOKENS_DIE_AT, apply, client, create, created, delete},
     sign_in::{
-        IDLE, LIFETIME, Site, TERMS, at, cause, id, millis, party, refresh, refresh_by, resources,
-        revoke, scope, verdict,
+        IDLE, LIFETIME, OFFERED, Site, TERMS, at, cause, id, millis, party, refresh, refresh_by,
+        resources, revoke, scope, verdict,
     },
 };
 use crate::support::{
@@ -93,6 +94,7 @@ fn with_scope(presentation: Presentation, text: &str, uris: &[&str]) -> Presenta
         intent: Intent::Refresh {
             scope: Some(scope(text)),
             resources: resources(uris),
+            offered: resources(&OFFERED),
         },
         ..presentation
     }
@@ -257,6 +259,78 @@ pub(super) async fn the_token_before_gets_the_same_successor_within_the_window(
                 assert_eq!(verdict(&outcome), Verdict::Reused, "{place}");
                 assert_eq!(row.revoke_reason, Some(EndReason::Reuse), "{place}");
             }
+        }
+    }
+}
+
+/// The clock is that of the database, and somebody sets it while sessions live.
+pub(super) async fn a_clock_that_is_set_moves_no_end_and_widens_no_window_beyond_that(
+    database: &Database,
+) {
+    const HOUR: i64 = 3_600_000;
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let family = site.open(1).await;
+    let turned = site.present_all(&family, &[(0, HOUR)]).await;
+    // Set back by an hour: the window closes by the moment that it would have closed by.
+    for now in [0, HOUR - 1, HOUR + 29_999] {
+        let verdict = site.verdict(refresh(&family, 0), at(now)).await;
+        assert!(
+            matches!(verdict, Verdict::Granted(Turn::Replayed { .. })),
+            "{now}"
+        );
+    }
+    assert_eq!(site.row(&family).await.rotated_at, turned.rotated_at);
+    let late = site.verdict(refresh(&family, 0), at(HOUR + 30_000)).await;
+    assert_eq!(late, Verdict::Reused);
+
+    // A rotation while it is set back is of that moment, and so is its window.
+    for (number, replayed) in [(2, true), (3, false)] {
+        let family = site.open(number).await;
+        let turned = site.present_all(&family, &[(0, HOUR), (1, 0)]).await;
+        assert_eq!((turned.counter, turned.rotated_at), (2, at(0)));
+        assert_eq!(turned.idle_expires_at, at(0).plus(IDLE));
+        assert_eq!(turned.expires_at, family.expires_at);
+        let (now, expected) = if replayed {
+            (29_999, REPLAYED)
+        } else {
+            (30_000, Verdict::Reused)
+        };
+        assert_eq!(site.verdict(refresh(&family, 1), at(now)).await, expected);
+    }
+
+    // Set ahead, it ends nothing for good; a refresh there lasts no longer than the absolute end.
+    let family = site.open(4).await;
+    let life = millis(LIFETIME);
+    for (now, refusal) in [
+        (life, Refusal::Expired),
+        (millis(IDLE), Refusal::IdleExpired),
+    ] {
+        let refused = site
+            .verdict_without_a_trace(refresh(&family, 0), at(now))
+            .await;
+        assert_eq!(refused, Verdict::Refused(refusal));
+    }
+    let ahead = millis(IDLE) - 1;
+    let turned = site.present_all(&family, &[(0, ahead), (1, 0)]).await;
+    assert_eq!(
+        (turned.idle_expires_at, turned.expires_at),
+        (at(0).plus(IDLE), at(life))
+    );
+
+    // What was ended stays so at whatever time.
+    assert_eq!(
+        site.verdict(revoke(&family, 2), at(HOUR)).await,
+        Verdict::Ended
+    );
+    for now in [i64::MIN / 2, -HOUR, 0, HOUR, life, i64::MAX / 2] {
+        for counter in [1, 2, 3] {
+            let presented = refresh(&family, counter);
+            let refused = site.verdict_without_a_trace(presented, at(now)).await;
+            assert_eq!(
+                refused,
+                Verdict::Refused(Refusal::Ended),
+                "{counter} at {now}"
+            );
         }
     }
 }
@@ -538,6 +612,55 @@ pub(super) async fn a_request_may_narrow_a_grant_and_never_widen_it(database: &D
     }
     assert_eq!(counter, 4);
     assert_eq!(site.row(&family).await.grant, family.grant);
+}
+
+/// Whoever gets no answer comes again, and would pass for a thief.
+pub(super) async fn what_cannot_be_answered_spends_no_token(database: &Database) {
+    let site = Site::of(database, RefreshPolicy::Strict).await;
+    let family = site.open(1).await;
+    let asking = |uris: &[&str], offered: &[&str]| Presentation {
+        intent: Intent::Refresh {
+            scope: None,
+            resources: resources(uris),
+            offered: resources(offered),
+        },
+        ..refresh(&family, 0)
+    };
+    for (uris, offered) in [
+        (&[][..], &[][..]),
+        (&[], &["urn:foreign"]),
+        (&["urn:other"], &["https://api.example"]),
+    ] {
+        let presented = asking(uris, offered);
+        let verdict = site.verdict_without_a_trace(presented, at(1)).await;
+        assert_eq!(verdict, Verdict::Refused(Refusal::Target), "{uris:?}");
+    }
+    // The clock was set back, and new tokens count two seconds from now, and more.
+    let moment = at(2001).millis();
+    site.set_user(&format!("tokens_not_before = {moment}"))
+        .await;
+    let verdict = site
+        .verdict_without_a_trace(refresh(&family, 0), at(0))
+        .await;
+    assert_eq!(verdict, Verdict::Refused(Refusal::NotYet));
+    let code = site.grant().await;
+    let code = super::sign_in::code(code);
+    let hash = super::sign_in::hash(2);
+    assert!(site.store.put_code(&hash, &code).await.unwrap());
+    let before = site.dump().await;
+    let redemption = super::sign_in::redemption(2, &code);
+    let refused = site.store.redeem_code(&redemption, at(0)).await.unwrap();
+    let expected = CodeRefusal::Grant(Refusal::NotYet);
+    assert!(matches!(refused, Redeemed::Refused(why) if why == expected));
+    assert_eq!(site.dump().await, before);
+    // A client waits for as long as that.
+    let opened = site.store.redeem_code(&redemption, at(1)).await.unwrap();
+    assert!(matches!(opened, Redeemed::Opened { .. }), "{opened:?}");
+    // One resource is enough. A spent token ends the family whatever could be answered.
+    let presented = asking(&["urn:other", "https://api.example"], &["urn:other"]);
+    assert_eq!(site.verdict(presented, at(1)).await, ROTATED);
+    let again = site.verdict(asking(&[], &[]), at(0)).await;
+    assert_eq!(again, Verdict::Reused);
 }
 
 pub(super) async fn without_rotation_the_same_token_goes_on(database: &Database) {

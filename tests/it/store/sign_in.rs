@@ -38,6 +38,9 @@ pub(super) const TERMS: Terms = Terms {
     tokens_die_at: TOKENS_DIE_AT,
 };
 
+/// What clients may have, and users grant them.
+pub(super) const OFFERED: [&str; 2] = ["https://api.example", "urn:other"];
+
 /// Every table that families have to do with.
 pub(super) const TABLES: [&str; 9] = [
     "family",
@@ -106,6 +109,7 @@ pub(super) fn refresh(family: &Family, counter: i64) -> Presentation {
         intent: Intent::Refresh {
             scope: None,
             resources: Vec::new(),
+            offered: resources(&OFFERED),
         },
         cause: cause("app"),
     }
@@ -272,7 +276,7 @@ impl<'a> Site<'a> {
             user_epoch: user.session_epoch,
             session_id: None,
             scope: scope("read write"),
-            resources: resources(&["https://api.example", "urn:other"]),
+            resources: resources(&OFFERED),
             auth_time: at(-5000),
             amr: vec!["pwd".to_owned()],
             dpop_jkt: None,
@@ -322,6 +326,7 @@ impl<'a> Site<'a> {
             intent: Intent::Refresh {
                 scope: None,
                 resources: Vec::new(),
+                offered: resources(&OFFERED),
             },
             cause: cause(name),
         }
