@@ -35,5 +35,6 @@ mod metadata;
 mod metrics;
 mod session;
 mod stop;
+mod sweeping;
 mod tls;
 mod token;

@@ -182,7 +182,7 @@ impl Setup {
 /// One running node. Stops when dropped, and waits for that.
 pub(crate) struct Node {
     public: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }

@@ -12,6 +12,7 @@ mod issuing;
 mod limits;
 mod refresh;
 mod refusal;
+mod steps;
 mod unspent;
 
 use reqwest::{RequestBuilder, header::AUTHORIZATION};
