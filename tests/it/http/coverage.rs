@@ -24,15 +24,33 @@ fn every_route_is_requested_by_some_test() {
 }
 
 #[test]
-fn every_test_that_the_divergences_name_exists() {
+fn every_test_that_a_document_names_exists() {
     let read = |file: &str| fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
-    let divergences = read("docs/divergences.md");
-    let quoted = divergences.split('`').skip(1).step_by(2);
-    let named: Vec<(&str, &str)> = quoted.filter_map(|text| text.split_once(".rs::")).collect();
-    assert!(named.len() > 10, "{named:?}");
-    for (file, test) in named {
-        let source = read(&format!("{file}.rs"));
-        assert!(source.contains(&format!("fn {test}(")), "{file}.rs::{test}");
+    for (document, least) in [
+        ("docs/conformance.md", 40),
+        ("docs/divergences.md", 40),
+        ("docs/threat-model.md", 1),
+    ] {
+        let text = read(document);
+        let quoted = text.split('`').skip(1).step_by(2);
+        let named: Vec<(&str, &str)> = quoted.filter_map(|text| text.split_once(".rs::")).collect();
+        assert!(named.len() >= least, "{document}: {named:?}");
+        for (file, test) in named {
+            let source = read(&format!("{file}.rs"));
+            let declared = source.contains(&format!("fn {test}("));
+            assert!(declared, "{document}: {file}.rs::{test}");
+        }
+    }
+}
+
+#[test]
+fn every_rule_of_sign_ins_names_its_test() {
+    let path = Path::new(ROOT).join("docs/conformance.md");
+    let document = fs::read_to_string(path).unwrap();
+    let rows = document.lines().filter(|line| line.starts_with("| "));
+    let rules = rows.filter(|row| !row.starts_with("| rule") && !row.starts_with("| ---"));
+    for rule in rules {
+        assert!(rule.contains(".rs::"), "{rule}");
     }
 }
 

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::support::{
     database::{Cluster, Durability, Engine},
     server::{API, ISSUER, Registered, Setup, TestServer, answer, metadata},
-    sign_in::SignedIn,
+    sign_in::{SignedIn, public},
     soon,
 };
 
@@ -165,6 +165,42 @@ async fn the_refresh_token_of_another_client_is_refused_and_its_session_goes_on(
     assert!(server.is_active(&server.app, &access).await);
     assert!(server.is_active(&server.app, &refresh).await);
     assert_eq!(server.refresh(&server.app, &refresh).await.status, 200);
+}
+
+/// RFC 7009 §2.1: "The authorization server first validates the client credentials (in case of a
+/// confidential client) and then verifies whether the token was issued to the client".
+#[tokio::test]
+async fn a_public_client_signs_out_with_its_id_and_no_other_client_can() {
+    let setup = Setup::new().client("spa", public());
+    let server = setup.client("other", public()).start().await;
+    let ada = server.user("ada").await;
+    let signed_in = server.sign_in(server.other("spa"), ada).await;
+    let refreshed = server.refresh(server.other("spa"), &signed_in.refresh_token);
+    let newest = refreshed.await.refresh_token();
+    let revoke = async |id: Option<&str>, token: &str| {
+        let mut form = vec![("token", token)];
+        form.extend(id.map(|id| ("client_id", id)));
+        let request = server.request(Method::POST, "/oauth2/revoke");
+        answer(request.form(&form)).await
+    };
+    for token in [&signed_in.refresh_token, &newest, &signed_in.access_token] {
+        for (id, status, reason) in [
+            (None, 401, "client_authentication"),
+            (Some("app"), 401, "client_authentication"),
+            (Some("nobody"), 401, "client_authentication"),
+            (Some("other"), 400, "other_client"),
+        ] {
+            let refused = revoke(id, token).await;
+            let told = (refused.status, refused.header("countersign-reason"));
+            assert_eq!(told, (status, Some(reason)), "{id:?}");
+        }
+    }
+    let refreshed = server.refresh(server.other("spa"), &newest).await;
+    let last = refreshed.refresh_token();
+    let done = revoke(Some("spa"), &signed_in.refresh_token).await;
+    assert_eq!((done.status, done.body.as_str()), (200, ""));
+    let refused = server.refresh(server.other("spa"), &last).await;
+    assert_eq!(refused.header("countersign-reason"), Some("revoked"));
 }
 
 /// RFC 7009 §2.1: "If the server is unable to locate the token using the given hint, it MUST extend

@@ -314,3 +314,47 @@ async fn no_client_is_named_like_the_service_itself() {
     let refused = desk.post("/admin/v1/clients", &client).await;
     assert_eq!(pointers(&refused), ["/client_id"]);
 }
+
+/// RFC 9700 §2.2.2: "Refresh tokens for public clients MUST be sender-constrained or use refresh token
+/// rotation".
+#[tokio::test]
+async fn the_tokens_of_a_public_client_rotate() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let public = json!({
+        "client_name": "x",
+        "token_endpoint_auth_method": "none",
+        "grant_types": ["authorization_code", "refresh_token"],
+    });
+    let mut unrotated = public.clone();
+    unrotated["refresh_policy"] = "none".into();
+    let refused = desk.post("/admin/v1/clients", &unrotated).await;
+    assert_eq!(pointers(&refused), ["/refresh_policy"]);
+    let registered = async |client: &Value| {
+        let created = desk.post("/admin/v1/clients", client).await;
+        assert_eq!(created.status, 201, "{created:?}");
+        created.header("location").unwrap().to_owned()
+    };
+    let place = registered(&public).await;
+    assert_eq!(desk.get(&place).await.json()["refresh_policy"], "standard");
+    let refused = desk
+        .patch(&place, &json!({ "refresh_policy": "none" }))
+        .await;
+    assert_eq!(pointers(&refused), ["/refresh_policy"]);
+    // Nor does a client become public that has tokens which do not rotate.
+    unrotated["token_endpoint_auth_method"] = "client_secret_basic".into();
+    let place = registered(&unrotated).await;
+    let patch = json!({ "token_endpoint_auth_method": "none" });
+    let refused = desk.patch(&place, &patch).await;
+    assert_eq!(pointers(&refused), ["/refresh_policy"], "{refused:?}");
+    let patch = json!({ "token_endpoint_auth_method": "none", "refresh_policy": "strict" });
+    let changed = desk.patch(&place, &patch).await;
+    assert_eq!(changed.status, 200, "{changed:?}");
+    // What hides most thieves is never there by mistake.
+    for policy in [json!("shared"), json!("lax"), json!(true)] {
+        let refused = desk
+            .patch(&place, &json!({ "refresh_policy": policy }))
+            .await;
+        assert_eq!(pointers(&refused), ["/refresh_policy"], "{policy}");
+    }
+}
