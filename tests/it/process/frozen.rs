@@ -178,7 +178,7 @@ const BARRIER: &str = "create function wait() returns trigger language plpgsql a
 const REFUSAL: Duration = Duration::from_millis(5500);
 
 /// For how long a node that has halted keeps what it holds.
-const HOLD: Duration = Duration::from_secs(8);
+const HOLD: Duration = Duration::from_secs(12);
 
 /// What a node answers to a refresh token: the next one, or a status.
 async fn refreshed(

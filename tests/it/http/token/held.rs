@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use countersign::{admin::client::ClientMetadata, clock::ManualClock, clock::Timestamp};
+use futures_util::future::join_all;
 use reqwest::Method;
 use sqlx::{Connection as _, PgConnection};
 
@@ -37,6 +38,7 @@ async fn a_refresh_of_a_family_that_somebody_holds_is_put_off_and_the_others_go_
     let spa = server.other("spa");
     let ada = server.user("ada").await;
     let held = server.sign_in(spa, ada).await;
+    let stuck = server.sign_in(spa, ada).await;
     let ended = server.sign_in(spa, ada).await;
     let mut others = Vec::new();
     for _ in 0..5 {
@@ -44,14 +46,18 @@ async fn a_refresh_of_a_family_that_somebody_holds_is_put_off_and_the_others_go_
     }
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     let lock = format!(
-        "begin; select id from family where id = '{}' for update",
-        held.family
+        "begin; select id from family where id in ('{}', '{}') for update",
+        held.family, stuck.family
     );
     sqlx::raw_sql(statement(lock))
         .execute(&mut holder)
         .await
         .unwrap();
-    let before = server.family(held.family).await;
+    let of_both = async || {
+        let (held, stuck) = (held.family, stuck.family);
+        (server.family(held).await, server.family(stuck).await)
+    };
+    let before = of_both().await;
 
     // Alone it waits for as long as the row may take, and all who come meanwhile make the next batch.
     let begun = Stopwatch::start();
@@ -65,20 +71,24 @@ async fn a_refresh_of_a_family_that_somebody_holds_is_put_off_and_the_others_go_
         .await;
         let again = [&refresh(&held.refresh_token)[..], &[("scope", "read")]].concat();
         let again = refused(server.by(spa, &again), UNAVAILABLE);
-        let revoke = server.request(Method::POST, "/oauth2/revoke");
-        let revoke = answer(by(revoke, spa, &[("token", &ended.refresh_token)]));
+        let revoke = |token| {
+            let request = server.request(Method::POST, "/oauth2/revoke");
+            by(request, spa, &[("token", token)])
+        };
+        let end = answer(revoke(&ended.refresh_token));
+        let not_ended = refused(revoke(&stuck.refresh_token), UNAVAILABLE);
         let others = others
             .iter()
             .map(|other| server.refresh(spa, &other.refresh_token));
-        tokio::join!(again, revoke, futures_util::future::join_all(others))
+        tokio::join!(again, not_ended, end, join_all(others))
     };
-    let (alone, (again, revoked, refreshed)) = tokio::join!(alone, together);
+    let (alone, (again, not_ended, revoked, refreshed)) = tokio::join!(alone, together);
     assert!(
         begun.elapsed() < Duration::from_secs(6),
         "{:?}",
         begun.elapsed()
     );
-    for refusal in [alone, again] {
+    for refusal in [alone, again, not_ended] {
         assert_eq!(refusal.header("retry-after"), Some("5"));
     }
     assert_eq!(revoked.status, 200);
@@ -88,17 +98,17 @@ async fn a_refresh_of_a_family_that_somebody_holds_is_put_off_and_the_others_go_
         assert_eq!(server.family(other.family).await.counter, 1);
         server.refresh(spa, &next).await.refresh_token();
     }
-    assert_eq!(server.family(held.family).await, before);
+    assert_eq!(of_both().await, before);
     sqlx::raw_sql("rollback")
         .execute(&mut holder)
         .await
         .unwrap();
     // Were it spent, it would end its family.
-    let next = server.refresh(spa, &held.refresh_token).await;
-    server
-        .refresh(spa, &next.refresh_token())
-        .await
-        .refresh_token();
+    for signed_in in [held, stuck] {
+        let next = server.refresh(spa, &signed_in.refresh_token).await;
+        let next = next.refresh_token();
+        server.refresh(spa, &next).await.refresh_token();
+    }
 }
 
 /// There is one writer at a time: whoever writes holds everything.
