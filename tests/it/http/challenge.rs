@@ -628,6 +628,7 @@ async fn what_is_malformed_is_told() {
         "response_type",
         "auth_session",
         "client_id",
+        "user_address",
     ] {
         let mut form = at_once("ada", PASSWORD);
         form.extend([(twice, "code"), (twice, "code")]);

@@ -226,6 +226,11 @@ async fn a_caller_must_authenticate() {
         assert_eq!(server.form(&query, &server.app, &[]).await.0, 400);
         let twice = [("token", token.as_str()), ("token", token.as_str())];
         assert_eq!(server.form(path, &server.app, &twice).await.0, 400);
+        let hint = ("token_type_hint", "access_token");
+        let hints = [("token", token.as_str()), hint, hint];
+        let (status, told) = server.form(path, &server.app, &hints).await;
+        assert_eq!(status, 400, "{told}");
+        assert!(told.contains("the parameter token_type_hint "), "{told}");
         let got = answer(server.get(path)).await;
         assert_eq!(
             (got.status, got.header("allow")),

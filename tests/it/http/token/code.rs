@@ -532,7 +532,14 @@ async fn a_code_is_needed_and_no_parameter_comes_twice() {
     ] {
         refused(site.server.by(site.spa(), form), MALFORMED).await;
     }
-    for twice in ["code", "code_verifier", "redirect_uri", "scope"] {
+    for twice in [
+        "client_id",
+        "code",
+        "code_verifier",
+        "grant_type",
+        "redirect_uri",
+        "scope",
+    ] {
         for value in ["", "read"] {
             let mut form = redeem(&code).to_vec();
             form.extend([(twice, value), (twice, value)]);

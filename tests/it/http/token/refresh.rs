@@ -746,7 +746,7 @@ async fn a_refresh_token_is_needed_and_no_parameter_comes_twice() {
     ] {
         refused(server.by(site.spa(), &form), MALFORMED).await;
     }
-    for twice in ["refresh_token", "scope", "grant_type"] {
+    for twice in ["client_id", "grant_type", "refresh_token", "scope"] {
         for value in ["", "read"] {
             let mut form = refresh(&token).to_vec();
             form.extend([(twice, value), (twice, value)]);
