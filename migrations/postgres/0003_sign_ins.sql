@@ -92,6 +92,8 @@ create table family (
     dpop_jkt text,
     counter bigint not null,
     mac_version bigint not null,
+    -- The first counter whose token was minted with that key.
+    mac_since bigint not null,
     rotated_at bigint not null,
     created_at bigint not null,
     idle_expires_at bigint not null,

@@ -91,6 +91,8 @@ create table family (
     dpop_jkt text,
     counter integer not null,
     mac_version integer not null,
+    -- The first counter whose token was minted with that key.
+    mac_since integer not null,
     rotated_at integer not null,
     created_at integer not null,
     idle_expires_at integer not null,

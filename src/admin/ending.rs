@@ -352,7 +352,12 @@ impl<'a> Trail<'a> {
     ) -> Result<Option<Event>, AdminError> {
         let events = self.about(target, kinds).await?;
         let mut earliest_first = events.iter().rev();
-        Ok(earliest_first.find(|event| event.at >= since).cloned())
+        let ends = |event: &Event| {
+            let after = event.after.as_ref();
+            after.is_none_or(|after| after["ends_sessions"] != false)
+        };
+        let first = earliest_first.find(|event| event.at >= since && ends(event));
+        Ok(first.cloned())
     }
 
     /// The latest events of these types about something, the latest first.

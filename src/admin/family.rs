@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     AdminError, FieldError, document,
-    ending::{Ending, Over, Trail},
+    ending::{Ending, Trail},
     page::{Page, PageRequest},
     story::{self, Told},
 };
@@ -16,7 +16,7 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::{Cause, Change},
-        family::{EndReason, Family, FamilyQuery, FamilyState, Standing},
+        family::{EndReason, Family, FamilyQuery, FamilyState, Refusal, Standing},
         id::{ClientId, FamilyId, UserId},
         resource::ResourceUri,
         user::Username,
@@ -307,8 +307,12 @@ impl FamilyAdmin {
         let found = self.store.family(id).await?;
         let (family, standing) = found.ok_or(AdminError::NotFound("family"))?;
         let now = self.clock.now();
-        let trail = Trail::new(&*self.store, now).await?;
-        if trail.over(&family, &standing) != Some(Over::Ended) {
+        // One that merely rests, or whose refresh tokens count no more as their key was taken out of
+        // use, has access tokens that do.
+        let is_over = family
+            .ending(&standing, now)
+            .is_some_and(|refusal| refusal != Refusal::ClientDisabled);
+        if !is_over {
             let change = Change::EndFamily {
                 family: id,
                 reason: EndReason::RevokedByOperator,

@@ -251,6 +251,8 @@ pub struct Family {
     pub counter: i64,
     /// The version of the MAC key that the token of `counter` was minted with.
     pub mac_version: u32,
+    /// The first counter whose token was minted with that key.
+    pub mac_since: i64,
     /// When the token of `counter` was minted.
     pub rotated_at: Timestamp,
     /// When the user signed in.
@@ -478,7 +480,9 @@ pub fn judge(
     if presented.client_id != grant.client_id {
         return Verdict::Refused(Refusal::OtherClient);
     }
+    let is_its_own = family.can_have_minted(presented.counter, presented.mac_version);
     let (scope, resources, offered) = match &presented.intent {
+        Intent::Revoke if !is_its_own => return Verdict::Refused(Refusal::Unknown),
         Intent::Revoke => {
             let is_over = family.ending(standing, now).is_some();
             return if is_over {
@@ -496,6 +500,9 @@ pub fn judge(
     if grant.dpop_jkt.is_some() && presented.dpop_jkt != grant.dpop_jkt {
         return Verdict::Refused(Refusal::OtherKey);
     }
+    if !is_its_own {
+        return Verdict::Refused(Refusal::Unknown);
+    }
     if let Some(refusal) = family.ending(standing, now) {
         return Verdict::Refused(refusal);
     }
@@ -507,10 +514,6 @@ pub fn judge(
     // An age below zero, where clocks differ, counts as none.
     let within_window = now.since(family.rotated_at) < policy.window();
     match behind {
-        // Keys only ever become newer: somebody has minted this one with an old key.
-        ..=0 if presented.mac_version < family.mac_version => {
-            return Verdict::Refused(Refusal::Unknown);
-        }
         ..=0 => {}
         1 if within_window => {}
         2..=MOST_BEHIND if within_window && policy == RefreshPolicy::Shared => {
@@ -558,6 +561,7 @@ impl Family {
             grant,
             counter: 0,
             mac_version: terms.mac_version,
+            mac_since: 0,
             rotated_at: now,
             created_at: now,
             idle_expires_at: now.plus(terms.idle).min(expires_at),
@@ -567,6 +571,22 @@ impl Family {
             first: Party::of(cause),
             last: Party::of(cause),
             notes: Notes::default(),
+        }
+    }
+
+    /// Whether a token of this counter, made with this version of the MAC key, can be one of the
+    /// family's: each was minted with one key, and keys only ever become newer. What is ahead of the
+    /// family may be from before commits were lost.
+    ///
+    /// # Security
+    /// Whoever has got hold of a key that has been replaced chooses the counter.
+    pub fn can_have_minted(&self, counter: i64, mac_version: u32) -> bool {
+        if counter > self.counter {
+            mac_version >= self.mac_version
+        } else if counter >= self.mac_since {
+            mac_version == self.mac_version
+        } else {
+            mac_version < self.mac_version
         }
     }
 
@@ -636,7 +656,13 @@ impl Family {
     }
 
     fn rotate(&mut self, from: i64, presented: &Presentation, terms: &Terms, now: Timestamp) {
+        if presented.mac_version != self.mac_version {
+            self.mac_since = from;
+        }
         self.counter = from.saturating_add(1);
+        if presented.mac_version != terms.mac_version {
+            self.mac_since = self.counter;
+        }
         self.mac_version = terms.mac_version;
         self.rotated_at = now;
         self.prolong(presented, terms, now);

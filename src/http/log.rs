@@ -103,7 +103,9 @@ fn origin(request: &ServiceRequest, request_id: &str) -> Origin {
     let (address, is_proxy) = match request.app_data::<Data<TrustedProxies>>() {
         Some(proxies) => {
             let address = proxies.client(peer, request.headers());
-            (address, proxies.trusts(address))
+            // Another address, even one of a trusted network, was told.
+            let is_proxy = address == peer.to_canonical() && proxies.trusts(address);
+            (address, is_proxy)
         }
         None => (peer.to_canonical(), false),
     };

@@ -98,22 +98,26 @@ pub struct Minter {
 
 impl Minter {
     /// Waits until new tokens count again, two seconds at most: those from before are revoked, up to
-    /// the end of a second.
+    /// the end of a second. Whether that took time, in which something else may have been revoked.
     ///
     /// # Errors
     /// 503 when that is not enough, as after a step of the clock: no token is dated ahead.
-    pub async fn await_new_tokens(&self, not_before: Option<Timestamp>) -> Result<(), OAuthError> {
+    pub async fn await_new_tokens(
+        &self,
+        not_before: Option<Timestamp>,
+    ) -> Result<bool, OAuthError> {
         let Some(not_before) = not_before else {
-            return Ok(());
+            return Ok(false);
         };
         let pause = not_before.since(self.clock.now());
-        if !pause.is_zero() {
-            self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
+        if pause.is_zero() {
+            return Ok(false);
         }
+        self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
         if self.clock.now() < not_before {
             return Err(not_yet());
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Mints a token.

@@ -100,7 +100,8 @@ impl Introspection {
         let Some((family, user)) = living else {
             return Ok(None);
         };
-        let is_current = i64::try_from(token.counter) == Ok(family.counter);
+        let is_current = i64::try_from(token.counter) == Ok(family.counter)
+            && token.mac_version == family.mac_version;
         let is_theirs = caller.client_id == family.grant.client_id
             && caller.grant_types.contains(&GrantType::RefreshToken);
         Ok((is_current && is_theirs).then(|| {

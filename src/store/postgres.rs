@@ -48,12 +48,6 @@ impl Dialect for Postgres {
     const DATABASE_TIME: &'static str =
         "select (extract(epoch from clock_timestamp()) * 1000)::bigint";
 
-    const SHARE_CLIENT: &'static str = "select session_epoch as client_session_epoch, disabled as client_disabled, refresh_policy, \
-         tokens_not_before as client_not_before from client where client_id = $1 for share";
-    const SHARE_USER: &'static str = "select session_epoch as user_session_epoch, disabled as user_disabled, \
-         tokens_not_before as user_not_before, username, roles, claims from end_user where id = $1 \
-         for share";
-
     // A row that is locked is being refreshed, or deleted by another node: it is passed over, so that
     // nobody waits for anybody. The others are asked again when their locks are taken.
     const DELETE_EXPIRED_FAMILIES: &'static str = "with old as materialized \
@@ -70,6 +64,12 @@ impl Dialect for Postgres {
         ids: &[Uuid],
         held: Held,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
+        if held == Held::PassOver {
+            // There was one wait already, and callers wait no longer than for two.
+            sqlx::query("set local lock_timeout = 500")
+                .execute(&mut *connection)
+                .await?;
+        }
         let sql = match held {
             Held::Await => select_families!("where f.id = any($1) order by f.id for update of f"),
             Held::PassOver => {
@@ -87,18 +87,19 @@ impl Dialect for Postgres {
             |value: fn(&FamilyUpdate) -> i64| updates.iter().map(value).collect::<Vec<_>>();
         sqlx::query(
             "update family f set counter = i.counter, mac_version = i.mac_version, \
-             rotated_at = i.rotated_at, idle_expires_at = i.idle_expires_at, \
+             mac_since = i.mac_since, rotated_at = i.rotated_at, idle_expires_at = i.idle_expires_at, \
              revoked_at = i.revoked_at, revoke_reason = i.revoke_reason, \
              last_address = i.last_address, last_agent = i.last_agent, notes = i.notes \
              from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
-             $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[]) \
-             as i(id, counter, mac_version, rotated_at, idle_expires_at, revoked_at, revoke_reason, \
+             $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[], $11::text[]) \
+             as i(id, counter, mac_version, mac_since, rotated_at, idle_expires_at, revoked_at, revoke_reason, \
              last_address, last_agent, notes) \
              where f.id = i.id",
         )
         .bind(updates.iter().map(|update| update.id).collect::<Vec<_>>())
         .bind(column(|update| update.counter))
         .bind(column(|update| update.mac_version))
+        .bind(column(|update| update.mac_since))
         .bind(column(|update| update.rotated_at))
         .bind(column(|update| update.idle_expires_at))
         .bind(updates.iter().map(|update| update.revoked_at).collect::<Vec<_>>())

@@ -49,11 +49,6 @@ impl Dialect for Sqlite {
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
 
     // Whoever has begun to write is alone.
-    const SHARE_CLIENT: &'static str = "select session_epoch as client_session_epoch, disabled as client_disabled, refresh_policy, \
-         tokens_not_before as client_not_before from client where client_id = $1";
-    const SHARE_USER: &'static str = "select session_epoch as user_session_epoch, disabled as user_disabled, \
-         tokens_not_before as user_not_before, username, roles, claims from end_user where id = $1";
-
     // Nor does anybody else write.
     const DELETE_EXPIRED_FAMILIES: &'static str = "delete from family where id in \
          (select id from family where expires_at <= $1 order by expires_at limit $2) returning id";
@@ -82,13 +77,14 @@ impl Dialect for Sqlite {
     ) -> Result<(), sqlx::Error> {
         for update in updates {
             sqlx::query(
-                "update family set counter = $2, mac_version = $3, rotated_at = $4, \
-                 idle_expires_at = $5, revoked_at = $6, revoke_reason = $7, last_address = $8, \
-                 last_agent = $9, notes = $10 where id = $1",
+                "update family set counter = $2, mac_version = $3, mac_since = $4, rotated_at = $5, \
+                 idle_expires_at = $6, revoked_at = $7, revoke_reason = $8, last_address = $9, \
+                 last_agent = $10, notes = $11 where id = $1",
             )
             .bind(update.id)
             .bind(update.counter)
             .bind(update.mac_version)
+            .bind(update.mac_since)
             .bind(update.rotated_at)
             .bind(update.idle_expires_at)
             .bind(update.revoked_at)

@@ -7,8 +7,9 @@ use crate::{
         family::{Family, Refusal, Standing},
     },
     oauth::{
-        access_token::{AccessGrant, Narrowing, SignIn, Target},
+        access_token::{self, AccessGrant, Narrowing, SignIn, Target},
         error::{ErrorCode, OAuthError},
+        refresh_tokens, store_answer,
         token::{TokenEndpoint, TokenResponse},
     },
 };
@@ -33,7 +34,9 @@ pub(super) async fn answer(
         Target::of_grant(client, &registry, &family.grant, asked)?
     };
     let not_before = standing.tokens_not_before();
-    minter.await_new_tokens(not_before).await?;
+    if minter.await_new_tokens(not_before).await? {
+        check_again(endpoint, family, not_before).await?;
+    }
     let sign_in = SignIn {
         family,
         user,
@@ -63,9 +66,25 @@ pub(super) async fn answer(
     })
 }
 
+/// Refuses what was revoked while its client waited: that may have been in the same second, from which
+/// on the tokens issued now count.
+async fn check_again(
+    endpoint: &TokenEndpoint,
+    family: &Family,
+    not_before: Option<Timestamp>,
+) -> Result<(), OAuthError> {
+    let clock = &endpoint.minter.clock;
+    let found = store_answer(clock, endpoint.store.family(family.id)).await?;
+    let (family, standing) = found.ok_or_else(|| refusal(Refusal::Unknown))?;
+    match family.ending(&standing, clock.now()) {
+        Some(why) => Err(refusal(why)),
+        None if standing.tokens_not_before() != not_before => Err(access_token::not_yet()),
+        None => Ok(()),
+    }
+}
+
 /// Why nothing is issued on a grant, as its client is told.
 pub(super) const fn refusal(refusal: Refusal) -> OAuthError {
-    use crate::oauth::{access_token, refresh_tokens};
     let (reason, description) = match refusal {
         Refusal::Unknown => return refresh_tokens::unknown_token(),
         Refusal::Scope => return access_token::not_granted_scope(),

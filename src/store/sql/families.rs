@@ -30,7 +30,7 @@ macro_rules! select_families {
     ($rest:literal) => {
         concat!(
             "select f.id, f.client_id, f.client_epoch, f.subject, f.user_epoch, f.session_id, f.scope, \
-             f.resources, f.auth_time, f.amr, f.dpop_jkt, f.counter, f.mac_version, f.rotated_at, \
+             f.resources, f.auth_time, f.amr, f.dpop_jkt, f.counter, f.mac_version, f.mac_since, f.rotated_at, \
              f.created_at, f.idle_expires_at, f.expires_at, f.revoked_at, f.revoke_reason, \
              f.first_address, f.first_agent, f.last_address, f.last_agent, f.notes, \
              c.session_epoch as client_session_epoch, c.disabled as client_disabled, c.refresh_policy, \
@@ -50,6 +50,7 @@ pub(in crate::store) struct FamilyUpdate {
     pub(in crate::store) id: Uuid,
     pub(in crate::store) counter: i64,
     pub(in crate::store) mac_version: i64,
+    pub(in crate::store) mac_since: i64,
     pub(in crate::store) rotated_at: i64,
     pub(in crate::store) idle_expires_at: i64,
     pub(in crate::store) revoked_at: Option<i64>,
@@ -65,6 +66,7 @@ impl FamilyUpdate {
             id: family.id.uuid(),
             counter: family.counter,
             mac_version: i64::from(family.mac_version),
+            mac_since: family.mac_since,
             rotated_at: family.rotated_at.millis(),
             idle_expires_at: family.idle_expires_at.millis(),
             revoked_at: family.revoked_at.map(Timestamp::millis),
@@ -362,7 +364,7 @@ where
         code: &AuthorizationCode,
     ) -> Result<bool, StoreError> {
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
-        let standing = Self::lock_standing(&mut tx, &code.grant).await?;
+        let standing = Self::read_standing(&mut tx, &code.grant).await?;
         if standing.refusal(&code.grant).is_some() {
             tx.rollback().await?;
             return Ok(false);
@@ -402,8 +404,7 @@ where
         redemption: &Redemption,
         now: Timestamp,
     ) -> Result<Redeemed, StoreError> {
-        // Without a lock: whom a code is for never changes, and they are locked before it. Whoever
-        // could not have the code in any case gets no lock at all.
+        // Whoever could not have the code in any case gets no lock.
         let mut connection = self.readers().acquire().await?;
         let found = Self::read_code(&mut connection, &redemption.hash).await?;
         drop(connection);
@@ -415,7 +416,6 @@ where
             Some(refusal) => return Ok(Redeemed::Refused(refusal)),
         }
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
-        let standing = Self::lock_standing(&mut tx, &found.grant).await?;
         // Waits for whoever redeems the same code.
         let claimed = sqlx::query::<DB>(
             "update authorization_code set family_id = $2 where hash = $1 and family_id is null \
@@ -430,29 +430,31 @@ where
         } else {
             Self::read_code(&mut tx, &redemption.hash).await?
         };
-        let refusal = match &code {
-            None => Some(CodeRefusal::Unknown),
-            Some(code) => code.refusal(redemption, now),
+        let Some(code) = code else {
+            tx.rollback().await?;
+            return Ok(Redeemed::Refused(CodeRefusal::Unknown));
         };
-        let refusal = refusal.or_else(|| {
-            let refusal = standing.refusal(&code.as_ref()?.grant);
-            let not_yet = standing
-                .is_before_new_tokens(now)
-                .then_some(Refusal::NotYet);
-            refusal.or(not_yet).map(CodeRefusal::Grant)
-        });
+        let refusal = code.refusal(redemption, now);
         if refusal == Some(CodeRefusal::Reused)
-            && let Some(family) = code.as_ref().and_then(|code| code.family_id)
+            && let Some(family) = code.family_id
         {
             self.end_replayed(&mut tx, family, redemption, now).await?;
             tx.commit().await?;
             self.hints.notify_one();
             return Ok(Redeemed::Refused(CodeRefusal::Reused));
         }
-        let (None, Some(code)) = (refusal, code) else {
+        let standing = Self::read_standing(&mut tx, &code.grant).await?;
+        let refusal = refusal.or_else(|| {
+            let refusal = standing.refusal(&code.grant);
+            let not_yet = standing
+                .is_before_new_tokens(now)
+                .then_some(Refusal::NotYet);
+            refusal.or(not_yet).map(CodeRefusal::Grant)
+        });
+        if let Some(refusal) = refusal {
             tx.rollback().await?;
-            return Ok(Redeemed::Refused(refusal.unwrap_or(CodeRefusal::Unknown)));
-        };
+            return Ok(Redeemed::Refused(refusal));
+        }
         let family = Family::open(
             redemption.family_id,
             code.grant,
@@ -504,10 +506,10 @@ where
         let update = FamilyUpdate::of(family);
         sqlx::query::<DB>(
             "insert into family (id, client_id, client_epoch, subject, user_epoch, session_id, scope, \
-             resources, auth_time, amr, dpop_jkt, counter, mac_version, rotated_at, created_at, \
+             resources, auth_time, amr, dpop_jkt, counter, mac_version, mac_since, rotated_at, created_at, \
              idle_expires_at, expires_at, first_address, first_agent, last_address, last_agent, notes) \
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
-             $19, $20, $21, $22)",
+             $19, $20, $21, $22, $23)",
         )
         .bind(update.id)
         .bind(grant.client_id.as_str().to_owned())
@@ -522,6 +524,7 @@ where
         .bind(grant.dpop_jkt.clone())
         .bind(update.counter)
         .bind(update.mac_version)
+        .bind(update.mac_since)
         .bind(update.rotated_at)
         .bind(family.created_at.millis())
         .bind(update.idle_expires_at)
@@ -536,28 +539,28 @@ where
         Ok(())
     }
 
-    /// Client and user of a grant, in this order, kept as they are until the transaction ends.
-    async fn lock_standing(
-        tx: &mut Transaction<'_, DB>,
+    /// What client and user of a grant are now. They are not locked: whoever ends their sessions must
+    /// never have to wait for those who sign in, and what is stored meanwhile carries epochs that are
+    /// over.
+    async fn read_standing(
+        connection: &mut DB::Connection,
         grant: &Grant,
     ) -> Result<Standing, StoreError> {
-        let client = sqlx::query::<DB>(DB::SHARE_CLIENT)
-            .bind(grant.client_id.as_str().to_owned())
-            .fetch_optional(&mut **tx)
-            .await?;
-        let user = sqlx::query::<DB>(DB::SHARE_USER)
-            .bind(grant.subject.uuid())
-            .fetch_optional(&mut **tx)
-            .await?;
+        let row = sqlx::query::<DB>(
+            "select c.session_epoch as client_session_epoch, c.disabled as client_disabled, \
+             c.refresh_policy, c.tokens_not_before as client_not_before, \
+             u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
+             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims \
+             from (select 1 as one) as it left join client c on c.client_id = $1 \
+             left join end_user u on u.id = $2",
+        )
+        .bind(grant.client_id.as_str().to_owned())
+        .bind(grant.subject.uuid())
+        .fetch_one(connection)
+        .await?;
         Ok(Standing {
-            client: client
-                .map(|row| Self::client_standing(&row))
-                .transpose()?
-                .flatten(),
-            user: user
-                .map(|row| Self::user_standing(&row))
-                .transpose()?
-                .flatten(),
+            client: Self::client_standing(&row)?,
+            user: Self::user_standing(&row)?,
         })
     }
 
@@ -683,6 +686,7 @@ where
             counter: Self::column(row, TABLE, "counter")?,
             mac_version: u32::try_from(Self::column::<i64>(row, TABLE, "mac_version")?)
                 .map_err(|_| corrupt(TABLE, "mac_version", &id))?,
+            mac_since: Self::column(row, TABLE, "mac_since")?,
             rotated_at: time("rotated_at")?,
             created_at: time("created_at")?,
             idle_expires_at: time("idle_expires_at")?,

@@ -92,10 +92,6 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     const BEGIN_READ: &'static str;
     /// Selects the database's clock in milliseconds since 1970.
     const DATABASE_TIME: &'static str;
-    /// Selects what a client is now and keeps it so until the transaction ends.
-    const SHARE_CLIENT: &'static str;
-    /// The same of a user.
-    const SHARE_USER: &'static str;
 
     /// Deletes families that expired up to `$1`, at most `$2`, none that somebody else has locked.
     const DELETE_EXPIRED_FAMILIES: &'static str;
@@ -180,8 +176,9 @@ fn may_pass(error: &dyn sqlx::error::DatabaseError) -> bool {
     match code.parse::<u32>() {
         // busy, locked, input or output failed, full, cannot open
         Ok(number) if code.len() < 5 => matches!(number & 0xff, 5 | 6 | 10 | 13 | 14),
-        // connection, transaction rollback, resources, operator intervention, system
-        _ => ["08", "40", "53", "55", "57", "58"]
+        // connection, transaction rollback, resources, operator intervention, system; and that of
+        // a transaction in which nothing was done for too long, as this process was halted
+        _ => ["08", "25P03", "40", "53", "55", "57", "58"]
             .iter()
             .any(|class| code.starts_with(class)),
     }

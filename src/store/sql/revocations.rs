@@ -273,7 +273,10 @@ where
                 kind: EventType::ClientTokensRevoked,
                 target: id.to_string(),
                 before: None,
-                after: Some(json!({ "tokens_not_before": not_before.seconds() })),
+                after: Some(json!({
+                    "tokens_not_before": not_before.seconds(),
+                    "ends_sessions": epoch.is_some(),
+                })),
             },
             published: vec![Published::of(Topic::Client, &id), entry],
         })

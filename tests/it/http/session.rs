@@ -9,7 +9,7 @@ use countersign::{
     domain::{
         change::{Cause, Change, EventType},
         event::EventQuery,
-        family::EndReason,
+        family::{EndReason, FamilyQuery},
         id::ClientId,
         user::User,
     },
@@ -20,11 +20,12 @@ use serde_json::{Value, json};
 use crate::support::{
     database::{Cluster, Durability, Engine},
     server::{API, ISSUER, Registered, Setup, TestServer, answer, metadata},
-    sign_in::{SignedIn, public},
+    sign_in::{SignedIn, public, redeem},
     soon,
 };
 
 on_both_engines! {
+    what_is_ended_while_its_tokens_are_awaited_gets_none,
     a_revoked_refresh_token_ends_its_session,
     any_spent_token_ends_its_session_and_no_other,
     a_session_that_has_ended_is_inactive_at_once,
@@ -471,4 +472,37 @@ async fn a_client_that_revokes_too_many_tokens_ends_their_sessions(engine: Engin
     let family = server.family(one.family).await;
     assert_eq!(family.revoke_reason, Some(EndReason::RevokedByClient));
     assert!(server.lives(&other).await);
+}
+
+/// Of two revocations in one second, the second one covers what was issued between them: nothing, as
+/// that has to wait for the end of the second.
+async fn what_is_ended_while_its_tokens_are_awaited_gets_none(engine: Engine) {
+    let clock = ManualClock::new(Timestamp::from_seconds(1_800_000_000));
+    let server = Setup::new().on(engine).clock(clock.clone());
+    let server = server.set(RARELY.0, RARELY.1).start().await;
+    let ada = server.user("ada").await;
+    let end = || {
+        server.apply(Change::EndUserSessions {
+            id: ada,
+            tokens_die_at: server.clients.clock.now(),
+        })
+    };
+    clock.advance(Duration::from_millis(300));
+    end().await;
+    let code = server.code(&server.app, ada).await;
+    let waiting = tokio::spawn(answer(server.by(&server.app, &redeem(&code))));
+    let query = FamilyQuery {
+        limit: 1,
+        ..FamilyQuery::default()
+    };
+    let is_opened = async || !server.store().families(&query).await.unwrap().is_empty();
+    soon(async { while !is_opened().await {} }).await;
+    end().await;
+    clock.advance(Duration::from_millis(1700));
+    let refused = soon(waiting).await.unwrap();
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let reason = refused.header("countersign-reason");
+    assert_eq!(reason, Some("user_sessions_ended"));
+    // Whoever signs in now gets what counts.
+    assert!(server.lives(&server.sign_in(&server.app, ada).await).await);
 }

@@ -134,6 +134,7 @@ pub(super) async fn a_code_is_exchanged_for_a_family_once(database: &Database) {
         grant: code.grant.clone(),
         counter: 0,
         mac_version: 4,
+        mac_since: 0,
         rotated_at: now,
         created_at: now,
         idle_expires_at: now.plus(IDLE),

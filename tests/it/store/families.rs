@@ -455,10 +455,10 @@ pub(super) async fn thousands_of_families_of_a_user_end_by_one_update(database: 
     parties(&*store).await;
     let last = opened(&*store, 1, 1, "a", NOW).await;
     let copies = "insert into family (id, client_id, client_epoch, subject, user_epoch, scope, \
-         resources, auth_time, amr, counter, mac_version, rotated_at, created_at, \
+         resources, auth_time, amr, counter, mac_version, mac_since, rotated_at, created_at, \
          idle_expires_at, expires_at, notes) \
          select NEW_ID, client_id, client_epoch, subject, user_epoch, scope, \
-         resources, auth_time, amr, counter, mac_version, rotated_at, created_at, \
+         resources, auth_time, amr, counter, mac_version, mac_since, rotated_at, created_at, \
          idle_expires_at, expires_at, notes from family, NUMBERS";
     let (new_id, numbers) = match database.engine() {
         Engine::Postgres => ("gen_random_uuid()", "generate_series(1, 3000)"),

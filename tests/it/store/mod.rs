@@ -168,6 +168,7 @@ on_both_engines! {
         a_refresh_judged_before_the_end_of_sessions_is_covered_by_it,
         a_revocation_that_had_to_wait_covers_what_was_issued_meanwhile,
         whoever_holds_families_holds_up_nobody_else,
+        whoever_presents_codes_holds_up_no_end_of_sessions,
         two_who_sweep_at_once_delete_what_is_over_and_nothing_that_lives,
     }
     model {

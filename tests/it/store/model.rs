@@ -67,6 +67,8 @@ struct Presented {
     wish: Wish,
     /// The answer does not arrive.
     is_lost: bool,
+    /// Made by somebody who has got hold of the MAC key before.
+    is_forged: bool,
 }
 
 /// A moment, as so many milliseconds after the end of something.
@@ -118,13 +120,15 @@ fn presented(families: usize) -> impl Strategy<Value = Presented> {
         1 => Just(Wish::TheEnd),
     ];
     let back = prop_oneof![10 => Just(0usize), 5 => Just(1), 2 => Just(2), 1 => 3usize..12];
-    (0..families, back, by, wish, prop::bool::weighted(0.2)).prop_map(
-        |(family, back, by, wish, is_lost)| Presented {
+    let (is_lost, is_forged) = (prop::bool::weighted(0.2), prop::bool::weighted(0.1));
+    (0..families, back, by, wish, is_lost, is_forged).prop_map(
+        |(family, back, by, wish, is_lost, is_forged)| Presented {
             family,
             back,
             by,
             wish,
             is_lost,
+            is_forged,
         },
     )
 }
@@ -207,6 +211,8 @@ struct Reference {
     mac_version: u32,
     client: Side,
     user: Side,
+    /// From when on new tokens count.
+    tokens_from: Option<i64>,
 }
 
 /// What has become of the client or the user.
@@ -255,7 +261,16 @@ impl Reference {
         if presented.by == By::OtherClient {
             return Verdict::Refused(Refusal::OtherClient);
         }
+        let row = &family.row;
+        let is_possible = match token {
+            ahead if ahead > row.counter => mac_version >= row.mac_version,
+            of_this_key if of_this_key >= row.mac_since => mac_version == row.mac_version,
+            _ => mac_version < row.mac_version,
+        };
         if presented.wish == Wish::TheEnd {
+            if !is_possible {
+                return Verdict::Refused(Refusal::Unknown);
+            }
             if over.is_some() {
                 return Verdict::Refused(Refusal::Ended);
             }
@@ -265,6 +280,9 @@ impl Reference {
         if !has_key {
             return Verdict::Refused(Refusal::OtherKey);
         }
+        if !is_possible {
+            return Verdict::Refused(Refusal::Unknown);
+        }
         if let Some(refusal) = over {
             return Verdict::Refused(refusal);
         }
@@ -273,9 +291,6 @@ impl Reference {
             let age = self.now - (family.row.rotated_at.millis() - NOW.millis());
             self.window() > 0 && age < self.window()
         };
-        if token >= live && mac_version < family.row.mac_version {
-            return Verdict::Refused(Refusal::Unknown);
-        }
         let is_parent = token == live - 1;
         if token < live && !(is_parent && is_fresh) {
             if self.policy == RefreshPolicy::Shared && is_fresh && token >= live - 8 {
@@ -289,6 +304,9 @@ impl Reference {
             Wish::WiderScope | Wish::Both => return Verdict::Refused(Refusal::Scope),
             Wish::ForeignResource => return Verdict::Refused(Refusal::Target),
             Wish::All | Wish::Less | Wish::TheEnd => {}
+        }
+        if self.tokens_from.is_some_and(|from| from - self.now > 2000) {
+            return Verdict::Refused(Refusal::NotYet);
         }
         if token < live {
             let is_noted = |note: &Note| (note.kind, note.counter) == (NoteKind::Replayed, live);
@@ -308,6 +326,11 @@ impl Reference {
         };
         let row = &mut family.row;
         if turn != Turn::Kept {
+            if self.mac_version != mac_version {
+                row.mac_since = token + 1;
+            } else if row.mac_version != mac_version {
+                row.mac_since = token;
+            }
             row.counter = token + 1;
             row.rotated_at = at(self.now);
             row.mac_version = self.mac_version;
@@ -438,6 +461,7 @@ impl<'a> Play<'a> {
                 mac_version: TERMS.mac_version,
                 client: Side::default(),
                 user: Side::default(),
+                tokens_from: None,
             },
             lines,
             position,
@@ -487,7 +511,14 @@ impl<'a> Play<'a> {
                 self.site
                     .change_client(|before| Client { disabled, ..before })
                     .await;
-                self.reference.client.is_disabled = disabled;
+                let reference = &mut self.reference;
+                if reference.client.is_disabled && !disabled {
+                    // What was issued until then is revoked: new tokens count from the next second
+                    // on, as all of the histories' changes are made at one moment.
+                    let heard_by = NOW.millis() + 800;
+                    reference.tokens_from = Some((heard_by / 1000 + 1) * 1000 - NOW.millis());
+                }
+                reference.client.is_disabled = disabled;
             }
             Step::EndSessionsOfClient => {
                 let change = Change::RevokeClientTokens {
@@ -528,7 +559,8 @@ impl<'a> Play<'a> {
         let line = &mut self.lines[presented.family];
         let before = line.expected.clone();
         let place = line.learnt.len().saturating_sub(presented.back + 1);
-        let token = line.learnt[place];
+        let mut token = line.learnt[place];
+        token.1 -= u32::from(presented.is_forged);
         let presentation = presentation(&line.opened, token, presented);
         let by = &presentation.cause;
         let expected = self
@@ -583,10 +615,11 @@ impl<'a> Play<'a> {
         let number = |number: Option<i64>| number.map_or("null".to_owned(), |it| it.to_string());
         let notes: Vec<_> = line.expected.notes.iter().map(stored_note).collect();
         let assignments = format!(
-            "counter = {}, mac_version = {}, rotated_at = {}, idle_expires_at = {}, revoked_at = {}, \
+            "counter = {}, mac_version = {}, mac_since = {}, rotated_at = {}, idle_expires_at = {}, revoked_at = {}, \
              revoke_reason = {}, last_address = {}, last_agent = {}, notes = '[{}]'",
             row.counter,
             row.mac_version,
+            row.mac_since,
             row.rotated_at.millis(),
             row.idle_expires_at.millis(),
             number(row.revoked_at.map(Timestamp::millis)),

@@ -304,7 +304,7 @@ impl<'a> Site<'a> {
         let ids = ids.collect::<Vec<_>>().join(",");
         let original = self.literal(family.id.uuid());
         let columns = "client_id, client_epoch, subject, user_epoch, session_id, scope, resources, \
-             auth_time, amr, dpop_jkt, counter, mac_version, rotated_at, created_at, \
+             auth_time, amr, dpop_jkt, counter, mac_version, mac_since, rotated_at, created_at, \
              idle_expires_at, expires_at, revoked_at, revoke_reason, first_address, first_agent, \
              last_address, last_agent, notes";
         self.database

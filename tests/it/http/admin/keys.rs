@@ -135,7 +135,7 @@ async fn keys_of_refresh_tokens_are_listed_and_rotated_apart() {
 async fn an_emergency_of_mac_keys_refuses_the_refresh_tokens_made_with_them() {
     let server = Setup::new().on(Engine::Postgres).start().await;
     let beside = server.beside().await;
-    let desk = Desk::of(&server, "keys:read keys:rotate").await;
+    let desk = Desk::of(&server, "keys:read keys:rotate families:write").await;
     let ada = server.user("ada").await;
     let before = server.sign_in(&server.app, ada).await;
     let emergency = json!({ "mode": "emergency", "use": "refresh_mac", "discard_next": true });
@@ -160,6 +160,19 @@ async fn an_emergency_of_mac_keys_refuses_the_refresh_tokens_made_with_them() {
             .unwrap()
             .is_empty()
     );
+    // Unless whoever had the key has got access tokens with it: then the session is to be ended.
+    let is_active = async || {
+        let request = server.request(Method::POST, "/oauth2/introspect");
+        let request = request.basic_auth(&server.app.id, Some(&server.app.secret));
+        let told = answer(request.form(&[("token", &before.access_token)])).await;
+        told.json()["active"] == true
+    };
+    assert!(is_active().await);
+    let end = format!("/admin/v1/families/{}/revoke", before.family);
+    let ended = desk.post(&end, &json!({})).await;
+    assert_eq!(ended.status, 200, "{ended:?}");
+    assert_eq!(ended.json()["state"], "ended");
+    assert!(!is_active().await);
 
     // A new key is good at once also where nobody has heard of it.
     let after = server.sign_in(&server.app, ada).await;

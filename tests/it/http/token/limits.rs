@@ -249,3 +249,15 @@ async fn behind_a_proxy_each_client_counts_by_its_own_address() {
         assert_eq!(statuses, expected, "{peer} {headers:?}");
     }
 }
+
+/// A network that proxies and users share: a user in it is told, and so is none of the proxies.
+#[tokio::test]
+async fn a_user_in_a_trusted_network_counts_by_its_own_address() {
+    let setup = Setup::new()
+        .set("limits.failures_per_minute", "1")
+        .set("public.trusted_proxies", "127.0.0.0/8");
+    let server = setup.start().await;
+    let headers = ["127.0.0.7", "127.0.0.8", "127.0.0.7"];
+    let statuses = forwarded(&server, "127.0.0.9", &headers).await;
+    assert_eq!(statuses, [FAILED, FAILED, LIMITED]);
+}

@@ -7,6 +7,7 @@
 mod history;
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -102,11 +103,13 @@ impl Load {
     async fn refresh(self: Arc<Self>, family: usize, first: String) -> Vec<String> {
         let mut seeded = Seeded::new(family as u64 + 1);
         let mut tokens = vec![first];
+        let mut is_revoked = false;
         while !self.is_over.load(Ordering::Relaxed) {
             let token = tokens.last().unwrap().clone();
             let node = seeded.below(2);
             // One family in four ends in the middle.
-            let revokes = family.is_multiple_of(4) && tokens.len() > 20 && seeded.below(20) == 0;
+            let may_revoke = family.is_multiple_of(4) && tokens.len() > 20 && !is_revoked;
+            let revokes = may_revoke && seeded.below(20) == 0;
             let seen = if !revokes && seeded.below(6) == 0 {
                 // Two tabs at once; the later answer counts.
                 let tabs = tokio::join!(
@@ -125,7 +128,10 @@ impl Load {
                 Seen::Successor(_) if seeded.below(8) == 0 => {}
                 Seen::Successor(successor) => tokens.push(successor),
                 Seen::Nothing => pause(Duration::from_millis(50 + seeded.below(200))).await,
-                Seen::Revoked | Seen::Refused(_) | Seen::Unexpected(_) => break,
+                // Whatever is killed from now on, it stays so.
+                Seen::Revoked => is_revoked = true,
+                Seen::Refused(_) if is_revoked => pause(Duration::from_millis(200)).await,
+                Seen::Refused(_) | Seen::Unexpected(_) => break,
             }
             pause(Duration::from_millis(seeded.below(60))).await;
         }
@@ -210,16 +216,28 @@ async fn no_kill_loses_a_family_or_revives_one() {
     families.sort_unstable();
     let problems = load.history.lock().unwrap().problems();
     assert!(problems.is_empty(), "{problems:#?}");
-    let revoked: Vec<usize> = {
+    let (tried, revoked): (BTreeSet<usize>, BTreeSet<usize>) = {
         let history = load.history.lock().unwrap();
-        let revoking = history.0.iter().filter(|attempt| attempt.revokes);
-        revoking.map(|attempt| attempt.family).collect()
+        let families = |is_one: fn(&Attempt) -> bool| {
+            let attempts = history.0.iter().filter(|attempt| is_one(attempt));
+            attempts.map(|attempt| attempt.family).collect()
+        };
+        (
+            families(|attempt| attempt.revokes),
+            families(|attempt| attempt.seen == Seen::Revoked),
+        )
     };
-    for (family, tokens) in families
-        .iter()
-        .filter(|(family, _)| !revoked.contains(family))
-    {
-        load.is_intact(*family, tokens).await;
+    for (family, tokens) in &families {
+        if tried.contains(family) && !revoked.contains(family) {
+            // Nobody knows whether it was.
+            continue;
+        }
+        if revoked.contains(family) {
+            let refused = load.ask(0, tokens.last().unwrap(), false).await;
+            assert_eq!(refused, Seen::Refused("revoked".to_owned()));
+        } else {
+            load.is_intact(*family, tokens).await;
+        }
     }
     let history = load.history.lock().unwrap();
     let refreshes = history.count(|seen| matches!(seen, Seen::Successor(_)));
