@@ -85,6 +85,15 @@ struct Judged {
     is_changed: bool,
 }
 
+/// What a batch has written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrote {
+    Nothing,
+    Rows,
+    /// And what others have to hear of.
+    Ends,
+}
+
 /// The end of a family, about to be published.
 struct Ending<'a> {
     published: Published,
@@ -140,11 +149,41 @@ where
         held: Held,
     ) -> Result<Vec<Outcome>, StoreError> {
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
+        let judged = self.judge_batch(&mut tx, batch, terms, now, held).await;
+        match judged {
+            Ok((outcomes, Wrote::Nothing)) => {
+                tx.rollback().await?;
+                Ok(outcomes)
+            }
+            Ok((outcomes, wrote)) => {
+                tx.commit().await?;
+                if wrote == Wrote::Ends {
+                    self.hints.notify_one();
+                }
+                Ok(outcomes)
+            }
+            Err(error) => {
+                // Until that is done it would be this transaction that holds families against the
+                // next attempt.
+                tx.rollback().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn judge_batch(
+        &self,
+        tx: &mut Transaction<'_, DB>,
+        batch: &[Presentation],
+        terms: &Terms,
+        now: Timestamp,
+        held: Held,
+    ) -> Result<(Vec<Outcome>, Wrote), StoreError> {
         let mut ids: Vec<Uuid> = batch.iter().map(|one| one.family.uuid()).collect();
         ids.sort_unstable();
         ids.dedup();
         let mut families = HashMap::with_capacity(ids.len());
-        for row in DB::lock_families(&mut tx, &ids, held).await? {
+        for row in DB::lock_families(tx, &ids, held).await? {
             let id: Uuid = Self::column(&row, "family", "id")?;
             let judged = Self::family_of(&row);
             let judged = judged.map(|(family, standing)| Judged {
@@ -159,7 +198,7 @@ where
         for presented in batch {
             let found = families.get_mut(&presented.family.uuid());
             outcomes.push(match found {
-                None if held == Held::PassOver && Self::is_there(&mut tx, presented).await? => {
+                None if held == Held::PassOver && Self::is_there(tx, presented).await? => {
                     Outcome::Locked
                 }
                 None => Outcome::Unknown,
@@ -197,17 +236,16 @@ where
             .map(|judged| FamilyUpdate::of(&judged.family))
             .collect();
         if updates.is_empty() {
-            tx.rollback().await?;
-            return Ok(outcomes);
+            return Ok((outcomes, Wrote::Nothing));
         }
-        DB::update_families(&mut tx, updates).await?;
-        let is_published = !endings.is_empty();
-        self.publish_endings(&mut tx, endings, now).await?;
-        tx.commit().await?;
-        if is_published {
-            self.hints.notify_one();
-        }
-        Ok(outcomes)
+        DB::update_families(tx, updates).await?;
+        let wrote = if endings.is_empty() {
+            Wrote::Rows
+        } else {
+            Wrote::Ends
+        };
+        self.publish_endings(tx, endings, now).await?;
+        Ok((outcomes, wrote))
     }
 
     /// Whether there is a family to what is presented, whoever holds it.
