@@ -88,25 +88,28 @@ impl Site {
     /// Waits until each node has looked for what is over, all of it after this call. That takes some
     /// minutes at most.
     async fn swept(&self) {
-        let before = self.sweeps().await;
-        soon(async {
-            loop {
-                // A sweep under way must not find that its database takes too long.
-                self.clock.advance(Duration::from_secs(31));
-                for _ in 0..20 {
-                    let after = self.sweeps().await;
-                    // One may have been under way.
-                    if before
-                        .iter()
-                        .zip(&after)
-                        .all(|(before, after)| after - before >= 2.0)
-                    {
-                        return;
+        // One may be under way.
+        for _ in 0..2 {
+            let before = self.sweeps().await;
+            soon(async {
+                loop {
+                    // Not again before it is done: a sweep under way would find that its database
+                    // takes too long.
+                    self.clock.advance(Duration::from_secs(31));
+                    for _ in 0..200 {
+                        let after = self.sweeps().await;
+                        if before
+                            .iter()
+                            .zip(&after)
+                            .all(|(before, after)| before < after)
+                        {
+                            return;
+                        }
                     }
                 }
-            }
-        })
-        .await;
+            })
+            .await;
+        }
     }
 
     /// Which families there are.

@@ -161,6 +161,8 @@ async fn whoever_has_no_verifier_waits_for_nobody(engine: Engine) {
     let site = Site::on(engine).await;
     let ada = site.server.user("ada").await;
     let code = site.server.code(site.spa(), ada).await;
+    // At its start a node writes that it is there.
+    assert_eq!(site.server.token().await.status, 200);
     let (mut row, mut file) = (None, None);
     match engine {
         Engine::Postgres => {
