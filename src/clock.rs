@@ -207,6 +207,23 @@ impl AgreedClock {
         self.clock.sleep(span).await;
     }
 
+    /// Waits for a moment, `longest` at most; whether it has come. If the clock is corrected meanwhile,
+    /// it is the corrected moment that counts.
+    pub async fn reach(&self, moment: Timestamp, longest: Duration) -> bool {
+        let end = self.monotonic().saturating_add(longest);
+        loop {
+            let pause = moment.since(self.now());
+            if pause.is_zero() {
+                return true;
+            }
+            let left = end.saturating_sub(self.monotonic());
+            if left.is_zero() {
+                return false;
+            }
+            self.sleep(pause.min(left)).await;
+        }
+    }
+
     /// Time since an arbitrary fixed point; never goes back.
     pub fn monotonic(&self) -> Duration {
         self.clock.monotonic()
@@ -250,6 +267,32 @@ mod tests {
         let end = Timestamp::from_millis(i64::MAX);
         assert_eq!(end.plus(Duration::from_secs(1)), end);
         assert_eq!(Timestamp::from_millis(0).since(end), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_moment_is_waited_for_also_when_the_clock_is_put_back_meanwhile() {
+        let start = Timestamp::from_seconds(1000);
+        let manual = ManualClock::new(start);
+        let clock = AgreedClock::new(Arc::new(manual.clone()));
+        let (second, early) = (Duration::from_secs(1), Duration::from_millis(5));
+        clock.observe(start.plus(early), Duration::ZERO);
+        assert_eq!(clock.now(), start.plus(early));
+        let waiter = {
+            let clock = clock.clone();
+            tokio::spawn(async move { clock.reach(start.plus(second), 2 * second).await })
+        };
+        tokio::task::yield_now().await;
+        clock.observe(start, Duration::ZERO);
+        manual.advance(second.saturating_sub(early));
+        for _ in 0..9 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiter.is_finished());
+        manual.advance(early);
+        assert!(waiter.await.unwrap());
+        // It has come already, and it is too far off.
+        assert!(clock.reach(start, Duration::ZERO).await);
+        assert!(!clock.reach(start.plus(2 * second), Duration::ZERO).await);
     }
 
     #[tokio::test]

@@ -109,15 +109,14 @@ impl Minter {
         let Some(not_before) = not_before else {
             return Ok(false);
         };
-        let pause = not_before.since(self.clock.now());
-        if pause.is_zero() {
+        if self.clock.now() >= not_before {
             return Ok(false);
         }
-        self.clock.sleep(pause.min(LONGEST_PAUSE)).await;
-        if self.clock.now() < not_before {
-            return Err(not_yet());
+        if self.clock.reach(not_before, LONGEST_PAUSE).await {
+            Ok(true)
+        } else {
+            Err(not_yet())
         }
-        Ok(true)
     }
 
     /// Mints a token.
