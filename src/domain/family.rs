@@ -656,14 +656,15 @@ impl Family {
     }
 
     fn rotate(&mut self, from: i64, presented: &Presentation, terms: &Terms, now: Timestamp) {
-        if presented.mac_version != self.mac_version {
+        // A clock that was set back may take an earlier key for the active one: none follows a newer.
+        let mac_version = terms.mac_version.max(presented.mac_version);
+        self.counter = from.saturating_add(1);
+        if mac_version != presented.mac_version {
+            self.mac_since = self.counter;
+        } else if mac_version != self.mac_version {
             self.mac_since = from;
         }
-        self.counter = from.saturating_add(1);
-        if presented.mac_version != terms.mac_version {
-            self.mac_since = self.counter;
-        }
-        self.mac_version = terms.mac_version;
+        self.mac_version = mac_version;
         self.rotated_at = now;
         self.prolong(presented, terms, now);
     }
@@ -805,28 +806,32 @@ mod tests {
             moments(),
             prop::option::weighted(0.2, moments()),
             prop::option::of(Just("key".to_owned())),
+            0i64..4,
             replays,
         )
-            .prop_map(|(counter, rotated_at, revoked_at, dpop_jkt, notes)| {
-                let mut family = family(counter);
-                for (counter, is_replay) in notes {
-                    let kind = if is_replay {
-                        NoteKind::Replayed
-                    } else {
-                        NoteKind::Recovered
-                    };
-                    family.notes.push(Note {
-                        at: NOW,
-                        kind,
-                        counter,
-                        party: Party::default(),
-                    });
-                }
-                family.rotated_at = rotated_at;
-                family.revoked_at = revoked_at;
-                family.grant.dpop_jkt = dpop_jkt;
-                family
-            })
+            .prop_map(
+                |(counter, rotated_at, revoked_at, dpop_jkt, by_key, notes)| {
+                    let mut family = family(counter);
+                    family.mac_since = counter.saturating_sub(by_key);
+                    for (counter, is_replay) in notes {
+                        let kind = if is_replay {
+                            NoteKind::Replayed
+                        } else {
+                            NoteKind::Recovered
+                        };
+                        family.notes.push(Note {
+                            at: NOW,
+                            kind,
+                            counter,
+                            party: Party::default(),
+                        });
+                    }
+                    family.rotated_at = rotated_at;
+                    family.revoked_at = revoked_at;
+                    family.grant.dpop_jkt = dpop_jkt;
+                    family
+                },
+            )
     }
 
     fn standings() -> impl Strategy<Value = Standing> {
@@ -927,6 +932,7 @@ mod tests {
             };
             prop_assert_eq!(after.counter, expected);
             prop_assert!(after.counter >= before.counter);
+            prop_assert!(after.mac_version >= before.mac_version);
             if after.counter == before.counter && before.counter < i64::MAX {
                 prop_assert_eq!(after.rotated_at, before.rotated_at, "the window was moved");
                 prop_assert_eq!(after.mac_version, before.mac_version);
