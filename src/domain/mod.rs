@@ -18,6 +18,7 @@ pub mod id;
 pub mod key;
 pub mod name;
 pub mod node;
+pub mod redirect;
 pub mod refresh_token;
 pub mod resource;
 pub mod revocation;
