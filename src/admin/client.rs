@@ -16,9 +16,10 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::{Cause, Change, EventType},
-        client::{AuthMethod, Client, GrantType, MOST_SECRETS, Revision},
+        client::{AuthMethod, Client, GrantType, MOST_REDIRECT_URIS, MOST_SECRETS, Revision},
         family::RefreshPolicy,
         id::{ClientId, SecretId, UserId},
+        redirect::RedirectUri,
         resource::ResourceUri,
         scope::Scope,
         secret::{ClientSecret, StoredSecret},
@@ -50,6 +51,15 @@ pub struct ClientMetadata {
     pub jwks_uri: Option<String>,
     /// The grants it may use; when absent, all that its way of authenticating allows.
     pub grant_types: Option<Vec<String>>,
+    /// What it may get from the authorization endpoint: `code`. When absent, that follows from its
+    /// grants and redirect URIs.
+    pub response_types: Option<Vec<String>>,
+    /// Where its users' browsers may be sent back to with a code: at most 50, compared exactly.
+    pub redirect_uris: Vec<String>,
+    /// Where they may be sent after a sign-out.
+    pub post_logout_redirect_uris: Vec<String>,
+    /// Whether its codes are bound to a verifier; true when absent.
+    pub require_pkce: Option<bool>,
     /// Every scope token it may be given, separated by spaces.
     pub scope: String,
     /// Every resource it may ask tokens for.
@@ -456,7 +466,17 @@ impl ClientAdmin {
             written.jwks_uri.as_deref(),
         );
         let grant_types = review.grant_types(written.grant_types.as_deref(), auth_method);
+        review.response_types(written.response_types.as_deref());
+        let redirect_uris = review.redirect_uris("redirect_uris", &written.redirect_uris);
+        let post_logout_redirect_uris = review.redirect_uris(
+            "post_logout_redirect_uris",
+            &written.post_logout_redirect_uris,
+        );
         let scope = review.scope(&written.scope);
+        let require_pkce = written.require_pkce.unwrap_or(true);
+        if !require_pkce {
+            review.codes_without_pkce(auth_method, &scope);
+        }
         let registered = registered
             .map(|resource| resource.resource)
             .chain(already.iter().cloned())
@@ -481,6 +501,9 @@ impl ClientAdmin {
             scope,
             resources,
             default_resource,
+            redirect_uris,
+            post_logout_redirect_uris,
+            require_pkce,
             allowed_origins: written.allowed_origins.clone(),
             access_token_ttl_seconds: written.access_token_ttl_seconds,
             first_party: written.first_party,
@@ -587,6 +610,44 @@ impl Review {
         grants
     }
 
+    fn response_types(&mut self, names: Option<&[String]>) {
+        for (index, name) in names.unwrap_or_default().iter().enumerate() {
+            if name != "code" {
+                // "implicit" and hybrids bring tokens through the browser (RFC 9700 §2.1.2).
+                self.wrong(format!("/response_types/{index}"), "must be code");
+            }
+        }
+    }
+
+    fn redirect_uris(&mut self, field: &str, uris: &[String]) -> Vec<RedirectUri> {
+        if uris.len() > MOST_REDIRECT_URIS {
+            self.wrong(
+                format!("/{field}"),
+                format!("must be {MOST_REDIRECT_URIS} at most"),
+            );
+        }
+        let mut read = Vec::new();
+        for (index, uri) in uris.iter().enumerate() {
+            match RedirectUri::parse(uri) {
+                Ok(uri) if read.contains(&uri) => {}
+                Ok(uri) => read.push(uri),
+                Err(error) => self.wrong(format!("/{field}/{index}"), error.to_string()),
+            }
+        }
+        read
+    }
+
+    /// RFC 9700 §2.1.1: public clients must use PKCE; others may rely on the `nonce` of `OpenID`
+    /// Connect instead.
+    fn codes_without_pkce(&mut self, auth_method: AuthMethod, scope: &Scope) {
+        if auth_method == AuthMethod::None || !scope.iter().any(|token| token == "openid") {
+            self.wrong(
+                "/require_pkce",
+                "must be true, but for a client that authenticates and has the scope openid",
+            );
+        }
+    }
+
     fn scope(&mut self, text: &str) -> Scope {
         Scope::parse(text).unwrap_or_else(|error| {
             self.wrong("/scope", error.to_string());
@@ -688,12 +749,18 @@ pub(super) fn name_problem(name: &str) -> Option<&'static str> {
 }
 
 fn metadata_of(client: &Client) -> ClientMetadata {
+    let texts = |uris: &[RedirectUri]| uris.iter().map(ToString::to_string).collect();
     ClientMetadata {
         client_name: client.client_name.clone(),
         token_endpoint_auth_method: Some(client.auth_method.to_string()),
         jwks: client.jwks.clone(),
         jwks_uri: client.jwks_uri.clone(),
         grant_types: Some(client.grant_types.iter().map(ToString::to_string).collect()),
+        // It follows from the rest, and does so again.
+        response_types: None,
+        redirect_uris: texts(&client.redirect_uris),
+        post_logout_redirect_uris: texts(&client.post_logout_redirect_uris),
+        require_pkce: Some(client.require_pkce),
         scope: client.scope.to_string(),
         resources: client.resources.iter().map(ToString::to_string).collect(),
         default_resource: client.default_resource.as_ref().map(ToString::to_string),

@@ -18,6 +18,7 @@ use crate::{
         client::{AuthMethod, Client, Revision},
         family::RefreshPolicy,
         id::{ClientId, SecretId},
+        redirect::RedirectUri,
         resource::ResourceUri,
         scope::Scope,
         secret::ClientSecret,
@@ -150,6 +151,15 @@ struct Details {
     /// Where it publishes the public keys that it signs assertions with
     #[arg(long, value_name = "URL")]
     jwks_uri: Option<String>,
+    /// Where its users' browsers may be sent back to with a code; repeat it for all of them
+    #[arg(long = "redirect-uri", value_name = "URI")]
+    redirect_uris: Vec<String>,
+    /// Where they may be sent after a sign-out; repeatable
+    #[arg(long = "post-logout-redirect-uri", value_name = "URI")]
+    post_logout_redirect_uris: Vec<String>,
+    /// Whether its codes are bound to a verifier; `false` is for OpenID clients that authenticate
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    require_pkce: Option<bool>,
     /// Every scope token it may be given, separated by spaces
     #[arg(long)]
     scope: Option<String>,
@@ -358,6 +368,18 @@ impl Details {
             put("jwks_uri", uri.into());
             put("jwks", Value::Null);
         }
+        if !self.redirect_uris.is_empty() {
+            put("redirect_uris", self.redirect_uris.into());
+        }
+        if !self.post_logout_redirect_uris.is_empty() {
+            put(
+                "post_logout_redirect_uris",
+                self.post_logout_redirect_uris.into(),
+            );
+        }
+        if let Some(require_pkce) = self.require_pkce {
+            put("require_pkce", require_pkce.into());
+        }
         if let Some(scope) = self.scope {
             put("scope", scope.into());
         }
@@ -435,6 +457,8 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
     let default = client.default_resource.iter().map(ResourceUri::as_str);
     let grants = client.grant_types.iter().map(|grant| grant.as_str());
     let origins = client.allowed_origins.iter().map(String::as_str);
+    let redirects = client.redirect_uris.iter().map(RedirectUri::as_str);
+    let after_sign_out = client.post_logout_redirect_uris.iter();
     let life = match client.access_token_ttl_seconds {
         Some(ttl) => format!("{ttl} seconds"),
         None => "the service's".to_owned(),
@@ -445,6 +469,12 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
         ("state", state(client).to_owned()),
         ("authentication", client.auth_method.to_string()),
         ("grants", words(grants)),
+        ("redirect URIs", words(redirects)),
+        (
+            "after sign-out",
+            words(after_sign_out.map(RedirectUri::as_str)),
+        ),
+        ("PKCE required", yes_or_no(client.require_pkce).to_owned()),
         ("scope", words(client.scope.iter())),
         ("resources", words(uris)),
         ("default resource", words(default)),

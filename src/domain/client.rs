@@ -6,6 +6,7 @@ use super::{
     family::RefreshPolicy,
     id::{ClientId, SecretId},
     name::named,
+    redirect::RedirectUri,
     resource::ResourceUri,
     scope::Scope,
     secret::StoredSecret,
@@ -17,6 +18,9 @@ pub const MOST_SECRETS: usize = 2;
 
 /// How many keys a client may have, so that they can be exchanged without a gap.
 pub const MOST_KEYS: usize = 20;
+
+/// How many redirect URIs a client may have, of each sort.
+pub const MOST_REDIRECT_URIS: usize = 50;
 
 named!(
     /// How a client authenticates at the token endpoint (RFC 7591 §2).
@@ -79,6 +83,13 @@ pub struct Client {
     pub resources: Vec<ResourceUri>,
     /// The resource of a request that names none; one of `resources`.
     pub default_resource: Option<ResourceUri>,
+    /// Where its users' browsers may be sent back to with a code.
+    pub redirect_uris: Vec<RedirectUri>,
+    /// Where they may be sent after a sign-out (OpenID Connect RP-Initiated Logout §3.1).
+    pub post_logout_redirect_uris: Vec<RedirectUri>,
+    /// Whether its codes are bound to a verifier (RFC 7636). Only a client that authenticates and
+    /// uses OpenID Connect, whose `nonce` does the like, may do without.
+    pub require_pkce: bool,
     /// Origins whose pages may call the token endpoint in this client's name.
     pub allowed_origins: Vec<String>,
     /// Life of its access tokens in seconds; the service's own setting when absent.
@@ -126,9 +137,24 @@ impl Client {
         )
     }
 
+    /// The answers it gets from the authorization endpoint (RFC 7591 §2).
+    pub fn response_types(&self) -> &'static [&'static str] {
+        let has_codes = self.grant_types.contains(&GrantType::AuthorizationCode);
+        if has_codes && !self.redirect_uris.is_empty() {
+            &["code"]
+        } else {
+            &[]
+        }
+    }
+
     /// Everything about the client that may be shown: no secret and no hash of one.
     pub fn document(&self) -> Value {
         let names = |uris: &[ResourceUri]| {
+            uris.iter()
+                .map(|uri| uri.as_str().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let redirects = |uris: &[RedirectUri]| {
             uris.iter()
                 .map(|uri| uri.as_str().to_owned())
                 .collect::<Vec<_>>()
@@ -138,6 +164,10 @@ impl Client {
             "client_name": self.client_name,
             "token_endpoint_auth_method": self.auth_method.as_str(),
             "grant_types": self.grant_types.iter().map(|grant| grant.as_str()).collect::<Vec<_>>(),
+            "response_types": self.response_types(),
+            "redirect_uris": redirects(&self.redirect_uris),
+            "post_logout_redirect_uris": redirects(&self.post_logout_redirect_uris),
+            "require_pkce": self.require_pkce,
             "scope": self.scope.to_string(),
             "resources": names(&self.resources),
             "default_resource": self.default_resource.as_ref().map(ResourceUri::as_str),

@@ -168,6 +168,7 @@ on_both_engines! {
     one_command_registers_an_operator,
     a_client_is_created_shown_changed_and_deleted,
     how_refresh_tokens_rotate_is_said_of_a_client,
+    a_client_says_where_browsers_are_sent_back_to,
     a_client_that_signs_has_keys_and_no_secret,
     what_is_no_public_key_for_es256_is_not_registered,
     a_client_has_two_secrets_and_no_third,
@@ -334,6 +335,50 @@ async fn how_refresh_tokens_rotate_is_said_of_a_client(database: &Database) {
     assert_eq!(shown["refresh_policy"], "shared");
     assert_eq!(shown["refresh_sharing_acknowledged"], true);
     assert_eq!(shown["first_party"], false);
+}
+
+async fn a_client_says_where_browsers_are_sent_back_to(database: &Database) {
+    let terminal = Terminal::of(database);
+    let create = ["clients", "create", "--name", "Site", "--client-id", "site"];
+    let refused =
+        terminal.call(&[&create[..], &["--redirect-uri", "http://site.example/cb"]].concat());
+    assert!(
+        refused
+            .failure()
+            .starts_with("--redirect-uri (number 1): must begin with https"),
+        "{refused:?}"
+    );
+    let uris = [
+        "--redirect-uri",
+        "https://site.example/cb",
+        "--redirect-uri",
+        "http://127.0.0.1/cb",
+        "--post-logout-redirect-uri",
+        "https://site.example/",
+    ];
+    let created = terminal.json(&[&create[..], &uris].concat());
+    assert_eq!(
+        created["redirect_uris"],
+        json!(["https://site.example/cb", "http://127.0.0.1/cb"])
+    );
+    let update = ["clients", "update", "site"];
+    let refused = terminal.call(&[&update[..], &["--require-pkce=false"]].concat());
+    assert!(
+        refused
+            .failure()
+            .starts_with("--require-pkce: must be true"),
+        "{refused:?}"
+    );
+    let relaxed = ["--require-pkce=false", "--scope", "openid"];
+    let relaxed = terminal.json(&[&update[..], &relaxed].concat());
+    assert_eq!(relaxed["require_pkce"], false);
+    let shown = terminal.call(&["clients", "show", "site"]).output;
+    for part in [
+        "https://site.example/cb http://127.0.0.1/cb",
+        "https://site.example/",
+    ] {
+        assert!(shown.contains(part), "{shown}");
+    }
 }
 
 /// RFC 7591 §2: `jwks` or `jwks_uri`; and neither for a client that authenticates otherwise.

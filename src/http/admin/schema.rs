@@ -22,6 +22,14 @@ pub(super) struct Client {
     token_endpoint_auth_method: String,
     /// The grants it may use.
     grant_types: Vec<String>,
+    /// What it gets from the authorization endpoint.
+    response_types: Vec<String>,
+    /// Where its users' browsers may be sent back to with a code.
+    redirect_uris: Vec<String>,
+    /// Where they may be sent after a sign-out.
+    post_logout_redirect_uris: Vec<String>,
+    /// Whether its codes are bound to a verifier.
+    require_pkce: bool,
     /// Every scope token it may be given, separated by spaces.
     scope: String,
     /// Every resource it may ask tokens for.

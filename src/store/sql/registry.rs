@@ -15,6 +15,7 @@ use crate::{
         change::{EventType, Topic},
         client::{Client, Revision},
         id::{ClientId, ResourceId, SecretId},
+        redirect::RedirectUri,
         resource::{Resource, ResourceUri},
         revocation::next_second,
         scope::Scope,
@@ -29,7 +30,7 @@ macro_rules! client_columns {
         "client_id, client_name, auth_method, grant_types, scope, resources, default_resource, \
          allowed_origins, access_token_ttl_seconds, disabled, demo, revision, created_at, updated_at, \
          jwks, jwks_uri, tokens_not_before, first_party, refresh_policy, refresh_sharing_acknowledged, \
-         session_epoch"
+         session_epoch, redirect_uris, post_logout_redirect_uris, require_pkce"
     };
 }
 
@@ -83,7 +84,7 @@ where
                     "insert into client (",
                     client_columns!(),
                     ") \
-                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21) \
+                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24) \
                      on conflict (client_id) do nothing \
                      returning client_id"
                 )
@@ -94,7 +95,8 @@ where
                  access_token_ttl_seconds = $9, disabled = $10, demo = $11, revision = $12, \
                  created_at = $13, updated_at = $14, jwks = $15, jwks_uri = $16, \
                  tokens_not_before = $17, first_party = $18, refresh_policy = $19, \
-                 refresh_sharing_acknowledged = $20, session_epoch = $21 \
+                 refresh_sharing_acknowledged = $20, session_epoch = $21, redirect_uris = $22, \
+                 post_logout_redirect_uris = $23, require_pkce = $24 \
                  where client_id = $1 and revision = $12 - 1 \
                  returning client_id"
             }
@@ -126,6 +128,14 @@ where
             .bind(after.refresh_policy.as_str().to_owned())
             .bind(i64::from(after.refresh_sharing_acknowledged))
             .bind(after.session_epoch)
+            .bind(list(after.redirect_uris.iter().map(RedirectUri::as_str)))
+            .bind(list(
+                after
+                    .post_logout_redirect_uris
+                    .iter()
+                    .map(RedirectUri::as_str),
+            ))
+            .bind(i64::from(after.require_pkce))
             .fetch_optional(&mut **tx)
             .await?;
         if written.is_none() {
@@ -381,6 +391,9 @@ where
         let id: String = Self::column(row, TABLE, "client_id")?;
         let text = |column| Self::column::<String>(row, TABLE, column);
         let bad = |column| corrupt(TABLE, column, &id);
+        let redirects = |column| {
+            unlist(&text(column)?, |uri| RedirectUri::parse(uri).ok()).ok_or_else(|| bad(column))
+        };
         let default_resource = Self::column::<Option<String>>(row, TABLE, "default_resource")?
             .map(|uri| ResourceUri::parse(&uri).map_err(|_| bad("default_resource")))
             .transpose()?;
@@ -401,6 +414,9 @@ where
             default_resource,
             allowed_origins: unlist(&text("allowed_origins")?, |origin| Some(origin.to_owned()))
                 .ok_or_else(|| bad("allowed_origins"))?,
+            redirect_uris: redirects("redirect_uris")?,
+            post_logout_redirect_uris: redirects("post_logout_redirect_uris")?,
+            require_pkce: Self::column::<i64>(row, TABLE, "require_pkce")? != 0,
             access_token_ttl_seconds: ttl,
             first_party: Self::column::<i64>(row, TABLE, "first_party")? != 0,
             refresh_policy: text("refresh_policy")?

@@ -173,6 +173,8 @@ pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {
         ("client", "scope", "'a  b'", "''"),
         ("client", "resources", "'no list'", "'[]'"),
         ("client", "default_resource", "'x'", "null"),
+        ("client", "redirect_uris", "'[\"x\"]'", "'[]'"),
+        ("client", "post_logout_redirect_uris", "'x'", "'[]'"),
         ("client", "allowed_origins", "'[1]'", "'[]'"),
         ("client", "access_token_ttl_seconds", "-1", "null"),
         ("resource", "resource", "'x'", "'urn:x'"),

@@ -8,6 +8,7 @@ use countersign::{
         family::RefreshPolicy,
         id::{ClientId, Kid, MasterKeyId, ResourceId, SecretId, UserId},
         key::{KeyAlgorithm, KeyRecord, KeySchedule, KeyTimes, KeyUse, SealedKey},
+        redirect::RedirectUri,
         resource::{Resource, ResourceUri},
         scope::Scope,
         secret::{SecretHash, StoredSecret},
@@ -35,6 +36,9 @@ pub(super) fn client(id: &str) -> Client {
         scope: Scope::default(),
         resources: Vec::new(),
         default_resource: None,
+        redirect_uris: Vec::new(),
+        post_logout_redirect_uris: Vec::new(),
+        require_pkce: true,
         allowed_origins: Vec::new(),
         access_token_ttl_seconds: None,
         first_party: false,
@@ -56,6 +60,7 @@ pub(super) fn client(id: &str) -> Client {
 /// A client with everything it can have.
 pub(super) fn full_client(id: &str) -> Client {
     let uri = |text| ResourceUri::parse(text).unwrap();
+    let redirect = |text| RedirectUri::parse(text).unwrap();
     Client {
         client_name: "Ünï 日本 🦀 \u{202e}x\u{200d} '\"\\ \r\n\t % _ $1 ?".to_owned(),
         auth_method: AuthMethod::ClientSecretPost,
@@ -63,6 +68,12 @@ pub(super) fn full_client(id: &str) -> Client {
         scope: Scope::parse("a:b !~ write").unwrap(),
         resources: vec![uri("urn:z"), uri("https://a.example/?q=%22'")],
         default_resource: Some(uri("urn:z")),
+        redirect_uris: vec![
+            redirect("https://b.example/cb?a=%22,b"),
+            redirect("http://[::1]/cb"),
+        ],
+        post_logout_redirect_uris: vec![redirect("com.example.app:/bye")],
+        require_pkce: false,
         allowed_origins: vec!["https://b.example".to_owned(), "http://[::1]:80".to_owned()],
         access_token_ttl_seconds: Some(u32::MAX),
         first_party: true,

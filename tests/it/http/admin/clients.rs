@@ -168,6 +168,80 @@ async fn everything_wrong_is_told_at_once_with_its_pointer() {
     assert_eq!(desk.get(place).await.json()["revision"], 1);
 }
 
+/// RFC 6749 §3.1.2, RFC 8252 §7, RFC 9700 §2.1: where codes go, and what they are bound to.
+#[tokio::test]
+async fn redirect_uris_are_registered_exactly_and_pkce_is_required() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let written = json!({
+        "client_id": "site",
+        "client_name": "Site",
+        "redirect_uris": ["https://site.example/cb?a=b", "http://127.0.0.1/cb", "https://site.example/cb?a=b"],
+        "post_logout_redirect_uris": ["https://site.example/"],
+        "response_types": ["code"],
+    });
+    let created = desk.post("/admin/v1/clients", &written).await.json();
+    let uris = json!(["https://site.example/cb?a=b", "http://127.0.0.1/cb"]);
+    assert_eq!(created["redirect_uris"], uris);
+    assert_eq!(
+        created["post_logout_redirect_uris"],
+        json!(["https://site.example/"])
+    );
+    assert_eq!(created["response_types"], json!(["code"]));
+    assert_eq!(created["require_pkce"], true);
+
+    let place = "/admin/v1/clients/site";
+    let many: Vec<_> = (0..51)
+        .map(|number| format!("https://a.example/{number}"))
+        .collect();
+    for (patch, pointer) in [
+        (
+            json!({ "redirect_uris": ["https://a.example/cb", "https://a.example/#cb"] }),
+            "/redirect_uris/1",
+        ),
+        (json!({ "redirect_uris": ["/cb"] }), "/redirect_uris/0"),
+        (json!({ "redirect_uris": many }), "/redirect_uris"),
+        (
+            json!({ "post_logout_redirect_uris": ["http://a.example/"] }),
+            "/post_logout_redirect_uris/0",
+        ),
+        (
+            json!({ "response_types": ["code", "code token"] }),
+            "/response_types/1",
+        ),
+        // It must use OpenID Connect …
+        (json!({ "require_pkce": false }), "/require_pkce"),
+        // … and authenticate.
+        (
+            json!({
+                "require_pkce": false, "scope": "openid",
+                "token_endpoint_auth_method": "none", "grant_types": null,
+            }),
+            "/require_pkce",
+        ),
+    ] {
+        assert_eq!(pointers(&desk.patch(place, &patch).await), [pointer]);
+    }
+    let shown = desk.get(place).await.json();
+    assert_eq!(
+        (&shown["redirect_uris"], &shown["revision"]),
+        (&uris, &json!(1))
+    );
+    let relaxed = json!({ "require_pkce": false, "scope": "openid" });
+    let relaxed = desk.patch(place, &relaxed).await.json();
+    assert_eq!(relaxed["require_pkce"], false);
+    // What it rests on cannot be taken away from under it.
+    let patch = json!({ "scope": "" });
+    assert_eq!(
+        pointers(&desk.patch(place, &patch).await),
+        ["/require_pkce"]
+    );
+    // Nothing comes from the authorization endpoint for whom there is no way back.
+    let patch = json!({ "redirect_uris": null });
+    let without = desk.patch(place, &patch).await.json();
+    assert_eq!(without["response_types"], json!([]));
+}
+
 #[tokio::test]
 async fn bodies_must_be_json_objects_of_the_right_type_and_size() {
     let server = TestServer::start().await;
