@@ -8,9 +8,11 @@
 //! what comes from outside, and an error enum with one variant per way of being malformed.
 
 pub mod assertion;
+pub mod browser_session;
 pub mod change;
 pub mod client;
 pub mod code;
+pub mod consent;
 mod digest;
 pub mod event;
 pub mod family;

@@ -39,12 +39,17 @@ pub(super) fn unfinished(error: &OAuthError, next: &NextStep) -> HttpResponse {
 fn with_members(error: &OAuthError, challenge: bool, members: &[(&str, &str)]) -> HttpResponse {
     let status = match error.code() {
         ErrorCode::InvalidClient => StatusCode::UNAUTHORIZED,
-        ErrorCode::InsufficientAuthorization
+        ErrorCode::AccessDenied
+        | ErrorCode::ConsentRequired
+        | ErrorCode::InsufficientAuthorization
         | ErrorCode::InvalidGrant
         | ErrorCode::InvalidRequest
         | ErrorCode::InvalidScope
         | ErrorCode::InvalidSession
         | ErrorCode::InvalidTarget
+        | ErrorCode::LoginRequired
+        | ErrorCode::RequestNotSupported
+        | ErrorCode::RequestUriNotSupported
         | ErrorCode::UnauthorizedClient
         | ErrorCode::UnsupportedGrantType
         | ErrorCode::UnsupportedResponseType => StatusCode::BAD_REQUEST,

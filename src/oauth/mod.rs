@@ -7,6 +7,7 @@
 //! [`GrantType`](crate::domain::client::GrantType), and its line in [`token::TokenEndpoint::exchange`].
 
 pub mod access_token;
+pub mod authorization;
 pub mod challenge;
 pub mod client_auth;
 pub mod error;
