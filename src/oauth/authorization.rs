@@ -474,3 +474,468 @@ fn text(form: &Form, name: &'static str, longest: usize) -> Result<Option<String
     }
     Ok(text.map(str::to_owned))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{
+        client::AuthMethod,
+        family::{Party, RefreshPolicy},
+        id::{ResourceId, SessionId},
+        redirect::RedirectUri,
+        resource::Resource,
+    };
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+    const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
+    const ISSUER: &str = "https://issuer.example";
+
+    fn client(id: &str) -> Client {
+        let uri = |text| RedirectUri::parse(text).unwrap();
+        Client {
+            client_id: ClientId::parse(id).unwrap(),
+            client_name: id.to_owned(),
+            auth_method: AuthMethod::None,
+            grant_types: vec![GrantType::AuthorizationCode],
+            scope: Scope::parse("openid read write").unwrap(),
+            resources: vec![ResourceUri::parse("urn:api").unwrap()],
+            default_resource: Some(ResourceUri::parse("urn:api").unwrap()),
+            redirect_uris: vec![
+                uri("https://app.example/cb?tenant=1"),
+                uri("http://127.0.0.1/cb"),
+            ],
+            post_logout_redirect_uris: Vec::new(),
+            require_pkce: true,
+            allowed_origins: Vec::new(),
+            access_token_ttl_seconds: None,
+            first_party: false,
+            refresh_policy: RefreshPolicy::Standard,
+            refresh_sharing_acknowledged: false,
+            session_epoch: 1,
+            disabled: false,
+            demo: false,
+            jwks: None,
+            jwks_uri: None::<String>,
+            tokens_not_before: None,
+            secrets: Vec::new(),
+            revision: 1,
+            created_at: NOW,
+            updated_at: NOW,
+        }
+    }
+
+    fn registry() -> Registry {
+        let confidential = |id| Client {
+            auth_method: AuthMethod::ClientSecretBasic,
+            require_pkce: false,
+            redirect_uris: vec![RedirectUri::parse("https://app.example/cb").unwrap()],
+            ..client(id)
+        };
+        let clients = [
+            client("app"),
+            confidential("relaxed"),
+            Client {
+                disabled: true,
+                ..client("disabled")
+            },
+            Client {
+                grant_types: vec![GrantType::RefreshToken],
+                ..client("without")
+            },
+        ];
+        let resource = Resource {
+            id: ResourceId::from_uuid(Uuid::from_u128(1)),
+            resource: ResourceUri::parse("urn:api").unwrap(),
+            name: "API".to_owned(),
+            scopes: Scope::parse("openid read write").unwrap(),
+            introspection_clients: Vec::new(),
+            demo: false,
+        };
+        Registry::new(clients, [resource])
+    }
+
+    /// A request that is in order.
+    const GOOD: [(&str, &str); 7] = [
+        ("client_id", "app"),
+        ("redirect_uri", "https://app.example/cb?tenant=1"),
+        ("response_type", "code"),
+        ("state", "a b&c=d"),
+        ("scope", "openid read"),
+        ("code_challenge", CHALLENGE),
+        ("code_challenge_method", "S256"),
+    ];
+
+    /// The same, with some parameters replaced, added, or left out where they are empty.
+    fn read(changes: &[(&str, &str)]) -> Result<AuthorizationRequest, Rejection> {
+        let kept = GOOD
+            .iter()
+            .filter(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(kept.chain(changes));
+        AuthorizationRequest::read(
+            &Form::parse(query.finish().as_bytes()).unwrap(),
+            &registry(),
+        )
+    }
+
+    fn shown(changes: &[(&str, &str)]) -> &'static str {
+        match read(changes) {
+            Err(Rejection::Shown(error)) => error.reason(),
+            other => panic!("{changes:?} led to {other:?}"),
+        }
+    }
+
+    fn returned(changes: &[(&str, &str)]) -> (&'static str, &'static str) {
+        match read(changes) {
+            Err(Rejection::Returned(to, error)) => {
+                assert_eq!(to.redirect_uri, "https://app.example/cb?tenant=1");
+                (error.code().as_str(), error.reason())
+            }
+            other => panic!("{changes:?} led to {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_asks_for_what_it_says() {
+        let more = [
+            ("nonce", "n"),
+            ("prompt", "login consent other"),
+            ("max_age", "60"),
+            ("login_hint", "ada"),
+            ("response_mode", "form_post"),
+            ("acr_values", "whatever"),
+            ("unheard_of", "1"),
+        ];
+        let request = read(&more).unwrap();
+        let asked = &request.asked;
+        assert_eq!(request.client.client_id.as_str(), "app");
+        assert!(request.names_redirect_uri);
+        assert_eq!(request.return_address.mode, ResponseMode::FormPost);
+        assert_eq!(request.return_address.state.as_deref(), Some("a b&c=d"));
+        assert_eq!(asked.scope.to_string(), "openid read");
+        assert_eq!(asked.resources[0].as_str(), "urn:api");
+        assert_eq!(asked.code_challenge.as_deref(), Some(CHALLENGE));
+        assert_eq!(asked.nonce.as_deref(), Some("n"));
+        assert_eq!(asked.prompts, [Prompt::Login, Prompt::Consent]);
+        assert_eq!(asked.max_age, Some(Duration::from_mins(1)));
+        assert_eq!(asked.login_hint.as_deref(), Some("ada"));
+        assert!(asked.is_openid());
+    }
+
+    /// RFC 6749 §4.1.2.1: "the authorization server SHOULD inform the resource owner of the error and
+    /// MUST NOT automatically redirect the user-agent to the invalid redirection URI."
+    #[test]
+    fn nobody_is_sent_to_where_the_client_has_not_registered() {
+        for (changes, reason) in [
+            (&[("client_id", "")][..], "malformed"),
+            (&[("client_id", "nobody")], "unknown_client"),
+            (&[("client_id", "a b")], "unknown_client"),
+            (&[("client_id", "disabled")], "unknown_client"),
+            (
+                &[("client_id", "app"), ("client_id", "app")],
+                "repeated_parameter",
+            ),
+            (&[("redirect_uri", "")], "redirect_uri"),
+            (
+                &[("redirect_uri", "https://app.example/cb")],
+                "redirect_uri",
+            ),
+            (
+                &[("redirect_uri", "https://app.example/cb?tenant=1&a=b")],
+                "redirect_uri",
+            ),
+            (
+                &[("redirect_uri", "https://app.example/cb?tenant=1#")],
+                "redirect_uri",
+            ),
+            (
+                &[("redirect_uri", "https://good@evil.example/cb")],
+                "redirect_uri",
+            ),
+            (&[("redirect_uri", "http://localhost/cb")], "redirect_uri"),
+            (
+                &[
+                    ("redirect_uri", "https://app.example/cb?tenant=1"),
+                    ("redirect_uri", "https://evil.example/"),
+                ],
+                "repeated_parameter",
+            ),
+        ] {
+            assert_eq!(shown(changes), reason, "{changes:?}");
+        }
+        let request = read(&[("redirect_uri", "http://127.0.0.1:49152/cb")]).unwrap();
+        let named = request.return_address.redirect_uri;
+        assert_eq!(named, "http://127.0.0.1:49152/cb");
+    }
+
+    /// The URI need not be named where there is one only, but for `OpenID` Connect.
+    #[test]
+    fn a_redirect_uri_that_is_left_out_is_the_only_one() {
+        let relaxed = |scope| {
+            read(&[
+                ("client_id", "relaxed"),
+                ("redirect_uri", ""),
+                ("scope", scope),
+            ])
+        };
+        let request = relaxed("read").unwrap();
+        assert_eq!(
+            request.return_address.redirect_uri,
+            "https://app.example/cb"
+        );
+        assert!(!request.names_redirect_uri);
+        assert!(matches!(relaxed("openid"), Err(Rejection::Shown(_))));
+    }
+
+    #[test]
+    fn what_else_is_wrong_is_told_to_the_client() {
+        let long = "x".repeat(5000);
+        for (changes, code, reason) in [
+            (&[("response_type", "")][..], "invalid_request", "malformed"),
+            (
+                &[("response_type", "token")],
+                "unsupported_response_type",
+                "response_type",
+            ),
+            (
+                &[("response_type", "code id_token")],
+                "unsupported_response_type",
+                "response_type",
+            ),
+            (
+                &[("response_mode", "fragment")],
+                "invalid_request",
+                "response_mode",
+            ),
+            (
+                &[("client_id", "without")],
+                "unauthorized_client",
+                "grant_type",
+            ),
+            (&[("scope", "admin")], "invalid_scope", "scope"),
+            (&[("scope", "read  write")], "invalid_scope", "scope"),
+            (&[("resource", "urn:other")], "invalid_target", "resource"),
+            (&[("code_challenge", "")], "invalid_request", "malformed"),
+            (
+                &[("code_challenge", "short")],
+                "invalid_request",
+                "malformed",
+            ),
+            (
+                &[("code_challenge_method", "")],
+                "invalid_request",
+                "malformed",
+            ),
+            (
+                &[("code_challenge_method", "plain")],
+                "invalid_request",
+                "malformed",
+            ),
+            (
+                &[("code_challenge", ""), ("code_challenge_method", "")],
+                "invalid_request",
+                "malformed",
+            ),
+            (&[("prompt", "none login")], "invalid_request", "malformed"),
+            (&[("max_age", "-1")], "invalid_request", "malformed"),
+            (&[("max_age", "+1")], "invalid_request", "malformed"),
+            (&[("max_age", "soon")], "invalid_request", "malformed"),
+            (&[("state", &long)], "invalid_request", "too_long"),
+            (&[("nonce", &long)], "invalid_request", "too_long"),
+            (
+                &[("state", "a"), ("state", "b")],
+                "invalid_request",
+                "repeated_parameter",
+            ),
+            (&[("request", "x")], "request_not_supported", "request"),
+            (
+                &[("request_uri", "https://app.example/r")],
+                "request_uri_not_supported",
+                "request_uri",
+            ),
+        ] {
+            assert_eq!(returned(changes), (code, reason), "{changes:?}");
+        }
+    }
+
+    /// RFC 9700 §2.1.1: a nonce may stand for PKCE where the client authenticates, and nowhere else.
+    #[test]
+    fn a_code_without_a_challenge_needs_a_nonce_and_leave() {
+        let without = [
+            ("client_id", "relaxed"),
+            ("redirect_uri", "https://app.example/cb"),
+            ("code_challenge", ""),
+            ("code_challenge_method", ""),
+        ];
+        let with = |more: &[(&'static str, &'static str)]| read(&[&without[..], more].concat());
+        assert!(
+            with(&[("nonce", "n")])
+                .unwrap()
+                .asked
+                .code_challenge
+                .is_none()
+        );
+        for more in [&[][..], &[("nonce", "n"), ("scope", "read")]] {
+            assert!(
+                matches!(with(more), Err(Rejection::Returned(..))),
+                "{more:?}"
+            );
+        }
+    }
+
+    /// RFC 9207 §2, RFC 6749 §4.1.2.
+    #[test]
+    fn an_answer_keeps_the_query_and_names_its_issuer() {
+        let request = read(&[]).unwrap();
+        let parameters = request
+            .return_address
+            .parameters(ISSUER, &[("code", "cs_ac_x")]);
+        assert_eq!(
+            request.return_address.location(&parameters),
+            "https://app.example/cb?tenant=1&code=cs_ac_x&state=a+b%26c%3Dd&iss=https%3A%2F%2Fissuer.example"
+        );
+        let bare = ReturnAddress {
+            redirect_uri: "com.example.app:/cb".to_owned(),
+            mode: ResponseMode::Query,
+            state: None,
+        };
+        let parameters = bare.parameters(ISSUER, &[("error", "access_denied")]);
+        assert_eq!(
+            bare.location(&parameters),
+            "com.example.app:/cb?error=access_denied&iss=https%3A%2F%2Fissuer.example"
+        );
+    }
+
+    proptest! {
+        /// Whatever the state is, it comes back as it was and breaks out of nothing.
+        #[test]
+        fn state_comes_back_exactly(state in "\\PC{1,200}|[\\x00-\\x1f]{1,20}") {
+            let request = read(&[("state", &state)]).unwrap();
+            let parameters = request.return_address.parameters(ISSUER, &[("code", "c")]);
+            let location = request.return_address.location(&parameters);
+            prop_assert!(location.bytes().all(|byte| byte.is_ascii_graphic()), "{location}");
+            let uri = url::Url::parse(&location).unwrap();
+            let pairs: Vec<_> = uri.query_pairs().into_owned().collect();
+            let expected = [("tenant", "1"), ("code", "c"), ("state", &state), ("iss", ISSUER)];
+            let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            prop_assert_eq!(pairs, expected);
+        }
+    }
+
+    fn session(ago: i64) -> BrowserSession {
+        let auth_time = Timestamp::from_seconds(NOW.seconds() - ago);
+        BrowserSession {
+            id: SessionId::from_uuid(Uuid::from_u128(7)),
+            subject: UserId::from_uuid(Uuid::from_u128(1)),
+            user_epoch: 1,
+            auth_time,
+            amr: Vec::new(),
+            seen_at: NOW,
+            expires_at: NOW.plus(Duration::from_hours(1)),
+            ended_at: None,
+            first: Party::default(),
+            last: Party::default(),
+        }
+    }
+
+    fn consent(subject: u128, scope: &str) -> Consent {
+        Consent {
+            subject: UserId::from_uuid(Uuid::from_u128(subject)),
+            client_id: ClientId::parse("app").unwrap(),
+            scope: Scope::parse(scope).unwrap(),
+            resources: vec![ResourceUri::parse("urn:api").unwrap()],
+            given_at: NOW,
+        }
+    }
+
+    /// What is left to do for a request that came ten seconds ago.
+    fn next(changes: &[(&str, &str)], known: Known<'_>) -> Result<Step, &'static str> {
+        let begun_at = Timestamp::from_seconds(NOW.seconds() - 10);
+        let next = read(changes).unwrap().next(known, begun_at, NOW);
+        next.map_err(|error| error.code().as_str())
+    }
+
+    #[test]
+    fn a_user_signs_in_and_consents_once() {
+        let (session, consent) = (session(3600), consent(1, "openid read write"));
+        let nobody = Known::default();
+        let stranger = Known {
+            session: Some(&session),
+            ..nobody
+        };
+        let known = Known {
+            consent: Some(&consent),
+            ..stranger
+        };
+        assert_eq!(next(&[], nobody), Ok(Step::SignIn));
+        assert_eq!(next(&[], stranger), Ok(Step::Consent));
+        assert_eq!(next(&[], known), Ok(Step::Issue));
+        // What another user has allowed, or less than what is asked for, is nothing.
+        for other in [self::consent(2, "openid read"), self::consent(1, "openid")] {
+            let known = Known {
+                consent: Some(&other),
+                ..stranger
+            };
+            assert_eq!(next(&[], known), Ok(Step::Consent));
+        }
+        let silent = [("prompt", "none")];
+        assert_eq!(next(&silent, nobody), Err("login_required"));
+        assert_eq!(next(&silent, stranger), Err("consent_required"));
+        assert_eq!(next(&silent, known), Ok(Step::Issue));
+    }
+
+    #[test]
+    fn who_is_to_be_asked_again_is_asked_once() {
+        let (old, consent) = (session(3600), consent(1, "openid read"));
+        let fresh = session(5);
+        let known = |session| Known {
+            session: Some(session),
+            consent: Some(&consent),
+            ..Known::default()
+        };
+        for (changes, expected) in [
+            (&[("prompt", "login")][..], Step::SignIn),
+            (&[("prompt", "select_account")], Step::SignIn),
+            (&[("max_age", "3599")], Step::SignIn),
+            (&[("max_age", "0")], Step::SignIn),
+            (&[("max_age", "3600")], Step::Issue),
+            (&[("max_age", "18446744073709551615")], Step::Issue),
+        ] {
+            assert_eq!(next(changes, known(&old)), Ok(expected), "{changes:?}");
+            // After the request came.
+            assert_eq!(next(changes, known(&fresh)), Ok(Step::Issue), "{changes:?}");
+        }
+        let consents = [("prompt", "consent")];
+        assert_eq!(next(&consents, known(&old)), Ok(Step::Consent));
+        let consented = Known {
+            has_consented: true,
+            ..known(&old)
+        };
+        assert_eq!(next(&consents, consented), Ok(Step::Issue));
+        // That alone is not what was allowed.
+        let refused = Known {
+            consent: None,
+            ..consented
+        };
+        assert_eq!(next(&[], refused), Ok(Step::Consent));
+        let silent = [("prompt", "none"), ("max_age", "1")];
+        assert_eq!(next(&silent, known(&old)), Err("login_required"));
+    }
+
+    #[test]
+    fn who_is_not_the_one_that_is_expected_signs_in() {
+        let (session, consent) = (session(5), consent(1, "openid read"));
+        let known = |expected| Known {
+            session: Some(&session),
+            consent: Some(&consent),
+            expected: Some(UserId::from_uuid(Uuid::from_u128(expected))),
+            ..Known::default()
+        };
+        assert_eq!(next(&[], known(1)), Ok(Step::Issue));
+        assert_eq!(next(&[], known(2)), Ok(Step::SignIn));
+        assert_eq!(next(&[("prompt", "none")], known(2)), Err("login_required"));
+    }
+}
