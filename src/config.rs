@@ -100,6 +100,8 @@ struct Written {
     keys: Keys,
     tokens: Tokens,
     passwords: Passwords,
+    sessions: Sessions,
+    pages: Pages,
     sync: Sync,
     outbound: Outbound,
     events: Events,
@@ -173,6 +175,25 @@ struct Tokens {
 struct Passwords {
     minimum_length: u32,
     concurrent_hashes: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sessions {
+    idle_seconds: u32,
+    lifetime_seconds: u32,
+}
+
+/// What the pages for users look like.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pages {
+    /// What they are headed with.
+    pub name: String,
+    /// Where the logo is; the service's own when empty.
+    pub logo: String,
+    /// The colour of buttons and links; the service's own when empty.
+    pub colour: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -265,6 +286,12 @@ pub struct Config {
     pub refresh_token_idle: Duration,
     /// How passwords are hashed.
     pub passwords: password::Settings,
+    /// How long a session of a browser may go unused.
+    pub session_idle: Duration,
+    /// How long it lasts in any case.
+    pub session_lifetime: Duration,
+    /// What the pages for users look like.
+    pub pages: Pages,
     /// How long the audit trail is kept; none is for ever.
     pub keep_events: Option<Duration>,
     /// How often to report life.
@@ -335,6 +362,8 @@ impl Config {
         between("keys.clock_skew_seconds", keys.clock_skew_seconds, 0, 300)?;
         check_tokens(&written.tokens)?;
         let passwords = check_passwords(&written.passwords)?;
+        check_sessions(&written.sessions)?;
+        check_pages(&written.pages)?;
         between(
             "sync.poll_interval_ms",
             written.sync.poll_interval_ms,
@@ -391,6 +420,9 @@ impl Config {
             refresh_token_lifetime: seconds(written.tokens.refresh_token_lifetime_seconds),
             refresh_token_idle: seconds(written.tokens.refresh_token_idle_seconds),
             passwords,
+            session_idle: seconds(written.sessions.idle_seconds),
+            session_lifetime: seconds(written.sessions.lifetime_seconds),
+            pages: written.pages,
             keep_events: match written.events.retention_seconds {
                 0 => None,
                 span => Some(seconds(span)),
@@ -650,6 +682,39 @@ fn check_passwords(written: &Passwords) -> Result<password::Settings, ConfigErro
         minimum_length: whole(written.minimum_length),
         concurrent_hashes: whole(written.concurrent_hashes),
     })
+}
+
+fn check_sessions(sessions: &Sessions) -> Result<(), ConfigError> {
+    let longest = u32::try_from(LONGEST_FAMILY_LIFE.as_secs()).unwrap_or(u32::MAX);
+    let (idle, lifetime) = (sessions.idle_seconds, sessions.lifetime_seconds);
+    between("sessions.lifetime_seconds", lifetime, 60, longest)?;
+    between("sessions.idle_seconds", idle, 60, lifetime)
+}
+
+fn check_pages(pages: &Pages) -> Result<(), ConfigError> {
+    let name = pages.name.trim();
+    if name.is_empty() || name.chars().count() > 60 || name.chars().any(char::is_control) {
+        return Err(invalid(
+            "pages.name",
+            "must be 1 to 60 characters without control characters",
+        ));
+    }
+    let is_url = pages.logo.starts_with("https://") && url::Url::parse(&pages.logo).is_ok();
+    if !pages.logo.is_empty() && !is_url {
+        return Err(invalid(
+            "pages.logo",
+            "must be a URL that begins with https",
+        ));
+    }
+    let digits = pages.colour.strip_prefix('#').unwrap_or_default();
+    let is_colour = digits.len() == 6 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !pages.colour.is_empty() && !is_colour {
+        return Err(invalid(
+            "pages.colour",
+            "must be # and six hexadecimal digits, such as #2f5bea",
+        ));
+    }
+    Ok(())
 }
 
 fn check_limits(limits: &Limits) -> Result<(), ConfigError> {

@@ -209,6 +209,9 @@ fn end_text(family: &Family, ending: &Ending, cause: Option<&Cause>) -> String {
         }
         Why::Itself(None) => return "The session was ended.".to_owned(),
         Why::Itself(Some(EndReason::SignedOut)) => "The user signed out",
+        Why::Itself(Some(EndReason::ConsentWithdrawn)) => {
+            "The user took back what it had allowed the client"
+        }
         Why::Itself(Some(EndReason::RevokedByClient)) => {
             return format!(
                 "The client ended the session{}, as when its user signs out.",

@@ -42,14 +42,18 @@ use crate::{
     config::Config,
     domain::{id::ClientId, node::Environment},
     entropy::Entropy,
-    http::{self, AdminServices, ConnectionLimits, Listeners, Servers, Services, TrustedProxies},
+    http::{
+        self, AdminServices, Brand, ConnectionLimits, Listeners, Servers, Services, TrustedProxies,
+    },
     identity::{
         password::{NewPasswordError, Passwords},
+        session::Sessions,
         sign_in::{self, SignIn},
     },
     metrics::Metrics,
     oauth::{
         access_token::Minter,
+        authorization::endpoint::AuthorizationEndpoint,
         challenge::ChallengeEndpoint,
         client_auth::{Authenticator, KeySets},
         introspection::Introspection,
@@ -560,6 +564,31 @@ fn admin_services(context: &Context, tokens: LiveTokens) -> AdminServices {
     }
 }
 
+/// What signs users in by way of their browsers.
+fn authorization(
+    context: &Context,
+    sync: &sync::Sync,
+    sign_in: Arc<SignIn>,
+) -> AuthorizationEndpoint {
+    let config = &context.config;
+    AuthorizationEndpoint {
+        issuer: context.issuer.clone(),
+        sign_in,
+        sessions: Sessions {
+            store: Arc::clone(&context.store),
+            clock: context.clock.clone(),
+            entropy: context.entropy.clone(),
+            idle: config.session_idle,
+            lifetime: config.session_lifetime,
+            token_retention: config.policy.retention(),
+        },
+        store: Arc::clone(&context.store),
+        snapshots: sync.snapshots(),
+        clock: context.clock.clone(),
+        entropy: context.entropy.clone(),
+    }
+}
+
 fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: SignIn) -> Services {
     let config = &context.config;
     let limits = &config.limits;
@@ -602,7 +631,16 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
     let rotations = RotationQueue::default();
     let issuer_path =
         url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
+    let sign_in = Arc::new(sign_in);
+    let issuer_path = issuer_path.unwrap_or_default();
     Services {
+        authorization: authorization(context, sync, Arc::clone(&sign_in)),
+        brand: Brand::new(
+            &config.pages.name,
+            &config.pages.logo,
+            &config.pages.colour,
+            &issuer_path,
+        ),
         admin: admin_services(context, tokens.clone()),
         challenge: ChallengeEndpoint {
             authenticator: Arc::clone(&authenticator),
@@ -639,7 +677,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         entropy: context.entropy.clone(),
         trace_id: telemetry::trace_id,
         metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
-        issuer_path: issuer_path.unwrap_or_default(),
+        issuer_path,
         jwks_max_age: config.policy.jwks_max_age,
         connections: ConnectionLimits {
             total: limit(limits.connections),

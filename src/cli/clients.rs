@@ -157,7 +157,7 @@ struct Details {
     /// Where they may be sent after a sign-out; repeatable
     #[arg(long = "post-logout-redirect-uri", value_name = "URI")]
     post_logout_redirect_uris: Vec<String>,
-    /// Whether its codes are bound to a verifier; `false` is for OpenID clients that authenticate
+    /// Whether its codes are bound to a verifier; `false` is for clients that authenticate and send a nonce
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     require_pkce: Option<bool>,
     /// Every scope token it may be given, separated by spaces

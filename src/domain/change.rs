@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     client::{Client, Revision},
     family::EndReason,
-    id::{ClientId, FamilyId, ResourceId, UserId},
+    id::{ClientId, FamilyId, ResourceId, SessionId, UserId},
     key::KeySchedule,
     name::named,
     resource::Resource,
@@ -118,6 +118,24 @@ pub enum Change {
         /// When the last token issued to the user by now is dead.
         tokens_die_at: Timestamp,
     },
+    /// Ends a session of a browser, and with it the sign-ins at clients that it has brought, but for
+    /// those that were to outlast it. One that has ended already is a conflict.
+    EndSession {
+        /// Which one.
+        session: SessionId,
+        /// When the last token issued so far is dead.
+        tokens_die_at: Timestamp,
+    },
+    /// Takes back what a user has allowed a client, and ends the user's sign-ins there. Where nothing
+    /// was allowed, that is a conflict.
+    WithdrawConsent {
+        /// Whose.
+        subject: UserId,
+        /// At which client.
+        client_id: ClientId,
+        /// When the last token issued so far is dead.
+        tokens_die_at: Timestamp,
+    },
     /// Begins a new epoch after a backup was restored: every node reads everything again.
     Restore {
         /// Leaves alone the tokens of which nobody knows any more whether they were revoked.
@@ -179,6 +197,10 @@ named!(
         UserPasswordChanged = "user.password_changed",
         /// Every session of a user was ended.
         UserSessionsEnded = "user.sessions_ended",
+        /// A user has taken back what it had allowed a client.
+        ConsentWithdrawn = "consent.withdrawn",
+        /// A session of a browser was ended.
+        SessionEnded = "session.ended",
         /// Anything else about a user was changed.
         UserUpdated = "user.updated",
     }
@@ -208,6 +230,17 @@ impl Cause {
             user_agent: origin.user_agent.clone(),
             request_id: Some(origin.request_id.clone()),
             reason,
+        }
+    }
+
+    /// A user, for itself.
+    pub fn of_user(user: UserId, origin: &Origin) -> Self {
+        Self {
+            actor: format!("user:{user}"),
+            address: Some(origin.address.to_string()),
+            user_agent: origin.user_agent.clone(),
+            request_id: Some(origin.request_id.clone()),
+            reason: None,
         }
     }
 

@@ -85,10 +85,10 @@ pub struct Client {
     pub default_resource: Option<ResourceUri>,
     /// Where its users' browsers may be sent back to with a code.
     pub redirect_uris: Vec<RedirectUri>,
-    /// Where they may be sent after a sign-out (OpenID Connect RP-Initiated Logout §3.1).
+    /// Where they may be sent after a sign-out (`OpenID` Connect RP-Initiated Logout §3.1).
     pub post_logout_redirect_uris: Vec<RedirectUri>,
     /// Whether its codes are bound to a verifier (RFC 7636). Only a client that authenticates and
-    /// uses OpenID Connect, whose `nonce` does the like, may do without.
+    /// uses `OpenID` Connect, whose `nonce` does the like, may do without.
     pub require_pkce: bool,
     /// Origins whose pages may call the token endpoint in this client's name.
     pub allowed_origins: Vec<String>,

@@ -16,6 +16,9 @@ pub struct Consent {
     pub subject: UserId,
     /// Whom.
     pub client_id: ClientId,
+    /// The client's epoch at that time; another one now means that this is over, so that whoever
+    /// registers a client under the id of another one has nothing of what that was allowed.
+    pub client_epoch: i64,
     /// What for.
     pub scope: Scope,
     /// Where.

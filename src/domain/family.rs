@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    change::Cause,
+    change::{Cause, Origin},
     id::{ClientId, FamilyId, SessionId, UserId},
     name::named,
     resource::ResourceUri,
@@ -66,6 +66,8 @@ named!(
         RevokedByOperator = "revoked_by_operator",
         /// Its user signed out.
         SignedOut = "signed_out",
+        /// Its user has taken back what it had allowed the client.
+        ConsentWithdrawn = "consent_withdrawn",
     }
 );
 
@@ -128,6 +130,15 @@ pub struct Party {
 }
 
 impl Party {
+    /// Whoever sent a request.
+    pub fn of_origin(origin: &Origin) -> Self {
+        let beginning = |agent: &String| agent.chars().take(LONGEST_USER_AGENT).collect();
+        Self {
+            address: Some(origin.address.to_string()),
+            user_agent: origin.user_agent.as_ref().map(beginning),
+        }
+    }
+
     /// Whoever caused something.
     pub fn of(cause: &Cause) -> Self {
         let beginning = |agent: &String| agent.chars().take(LONGEST_USER_AGENT).collect();

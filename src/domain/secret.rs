@@ -50,33 +50,36 @@ impl fmt::Debug for ClientSecret {
     }
 }
 
-/// What a client is handed to present it once, soon.
+/// What somebody is handed to present it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OneTimeKind {
+pub enum TicketKind {
     /// An authorization code (RFC 6749 §4.1.2).
     AuthorizationCode,
     /// The `auth_session` of an unfinished sign-in (draft-ietf-oauth-first-party-apps §5.3.1).
     AuthSession,
+    /// What the cookie of a browser's session holds.
+    BrowserSession,
 }
 
-impl OneTimeKind {
+impl TicketKind {
     /// What each of them begins with.
     const fn prefix(self) -> &'static str {
         match self {
             Self::AuthorizationCode => "cs_ac_",
             Self::AuthSession => "cs_as_",
+            Self::BrowserSession => "cs_bs_",
         }
     }
 }
 
-/// A secret to be presented once: a prefix and 32 random bytes in base64url.
+/// A secret that is drawn to be presented later: a prefix and 32 random bytes in base64url.
 ///
 /// Neither printable nor clonable.
-pub struct OneTimeSecret(SecretString);
+pub struct Ticket(SecretString);
 
-impl OneTimeSecret {
+impl Ticket {
     /// Draws a new one.
-    pub fn mint(kind: OneTimeKind, entropy: &Entropy) -> Result<Self, EntropyError> {
+    pub fn mint(kind: TicketKind, entropy: &Entropy) -> Result<Self, EntropyError> {
         let random = URL_SAFE_NO_PAD.encode(entropy.bytes::<32>()?);
         Ok(Self(format!("{}{random}", kind.prefix()).into()))
     }
@@ -85,7 +88,7 @@ impl OneTimeSecret {
     ///
     /// # Security
     /// Whoever sends a request chooses `text`.
-    pub fn hash_of(kind: OneTimeKind, text: &str) -> Option<SecretHash> {
+    pub fn hash_of(kind: TicketKind, text: &str) -> Option<SecretHash> {
         let random = text.strip_prefix(kind.prefix())?;
         let is_drawn = random.len() == 43 && URL_SAFE_NO_PAD.decode(random).is_ok();
         is_drawn.then(|| SecretHash::of(text))
@@ -102,9 +105,9 @@ impl OneTimeSecret {
     }
 }
 
-impl fmt::Debug for OneTimeSecret {
+impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OneTimeSecret(..)")
+        f.write_str("Ticket(..)")
     }
 }
 

@@ -10,12 +10,14 @@
 mod address;
 mod admin;
 mod body;
+mod browser;
 mod connection;
 mod cors;
 mod error;
 mod head;
 mod log;
 mod metrics;
+mod pages;
 mod public;
 
 use std::{future::Future, io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
@@ -34,13 +36,15 @@ use bytes::Bytes;
 use rustls::ServerConfig;
 
 use self::connection::{Connections, Door, Patience, Stream};
-pub use self::{address::TrustedProxies, admin::AdminServices, connection::ConnectionLimits};
+pub use self::{
+    address::TrustedProxies, admin::AdminServices, connection::ConnectionLimits, pages::Brand,
+};
 use crate::{
     clock::AgreedClock,
     entropy::Entropy,
     oauth::{
-        challenge::ChallengeEndpoint, introspection::Introspection, metadata,
-        revocation::Revocation, token::TokenEndpoint,
+        authorization::endpoint::AuthorizationEndpoint, challenge::ChallengeEndpoint,
+        introspection::Introspection, metadata, revocation::Revocation, token::TokenEndpoint,
     },
     registry::Snapshots,
 };
@@ -51,6 +55,10 @@ pub struct Services {
     pub token: TokenEndpoint,
     /// Exchanges the credentials of users for codes.
     pub challenge: ChallengeEndpoint,
+    /// Signs users in by way of their browsers.
+    pub authorization: AuthorizationEndpoint,
+    /// What pages carry of whoever runs the service.
+    pub brand: Brand,
     /// Tells whether tokens are good.
     pub introspection: Introspection,
     /// Revokes tokens of their clients.
@@ -231,6 +239,23 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
                 public::metadata,
             );
         }
+    }
+    config.service(
+        Resource::new(below(metadata::AUTHORIZATION_PATH))
+            .route(web::get().to(browser::authorize))
+            .route(web::post().to(browser::post_authorize)),
+    );
+    for (path, handler) in [
+        ("/signin", web::post().to(browser::sign_in)),
+        ("/signin/cancel", web::post().to(browser::cancel)),
+        ("/consent", web::post().to(browser::consent)),
+        (pages::STYLE_PATH, web::get().to(browser::style)),
+        (
+            pages::FORM_POST_PATH,
+            web::get().to(browser::form_post_script),
+        ),
+    ] {
+        config.service(Resource::new(below(path)).route(handler));
     }
     post(config, &below(metadata::TOKEN_PATH), public::token);
     post(config, &below(metadata::CHALLENGE_PATH), public::challenge);

@@ -8,4 +8,5 @@
 //! [`User`](crate::domain::user::User) or a refusal that does not tell whether there is such a user.
 
 pub mod password;
+pub mod session;
 pub mod sign_in;

@@ -34,14 +34,19 @@ impl Place {
     /// from which address (`told`) its user asks, or nothing is held against anybody.
     pub fn of(client: &Client, origin: &Origin, told: Option<IpAddr>) -> Option<Self> {
         if client.is_public() {
-            return (!origin.is_proxy).then(|| Self {
-                network: AddressPrefix::from(origin.address),
-                told_by: None,
-            });
+            return Self::of_browser(origin);
         }
         told.map(|address| Self {
             network: AddressPrefix::from(address),
             told_by: Some(client.client_id.clone()),
+        })
+    }
+
+    /// Where the user of a browser is, if anybody knows.
+    pub fn of_browser(origin: &Origin) -> Option<Self> {
+        (!origin.is_proxy).then(|| Self {
+            network: AddressPrefix::from(origin.address),
+            told_by: None,
         })
     }
 

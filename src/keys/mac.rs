@@ -7,6 +7,7 @@ use countersign_verifier::base64url;
 use ring::{digest, hmac};
 
 use super::{
+    browser_state::StateKey,
     lifecycle::{self, KeyState, Policy},
     master::MasterKeys,
     ring::Ring,
@@ -48,6 +49,7 @@ pub struct MacKey {
     /// Its name in refresh tokens.
     pub version: u32,
     key: hmac::Key,
+    state: StateKey,
 }
 
 impl MacKey {
@@ -59,6 +61,11 @@ impl MacKey {
             counter,
         };
         token.encode(&self.tag(&token))
+    }
+
+    /// What seals the state of browsers.
+    pub(super) fn state(&self) -> &StateKey {
+        &self.state
     }
 
     fn tag(&self, token: &RefreshToken) -> Tag {
@@ -82,6 +89,7 @@ impl MacRing {
                 kid: record.kid.clone(),
                 version,
                 key: hmac::Key::new(hmac::HMAC_SHA256, &*secret),
+                state: StateKey::derive(&secret).ok_or(SealingError::Generation)?,
             })
         })?;
         Ok(Self(ring))
@@ -275,6 +283,50 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_one_ring_seals_another_opens_for_the_same_browser() {
+        let (bench, entropy) = (bench(), Entropy::new());
+        let seal = || {
+            bench
+                .ring()
+                .seal(b"state", b"browser", &entropy, NOW)
+                .unwrap()
+        };
+        let text = seal();
+        let open = |text: &str, bound_to: &[u8]| bench.ring().unseal(text, bound_to, NOW);
+        assert_eq!(open(&text, b"browser").unwrap(), b"state");
+        assert_ne!(seal(), text);
+        assert_eq!(open(&text, b"other"), Err(MacError::Forged));
+        assert_eq!(open(&text, b""), Err(MacError::Forged));
+        // After the switch to another key, too; but not by that of another database.
+        let later = bench.ring().unseal(&text, b"browser", NOW.plus(HOUR));
+        assert_eq!(later.unwrap(), b"state");
+        let elsewhere = self::bench().ring().unseal(&text, b"browser", NOW);
+        assert_eq!(elsewhere, Err(MacError::Forged));
+        for bad in [
+            "",
+            "x",
+            "AQ",
+            &text[..20],
+            &text[..text.len() - 1],
+            &format!("{text}AAAA"),
+        ] {
+            assert!(open(bad, b"browser").is_err(), "{bad}");
+        }
+        for index in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[index] ^= 1;
+            if let Ok(flipped) = String::from_utf8(bytes) {
+                assert!(open(&flipped, b"browser").is_err(), "{index}");
+            }
+        }
+        let long = "A".repeat(100_000);
+        assert!(matches!(
+            open(&long, b"browser"),
+            Err(MacError::Malformed(_))
+        ));
     }
 
     #[test]

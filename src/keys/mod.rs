@@ -8,6 +8,7 @@
 //! To hold keys elsewhere (PKCS#11, a KMS): implement [`signer::Signer`] and let
 //! [`ring::KeyRing::open`] build it from the record.
 
+pub mod browser_state;
 pub mod lifecycle;
 pub mod mac;
 pub mod master;

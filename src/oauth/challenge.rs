@@ -25,7 +25,7 @@ use crate::{
         name::named,
         resource::ResourceUri,
         scope::Scope,
-        secret::{OneTimeKind, OneTimeSecret},
+        secret::{Ticket, TicketKind},
         user::{User, Username},
     },
     entropy::Entropy,
@@ -72,7 +72,7 @@ pub struct Unfinished {
 /// How a sign-in is gone on with.
 pub struct NextStep {
     /// What it is named by; takes the place of the one that was presented.
-    pub auth_session: OneTimeSecret,
+    pub auth_session: Ticket,
     /// What is to be sent with it.
     pub needed: Needed,
 }
@@ -88,7 +88,7 @@ pub struct ChallengeEndpoint {
     /// Tells which client asks.
     pub authenticator: Arc<Authenticator>,
     /// Tells whether credentials are right.
-    pub sign_in: SignIn,
+    pub sign_in: Arc<SignIn>,
     /// How often sign-ins may be begun at a place without being gone through with: each time something
     /// is stored.
     pub begun: Throttle<Place>,
@@ -193,7 +193,7 @@ impl ChallengeEndpoint {
         let challenge = form.one("code_challenge")?;
         let method = form.one("code_challenge_method")?;
         let resources: Vec<&str> = form.many("resource").collect();
-        let hash = OneTimeSecret::hash_of(OneTimeKind::AuthSession, auth_session);
+        let hash = Ticket::hash_of(TicketKind::AuthSession, auth_session);
         let hash = hash.ok_or_else(invalid_session)?;
         let now = self.clock.now();
         let taking = self.store.take_challenge(&hash, &client.client_id, now);
@@ -334,7 +334,7 @@ impl ChallengeEndpoint {
             expires_at: now.plus(CODE_LIFE),
             family_id: None,
         };
-        let text = self.drawn(OneTimeKind::AuthorizationCode)?;
+        let text = self.drawn(TicketKind::AuthorizationCode)?;
         let hash = text.hash();
         let is_stored = store_answer(&self.clock, self.store.put_code(&hash, &code)).await?;
         if !is_stored {
@@ -351,7 +351,7 @@ impl ChallengeEndpoint {
         session: &ChallengeSession,
         needed: Needed,
     ) -> Result<NextStep, OAuthError> {
-        let auth_session = self.drawn(OneTimeKind::AuthSession)?;
+        let auth_session = self.drawn(TicketKind::AuthSession)?;
         let hash = auth_session.hash();
         store_answer(&self.clock, self.store.put_challenge(&hash, session)).await?;
         Ok(NextStep {
@@ -360,8 +360,8 @@ impl ChallengeEndpoint {
         })
     }
 
-    fn drawn(&self, kind: OneTimeKind) -> Result<OneTimeSecret, OAuthError> {
-        OneTimeSecret::mint(kind, &self.entropy).map_err(OAuthError::internal)
+    fn drawn(&self, kind: TicketKind) -> Result<Ticket, OAuthError> {
+        Ticket::mint(kind, &self.entropy).map_err(OAuthError::internal)
     }
 }
 

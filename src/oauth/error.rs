@@ -9,7 +9,7 @@ use crate::{store::StoreError, throttle::RetryAfter};
 pub enum ErrorCode {
     /// "The resource owner or authorization server denied the request" (RFC 6749 §4.1.2.1).
     AccessDenied,
-    /// "The Authorization Server requires End-User consent" (OpenID Connect Core §3.1.2.6).
+    /// "The Authorization Server requires End-User consent" (`OpenID` Connect Core §3.1.2.6).
     ConsentRequired,
     /// "The presented authorization is insufficient, and the authorization server is requesting the
     /// client to take additional steps" (draft-ietf-oauth-first-party-apps §5.2.2.1).
@@ -25,11 +25,11 @@ pub enum ErrorCode {
     /// "The requested scope is invalid, unknown, malformed, or exceeds the scope granted"
     /// (RFC 6749 §5.2).
     InvalidScope,
-    /// "The Authorization Server requires End-User authentication" (OpenID Connect Core §3.1.2.6).
+    /// "The Authorization Server requires End-User authentication" (`OpenID` Connect Core §3.1.2.6).
     LoginRequired,
-    /// "The OP does not support use of the request parameter" (OpenID Connect Core §3.1.2.6).
+    /// "The OP does not support use of the request parameter" (`OpenID` Connect Core §3.1.2.6).
     RequestNotSupported,
-    /// "The OP does not support use of the `request_uri` parameter" (OpenID Connect Core §3.1.2.6).
+    /// "The OP does not support use of the `request_uri` parameter" (`OpenID` Connect Core §3.1.2.6).
     RequestUriNotSupported,
     /// The `auth_session` is "invalid, expired, revoked, or otherwise not acceptable"
     /// (draft-ietf-oauth-first-party-apps §5.2.2.1).

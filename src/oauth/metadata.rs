@@ -6,6 +6,8 @@ use crate::domain::client::{AuthMethod, GrantType};
 
 /// Where the endpoints are, below the issuer.
 pub const JWKS_PATH: &str = "/.well-known/jwks.json";
+/// Where users are sent to sign in, below the issuer.
+pub const AUTHORIZATION_PATH: &str = "/oauth2/authorize";
 /// Where tokens are issued, below the issuer.
 pub const TOKEN_PATH: &str = "/oauth2/token";
 /// Where users of first-party clients sign in without a browser, below the issuer.
@@ -29,6 +31,9 @@ pub fn document(issuer: &str) -> Value {
     let grants: Vec<&str> = GrantType::ALL.iter().map(|grant| grant.as_str()).collect();
     json!({
         "issuer": issuer,
+        "authorization_endpoint": format!("{issuer}{AUTHORIZATION_PATH}"),
+        "authorization_response_iss_parameter_supported": true,
+        "response_modes_supported": ["query", "form_post"],
         "jwks_uri": format!("{issuer}{JWKS_PATH}"),
         "token_endpoint": format!("{issuer}{TOKEN_PATH}"),
         "token_endpoint_auth_methods_supported": methods,
@@ -42,7 +47,6 @@ pub fn document(issuer: &str) -> Value {
         "authorization_challenge_endpoint": format!("{issuer}{CHALLENGE_PATH}"),
         "code_challenge_methods_supported": ["S256"],
         "grant_types_supported": grants,
-        // Required by RFC 8414 §2 and truly empty as long as there is no authorization endpoint.
-        "response_types_supported": [],
+        "response_types_supported": ["code"],
     })
 }

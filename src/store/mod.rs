@@ -27,12 +27,16 @@ use crate::{
     clock::Timestamp,
     domain::{
         assertion::AssertionId,
+        browser_session::BrowserSession,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
+        consent::Consent,
         event::{Event, EventQuery},
-        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
-        id::{ClientId, FamilyId, NodeId, UserId},
+        family::{
+            Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
+        },
+        id::{ClientId, FamilyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
@@ -104,7 +108,7 @@ pub struct Bounds {
     pub changes_before: Timestamp,
     /// Events up to this moment; none keeps them all.
     pub events_before: Option<Timestamp>,
-    /// Families that ended up to this moment.
+    /// Families and sessions of browsers that ended up to this moment.
     pub families_before: Timestamp,
 }
 
@@ -125,6 +129,8 @@ pub struct Swept {
     pub challenges: u64,
     /// Families whose absolute life is over.
     pub families: u64,
+    /// Sessions of browsers.
+    pub sessions: u64,
 }
 
 impl Swept {
@@ -138,6 +144,7 @@ impl Swept {
             self.codes,
             self.challenges,
             self.families,
+            self.sessions,
         ]
         .into_iter()
         .any(|count| count >= u64::from(limit))
@@ -249,6 +256,48 @@ pub trait Store: Send + Sync + 'static {
         redemption: &Redemption,
         now: Timestamp,
     ) -> Result<Redeemed, StoreError>;
+
+    /// Stores a session of a browser under the hash of what its cookie holds; one that is there
+    /// already, and has not ended, under another one from then on.
+    async fn put_session(
+        &self,
+        hash: &SecretHash,
+        session: &BrowserSession,
+    ) -> Result<(), StoreError>;
+
+    /// A session, with what its user is now, whatever has become of both.
+    async fn session(
+        &self,
+        hash: &SecretHash,
+    ) -> Result<Option<(BrowserSession, Option<UserStanding>)>, StoreError>;
+
+    /// The latest sessions of a user, the latest first, whatever has become of them.
+    async fn sessions(
+        &self,
+        subject: UserId,
+        limit: u32,
+    ) -> Result<Vec<BrowserSession>, StoreError>;
+
+    /// Notes that a session was used at `now`.
+    async fn note_session(
+        &self,
+        id: SessionId,
+        party: &Party,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// What a user has allowed a client.
+    async fn consent(
+        &self,
+        subject: UserId,
+        client: &ClientId,
+    ) -> Result<Option<Consent>, StoreError>;
+
+    /// What a user has allowed, by client.
+    async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError>;
+
+    /// Stores what a user has allowed a client, in place of what it had before.
+    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError>;
 
     /// Stores an unfinished sign-in under the hash of its `auth_session`.
     async fn put_challenge(

@@ -49,6 +49,8 @@ impl Dialect for Sqlite {
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
 
     // Whoever has begun to write is alone.
+    const SHARE_SESSION: &'static str = "select ended_at from browser_session where id = $1";
+
     // Nor does anybody else write.
     const DELETE_EXPIRED_FAMILIES: &'static str = "delete from family where id in \
          (select id from family where expires_at <= $1 order by expires_at limit $2) returning id";

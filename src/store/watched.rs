@@ -10,12 +10,17 @@ use crate::{
     clock::Timestamp,
     domain::{
         assertion::AssertionId,
+        browser_session::BrowserSession,
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
+        consent::Consent,
         event::{Event, EventQuery},
-        family::{EndReason, Family, FamilyQuery, Outcome, Presentation, Standing, Terms, Verdict},
-        id::{ClientId, FamilyId, NodeId, UserId},
+        family::{
+            EndReason, Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms,
+            UserStanding, Verdict,
+        },
+        id::{ClientId, FamilyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
@@ -193,6 +198,59 @@ impl Store for Watched {
         Ok(redeemed)
     }
 
+    async fn put_session(
+        &self,
+        hash: &SecretHash,
+        session: &BrowserSession,
+    ) -> Result<(), StoreError> {
+        let call = self.inner.put_session(hash, session);
+        self.watch("put_session", call).await
+    }
+
+    async fn session(
+        &self,
+        hash: &SecretHash,
+    ) -> Result<Option<(BrowserSession, Option<UserStanding>)>, StoreError> {
+        self.watch("session", self.inner.session(hash)).await
+    }
+
+    async fn sessions(
+        &self,
+        subject: UserId,
+        limit: u32,
+    ) -> Result<Vec<BrowserSession>, StoreError> {
+        let call = self.inner.sessions(subject, limit);
+        self.watch("sessions", call).await
+    }
+
+    async fn note_session(
+        &self,
+        id: SessionId,
+        party: &Party,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let call = self.inner.note_session(id, party, now);
+        self.watch("note_session", call).await
+    }
+
+    async fn consent(
+        &self,
+        subject: UserId,
+        client: &ClientId,
+    ) -> Result<Option<Consent>, StoreError> {
+        let call = self.inner.consent(subject, client);
+        self.watch("consent", call).await
+    }
+
+    async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
+        self.watch("consents", self.inner.consents(subject)).await
+    }
+
+    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError> {
+        let call = self.inner.put_consent(consent);
+        self.watch("put_consent", call).await
+    }
+
     async fn put_challenge(
         &self,
         hash: &SecretHash,
@@ -227,6 +285,7 @@ impl Store for Watched {
         for (table, rows) in [
             ("assertion", swept.assertions),
             ("authorization_code", swept.codes),
+            ("browser_session", swept.sessions),
             ("challenge_session", swept.challenges),
             ("change", swept.changes),
             ("event", swept.events),

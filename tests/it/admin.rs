@@ -19,12 +19,16 @@ use countersign::{
     clock::{AgreedClock, Clock as _, ManualClock, Timestamp},
     domain::{
         assertion::AssertionId,
+        browser_session::BrowserSession,
         change::{Applied, Cause, Change, Changes, EventType, Position},
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
+        consent::Consent,
         event::{Event, EventQuery},
-        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, UserId},
+        family::{
+            Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
+        },
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
@@ -214,6 +218,54 @@ impl Store for Contested {
         now: Timestamp,
     ) -> Result<Redeemed, StoreError> {
         self.store.redeem_code(redemption, now).await
+    }
+
+    async fn put_session(
+        &self,
+        hash: &SecretHash,
+        session: &BrowserSession,
+    ) -> Result<(), StoreError> {
+        self.store.put_session(hash, session).await
+    }
+
+    async fn session(
+        &self,
+        hash: &SecretHash,
+    ) -> Result<Option<(BrowserSession, Option<UserStanding>)>, StoreError> {
+        self.store.session(hash).await
+    }
+
+    async fn sessions(
+        &self,
+        subject: UserId,
+        limit: u32,
+    ) -> Result<Vec<BrowserSession>, StoreError> {
+        self.store.sessions(subject, limit).await
+    }
+
+    async fn note_session(
+        &self,
+        id: SessionId,
+        party: &Party,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.store.note_session(id, party, now).await
+    }
+
+    async fn consent(
+        &self,
+        subject: UserId,
+        client: &ClientId,
+    ) -> Result<Option<Consent>, StoreError> {
+        self.store.consent(subject, client).await
+    }
+
+    async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
+        self.store.consents(subject).await
+    }
+
+    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError> {
+        self.store.put_consent(consent).await
     }
 
     async fn put_challenge(

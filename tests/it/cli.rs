@@ -19,7 +19,7 @@ use countersign::{
         code::{Redeemed, Redemption, s256},
         family::Terms,
         id::{ClientId, FamilyId},
-        secret::{OneTimeKind, OneTimeSecret},
+        secret::{Ticket, TicketKind},
         user::Username,
     },
     oauth::access_token,
@@ -1162,7 +1162,7 @@ async fn opened(context: &Context, client: &str, user: &str) -> FamilyId {
     let code = sign_in::code_for(sign_in::grant(&client, &user, now), now);
     let text = sign_in::put_code(&*context.store, &code).await;
     let redemption = Redemption {
-        hash: OneTimeSecret::hash_of(OneTimeKind::AuthorizationCode, &text).unwrap(),
+        hash: Ticket::hash_of(TicketKind::AuthorizationCode, &text).unwrap(),
         client_id: client.client_id,
         code_challenge: s256(sign_in::VERIFIER),
         redirect_uri: None,

@@ -12,6 +12,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 /// A registered client, under the names of RFC 7591.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "describes a document, whose members they are"
+)]
 #[derive(ToSchema)]
 pub(super) struct Client {
     /// Its identifier.

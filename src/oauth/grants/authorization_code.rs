@@ -8,7 +8,7 @@ use crate::{
         client::Client,
         code::{CodeRefusal, Redeemed, Redemption, s256},
         id::FamilyId,
-        secret::{OneTimeKind, OneTimeSecret},
+        secret::{Ticket, TicketKind},
     },
     oauth::{
         access_token::Narrowing,
@@ -39,7 +39,7 @@ pub(in crate::oauth) async fn exchange(
         return Err(refusal(CodeRefusal::Verifier));
     }
     let asked = Narrowing::of_request(form)?;
-    let hash = OneTimeSecret::hash_of(OneTimeKind::AuthorizationCode, code)
+    let hash = Ticket::hash_of(TicketKind::AuthorizationCode, code)
         .ok_or_else(|| refusal(CodeRefusal::Unknown))?;
     // Otherwise nobody could tell afterwards what has become of the code.
     endpoint.minter.check_ready()?;

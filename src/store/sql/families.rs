@@ -308,6 +308,27 @@ where
         })
     }
 
+    /// Ends those of these families that have not ended, and whose grant is among the chosen; which
+    /// ones. `ids` are in order.
+    pub(super) async fn end_families(
+        tx: &mut Transaction<'_, DB>,
+        ids: &[Uuid],
+        reason: EndReason,
+        now: Timestamp,
+        is_chosen: impl Fn(&Grant) -> bool + Send,
+    ) -> Result<Vec<FamilyId>, StoreError> {
+        let mut ended = Vec::new();
+        for row in DB::lock_families(tx, ids, Held::Await).await? {
+            let (mut family, _) = Self::family_of(&row)?;
+            if family.revoked_at.is_none() && is_chosen(&family.grant) {
+                family.end(reason, now);
+                ended.push(family);
+            }
+        }
+        DB::update_families(tx, ended.iter().map(FamilyUpdate::of).collect()).await?;
+        Ok(ended.into_iter().map(|family| family.id).collect())
+    }
+
     pub(super) async fn read_family(
         connection: &mut DB::Connection,
         id: FamilyId,
@@ -482,8 +503,16 @@ where
             return Ok(Redeemed::Refused(CodeRefusal::Reused));
         }
         let standing = Self::read_standing(&mut tx, &code.grant).await?;
+        let has_ended = match code.grant.session_id {
+            Some(session) => Self::has_ended(&mut tx, session).await?,
+            None => false,
+        };
         let refusal = refusal.or_else(|| {
-            let refusal = standing.refusal(&code.grant);
+            let refusal = if has_ended {
+                Some(Refusal::Ended)
+            } else {
+                standing.refusal(&code.grant)
+            };
             let not_yet = standing
                 .is_before_new_tokens(now)
                 .then_some(Refusal::NotYet);
@@ -765,7 +794,7 @@ where
         }))
     }
 
-    fn user_standing(row: &DB::Row) -> Result<Option<UserStanding>, StoreError> {
+    pub(super) fn user_standing(row: &DB::Row) -> Result<Option<UserStanding>, StoreError> {
         const TABLE: &str = "end_user";
         let Some(epoch) = Self::column(row, TABLE, "user_session_epoch")? else {
             return Ok(None);

@@ -11,6 +11,7 @@ mod families;
 mod keys;
 mod registry;
 mod revocations;
+mod sessions;
 mod users;
 
 use std::{
@@ -33,12 +34,16 @@ use crate::{
     clock::{Clock as _, SystemClock, Timestamp},
     domain::{
         assertion::AssertionId,
+        browser_session::BrowserSession,
         change::{Applied, Cause, Change, ChangeRow, Changes, EventType, Position, Topic},
         client::{Client, Revision},
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
+        consent::Consent,
         event::{Event, EventQuery},
-        family::{Family, FamilyQuery, Outcome, Presentation, Standing, Terms},
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, UserId},
+        family::{
+            Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
+        },
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse},
         node::{Environment, Node},
         resource::Resource,
@@ -74,6 +79,10 @@ const OLD_CHALLENGES: &str = "delete from challenge_session where hash in \
      (select hash from challenge_session where expires_at <= $1 order by expires_at limit $2) \
      returning hash";
 
+const OLD_SESSIONS: &str = "delete from browser_session where id in \
+     (select id from browser_session where expires_at <= $1 order by expires_at limit $2) \
+     and expires_at <= $1 returning id";
+
 /// What to do about rows that somebody else holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
@@ -92,6 +101,9 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     const BEGIN_READ: &'static str;
     /// Selects the database's clock in milliseconds since 1970.
     const DATABASE_TIME: &'static str;
+
+    /// Selects `ended_at` of a session and keeps it as it is until the transaction ends.
+    const SHARE_SESSION: &'static str;
 
     /// Deletes families that expired up to `$1`, at most `$2`, none that somebody else has locked.
     const DELETE_EXPIRED_FAMILIES: &'static str;
@@ -334,79 +346,7 @@ where
         (now, begun): (Timestamp, Duration),
     ) -> Result<Option<Applied>, StoreError> {
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
-        let done = match change {
-            Change::PutClient {
-                client,
-                expected,
-                event,
-                tokens_die_at,
-            } => {
-                let spans = Spans::new(now, *tokens_die_at);
-                self.put_client(&mut tx, client, *expected, *event, spans)
-                    .await?
-            }
-            Change::DeleteClient {
-                client_id,
-                expected,
-                tokens_die_at,
-            } => Self::delete_client(&mut tx, client_id, *expected, *tokens_die_at).await?,
-            Change::CreateResource(resource) => Self::create_resource(&mut tx, resource).await?,
-            Change::DeleteResource(id) => Self::delete_resource(&mut tx, *id).await?,
-            Change::PutKeys { schedule, event } => {
-                Self::put_keys(&mut tx, schedule, *event).await?
-            }
-            Change::RevokeToken {
-                jti,
-                family,
-                client_id,
-                token_dies_at,
-                tokens_die_at,
-            } => {
-                let spans = Spans::new(now, *tokens_die_at);
-                let owner = client_id.as_ref();
-                self.revoke_token(&mut tx, (jti, *family), owner, *token_dies_at, spans)
-                    .await?
-            }
-            Change::RevokeClientTokens {
-                client_id,
-                tokens_die_at,
-            } => {
-                let spans = Spans::new(now, *tokens_die_at);
-                self.revoke_client_tokens(&mut tx, client_id, spans).await?
-            }
-            Change::EndFamily {
-                family,
-                reason,
-                tokens_die_at,
-            } => Self::end_family(&mut tx, *family, *reason, *tokens_die_at, now).await?,
-            Change::PutUser {
-                user,
-                expected,
-                event,
-                ends_sessions,
-                tokens_die_at,
-            } => {
-                let spans = Spans::new(now, *tokens_die_at);
-                self.put_user(&mut tx, user, *expected, *event, *ends_sessions, spans)
-                    .await?
-            }
-            Change::DeleteUser {
-                id,
-                expected,
-                tokens_die_at,
-            } => Self::delete_user(&mut tx, *id, *expected, *tokens_die_at).await?,
-            Change::EndUserSessions { id, tokens_die_at } => {
-                let spans = Spans::new(now, *tokens_die_at);
-                self.end_user_sessions(&mut tx, *id, spans).await?
-            }
-            Change::Restore {
-                keep_tokens,
-                tokens_die_at,
-            } => {
-                let spans = Spans::new(now, *tokens_die_at);
-                self.restore(&mut tx, *keep_tokens, spans).await?
-            }
-        };
+        let done = self.make(&mut tx, change, now).await?;
         let position = Self::publish(&mut tx, &done.published, now).await?;
         self.record(&mut tx, &done.event, position.seq, cause, now)
             .await?;
@@ -425,6 +365,98 @@ where
             position,
             revision: done.revision,
         }))
+    }
+
+    /// Makes a change at `now`, but for its place in the order and its event.
+    async fn make(
+        &self,
+        tx: &mut Transaction<'_, DB>,
+        change: &Change,
+        now: Timestamp,
+    ) -> Result<Done, StoreError> {
+        Ok(match change {
+            Change::PutClient {
+                client,
+                expected,
+                event,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.put_client(tx, client, *expected, *event, spans)
+                    .await?
+            }
+            Change::DeleteClient {
+                client_id,
+                expected,
+                tokens_die_at,
+            } => Self::delete_client(tx, client_id, *expected, *tokens_die_at).await?,
+            Change::CreateResource(resource) => Self::create_resource(tx, resource).await?,
+            Change::DeleteResource(id) => Self::delete_resource(tx, *id).await?,
+            Change::PutKeys { schedule, event } => Self::put_keys(tx, schedule, *event).await?,
+            Change::RevokeToken {
+                jti,
+                family,
+                client_id,
+                token_dies_at,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                let owner = client_id.as_ref();
+                self.revoke_token(tx, (jti, *family), owner, *token_dies_at, spans)
+                    .await?
+            }
+            Change::RevokeClientTokens {
+                client_id,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.revoke_client_tokens(tx, client_id, spans).await?
+            }
+            Change::EndFamily {
+                family,
+                reason,
+                tokens_die_at,
+            } => Self::end_family(tx, *family, *reason, *tokens_die_at, now).await?,
+            Change::PutUser {
+                user,
+                expected,
+                event,
+                ends_sessions,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.put_user(tx, user, *expected, *event, *ends_sessions, spans)
+                    .await?
+            }
+            Change::DeleteUser {
+                id,
+                expected,
+                tokens_die_at,
+            } => Self::delete_user(tx, *id, *expected, *tokens_die_at).await?,
+            Change::EndUserSessions { id, tokens_die_at } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.end_user_sessions(tx, *id, spans).await?
+            }
+            Change::EndSession {
+                session,
+                tokens_die_at,
+            } => Self::end_session(tx, *session, *tokens_die_at, now).await?,
+            Change::WithdrawConsent {
+                subject,
+                client_id,
+                tokens_die_at,
+            } => {
+                let die_at = *tokens_die_at;
+                Self::withdraw_consent(tx, *subject, client_id, die_at, now).await?
+            }
+            Change::Restore {
+                keep_tokens,
+                tokens_die_at,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.restore(tx, *keep_tokens, spans).await?
+            }
+        })
     }
 
     /// Gives the changes their places. The head is locked last and until the commit, so that the
@@ -784,6 +816,58 @@ where
         Self::uncontended(|| self.try_redeem(redemption, now)).await
     }
 
+    async fn put_session(
+        &self,
+        hash: &SecretHash,
+        session: &BrowserSession,
+    ) -> Result<(), StoreError> {
+        self.upsert_session(hash, session).await
+    }
+
+    async fn session(
+        &self,
+        hash: &SecretHash,
+    ) -> Result<Option<(BrowserSession, Option<UserStanding>)>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_session(&mut connection, hash).await
+    }
+
+    async fn sessions(
+        &self,
+        subject: UserId,
+        limit: u32,
+    ) -> Result<Vec<BrowserSession>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_sessions(&mut connection, subject, limit).await
+    }
+
+    async fn note_session(
+        &self,
+        id: SessionId,
+        party: &Party,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.note_use(id, party, now).await
+    }
+
+    async fn consent(
+        &self,
+        subject: UserId,
+        client: &ClientId,
+    ) -> Result<Option<Consent>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_consent(&mut connection, subject, client).await
+    }
+
+    async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_consents(&mut connection, subject).await
+    }
+
+    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError> {
+        self.upsert_consent(consent).await
+    }
+
     async fn put_challenge(
         &self,
         hash: &SecretHash,
@@ -840,6 +924,9 @@ where
             challenges: self.delete_up_to(OLD_CHALLENGES, bounds.now, limit).await?,
             families: self
                 .delete_up_to(DB::DELETE_EXPIRED_FAMILIES, bounds.families_before, limit)
+                .await?,
+            sessions: self
+                .delete_up_to(OLD_SESSIONS, bounds.families_before, limit)
                 .await?,
         })
     }

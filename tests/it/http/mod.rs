@@ -23,6 +23,7 @@ macro_rules! on_both_engines {
 }
 
 mod admin;
+mod browser;
 mod challenge;
 mod connections;
 mod coverage;

@@ -18,6 +18,7 @@ mod resources;
 mod revocations;
 mod rotations;
 mod sample;
+mod sessions;
 mod sign_in;
 mod theft;
 mod twins;
@@ -112,6 +113,13 @@ on_both_engines! {
         events_about_users_hold_no_hash,
         a_user_row_that_cannot_be_read_is_named,
         a_demo_user_is_found_by_whatever_name,
+    }
+    sessions {
+        a_session_is_read_back_as_it_was_put,
+        the_end_of_a_session_ends_what_was_not_to_outlast_it,
+        a_consent_is_replaced_and_withdrawn,
+        sessions_are_swept_when_they_expired_long_ago,
+        a_session_shows_what_has_become_of_its_user,
     }
     families {
         families_are_listed_the_latest_first_by_user_and_client,

@@ -13,17 +13,17 @@ use countersign::{
             EndReason, Family, Grant, Intent, Note, NoteKind, Outcome, Party, Presentation,
             RefreshPolicy, Refusal, Terms, Turn, Verdict,
         },
-        id::{ClientId, FamilyId, SessionId},
+        id::{ClientId, FamilyId},
         revocation::{Revocation, RevocationKind, RevokedValue},
         scope::Scope,
     },
     store::StoreError,
 };
 use serde_json::json;
-use uuid::Uuid;
 
 use super::{
     sample::{NOW, TOKENS_DIE_AT, apply, client, create, created, delete},
+    sessions,
     sign_in::{
         IDLE, LIFETIME, OFFERED, Site, TERMS, at, cause, id, millis, party, refresh, refresh_by,
         resources, revoke, scope, verdict,
@@ -135,7 +135,7 @@ pub(super) async fn a_family_is_read_back_as_it_was_opened(database: &Database) 
         ..site.grant().await
     };
     let full = Grant {
-        session_id: Some(SessionId::from_uuid(Uuid::from_u128(9))),
+        session_id: Some(sessions::opened(&site, 9).await.id),
         amr: vec!["pwd".to_owned(), "'\"\\ ünï".to_owned()],
         dpop_jkt: Some("thumbprint".to_owned()),
         ..site.grant().await

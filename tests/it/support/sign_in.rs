@@ -14,7 +14,7 @@ use countersign::{
         id::{ClientId, FamilyId, UserId},
         resource::ResourceUri,
         scope::Scope,
-        secret::{OneTimeKind, OneTimeSecret},
+        secret::{Ticket, TicketKind},
         user::{PasswordHash, User, Username},
     },
     entropy::Entropy,
@@ -283,7 +283,7 @@ pub(crate) fn code_for(grant: Grant, now: Timestamp) -> AuthorizationCode {
 
 /// Stores a code, and returns its text.
 pub(crate) async fn put_code(store: &dyn Store, code: &AuthorizationCode) -> String {
-    let text = OneTimeSecret::mint(OneTimeKind::AuthorizationCode, &Entropy::new()).unwrap();
+    let text = Ticket::mint(TicketKind::AuthorizationCode, &Entropy::new()).unwrap();
     assert!(store.put_code(&text.hash(), code).await.unwrap());
     text.expose().to_owned()
 }

@@ -6,11 +6,6 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{
-    access_token::Target,
-    error::{ErrorCode, OAuthError},
-    form::Form,
-};
 use crate::{
     clock::Timestamp,
     domain::{
@@ -22,6 +17,11 @@ use crate::{
         name::named,
         resource::ResourceUri,
         scope::Scope,
+    },
+    oauth::{
+        access_token::Target,
+        error::{ErrorCode, OAuthError},
+        form::Form,
     },
     registry::Registry,
 };
@@ -107,7 +107,7 @@ pub enum Rejection {
     /// §4.1.2.1, RFC 9700 §4.11).
     Shown(OAuthError),
     /// The client.
-    Returned(ReturnAddress, OAuthError),
+    Returned(Box<ReturnAddress>, OAuthError),
 }
 
 /// A request whose answer has a place to go to.
@@ -176,7 +176,7 @@ impl AuthorizationRequest {
                 names_redirect_uri,
                 asked,
             }),
-            Err(error) => Err(Rejection::Returned(return_address, error)),
+            Err(error) => Err(Rejection::Returned(Box::new(return_address), error)),
         }
     }
 }
@@ -845,6 +845,7 @@ mod tests {
         Consent {
             subject: UserId::from_uuid(Uuid::from_u128(subject)),
             client_id: ClientId::parse("app").unwrap(),
+            client_epoch: 1,
             scope: Scope::parse(scope).unwrap(),
             resources: vec![ResourceUri::parse("urn:api").unwrap()],
             given_at: NOW,

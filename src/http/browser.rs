@@ -1,0 +1,270 @@
+//! The handlers that people meet: authorization requests, and the pages they lead to.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    cookie::{Cookie, SameSite},
+    http::{
+        StatusCode,
+        header::{self, HeaderValue},
+    },
+    web::{Data, Payload, ReqData},
+};
+
+use bytes::Bytes;
+
+use super::{
+    Services, body, error,
+    pages::{self, Brand},
+};
+use crate::{
+    domain::change::Origin,
+    oauth::{
+        authorization::{
+            endpoint::{Answer, Browser, Reply},
+            request::{ResponseMode, ReturnAddress},
+        },
+        error::OAuthError,
+    },
+};
+
+/// What holds the session. The prefix keeps other hosts of the domain from setting it
+/// (draft-ietf-httpbis-rfc6265bis §4.1.3.2).
+const SESSION: &str = "__Host-countersign";
+
+/// What tells a browser from others, from its first page on.
+const BINDING: &str = "__Host-countersign-browser";
+
+/// How long styles may be kept, in seconds.
+const ASSET_MAX_AGE: &str = "public, max-age=3600";
+
+/// `GET /oauth2/authorize` (RFC 6749 §3.1).
+pub(super) async fn authorize(
+    request: HttpRequest,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
+) -> HttpResponse {
+    let visit = Visit::of(&request, &services, &origin);
+    let query = request.query_string();
+    let answer = services.authorization.begin(query, visit.browser());
+    visit.answer(&answer.await)
+}
+
+/// `POST /oauth2/authorize` (`OpenID` Connect Core §3.1.2.1).
+///
+/// Browsers send no cookies along with a form of another site, so that a user who has signed in would
+/// have to again: the request comes back by itself, as a reading.
+pub(super) async fn post_authorize(
+    request: HttpRequest,
+    payload: Payload,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
+) -> HttpResponse {
+    let query = match body::form(&request, payload, &services).await {
+        Ok(query) => query,
+        Err(problem) => return error::body(&problem),
+    };
+    let visit = Visit::of(&request, &services, &origin);
+    match std::str::from_utf8(&query) {
+        Ok(query) if query.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            let location = format!("{}?{query}", request.path());
+            HttpResponse::SeeOther()
+                .insert_header((header::LOCATION, location))
+                .insert_header((header::CACHE_CONTROL, "no-store"))
+                .finish()
+        }
+        _ => visit.refused(&OAuthError::malformed("the body is not a well-formed form")),
+    }
+}
+
+/// `POST /signin`.
+pub(super) async fn sign_in(
+    request: HttpRequest,
+    payload: Payload,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
+) -> HttpResponse {
+    of_form(
+        &request,
+        payload,
+        &services,
+        &origin,
+        async |form, browser| services.authorization.sign_in(form, browser).await,
+    )
+    .await
+}
+
+/// `POST /signin/cancel`.
+pub(super) async fn cancel(
+    request: HttpRequest,
+    payload: Payload,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
+) -> HttpResponse {
+    of_form(
+        &request,
+        payload,
+        &services,
+        &origin,
+        async |form, browser| services.authorization.cancel(form, browser),
+    )
+    .await
+}
+
+/// `POST /consent`.
+pub(super) async fn consent(
+    request: HttpRequest,
+    payload: Payload,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
+) -> HttpResponse {
+    of_form(
+        &request,
+        payload,
+        &services,
+        &origin,
+        async |form, browser| services.authorization.decide(form, browser).await,
+    )
+    .await
+}
+
+/// `GET /assets/style.css`.
+pub(super) async fn style(services: Data<Services>) -> HttpResponse {
+    asset("text/css; charset=utf-8", services.brand.style.clone())
+}
+
+/// `GET /assets/form_post.js`.
+pub(super) async fn form_post_script() -> HttpResponse {
+    asset(
+        "text/javascript; charset=utf-8",
+        Bytes::from_static(pages::FORM_POST.as_bytes()),
+    )
+}
+
+fn asset(media_type: &'static str, body: Bytes) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, ASSET_MAX_AGE))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .content_type(media_type)
+        .body(body)
+}
+
+/// Answers a form of one of our pages. Of no other: browsers say where a form was.
+async fn of_form(
+    request: &HttpRequest,
+    payload: Payload,
+    services: &Services,
+    origin: &Origin,
+    act: impl AsyncFnOnce(&[u8], Browser<'_>) -> Answer,
+) -> HttpResponse {
+    let form = match body::form(request, payload, services).await {
+        Ok(form) => form,
+        Err(problem) => return error::body(&problem),
+    };
+    let visit = Visit::of(request, services, origin);
+    let site = request.headers().get("sec-fetch-site");
+    if site.is_some_and(|site| site != "same-origin") {
+        return visit.refused(&OAuthError::malformed(
+            "the form is on a page of another site",
+        ));
+    }
+    visit.answer(&act(&form, visit.browser()).await)
+}
+
+/// A request of a browser.
+struct Visit<'a> {
+    services: &'a Services,
+    origin: &'a Origin,
+    /// The cookie that tells the browser from others; drawn for one that is here for the first time.
+    binding: String,
+    is_new: bool,
+    session: Option<String>,
+}
+
+impl<'a> Visit<'a> {
+    fn of(request: &HttpRequest, services: &'a Services, origin: &'a Origin) -> Self {
+        let cookie = |name| request.cookie(name).map(|cookie| cookie.value().to_owned());
+        let known = cookie(BINDING).filter(|binding| (20..=64).contains(&binding.len()));
+        let is_new = known.is_none();
+        Self {
+            services,
+            origin,
+            // Without randomness nothing can be sealed for it either.
+            binding: known.unwrap_or_else(|| services.authorization.draw_binding()),
+            is_new,
+            session: cookie(SESSION),
+        }
+    }
+
+    fn browser(&self) -> Browser<'_> {
+        Browser {
+            binding: &self.binding,
+            session: self.session.as_deref(),
+            origin: self.origin,
+        }
+    }
+
+    fn brand(&self) -> &Brand {
+        &self.services.brand
+    }
+
+    fn answer(&self, answer: &Answer) -> HttpResponse {
+        let mut response = match &answer.reply {
+            Reply::SignIn(page) => pages::sign_in(self.brand(), page, &page.destination),
+            Reply::Consent(page) => pages::consent(self.brand(), page, &page.destination),
+            Reply::Return { to, parameters } => self.returned(to, parameters),
+            Reply::Refused(error) => return self.refused(error),
+        };
+        let kept = if self.is_new {
+            Some(cookie(BINDING, self.binding.clone()))
+        } else {
+            None
+        };
+        let session = answer
+            .session
+            .as_ref()
+            .map(|session| cookie(SESSION, session.expose().to_owned()));
+        for cookie in kept.into_iter().chain(session) {
+            if let Ok(value) = HeaderValue::from_str(&cookie.to_string()) {
+                response.headers_mut().append(header::SET_COOKIE, value);
+            }
+        }
+        response
+    }
+
+    fn refused(&self, error: &OAuthError) -> HttpResponse {
+        pages::refused(self.brand(), error, &self.origin.request_id)
+    }
+
+    /// Sends the browser back to the client (RFC 9700 §4.12: 303, so that no form goes along).
+    fn returned(&self, to: &ReturnAddress, parameters: &[(&'static str, String)]) -> HttpResponse {
+        let answer: Vec<(&'static str, &str)> = parameters
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        let parameters = to.parameters(&self.services.authorization.issuer, &answer);
+        match to.mode {
+            ResponseMode::FormPost => pages::form_post(self.brand(), to, &parameters),
+            ResponseMode::Query => {
+                let location = to.location(&parameters);
+                let Ok(location) = HeaderValue::from_str(&location) else {
+                    return HttpResponse::new(StatusCode::INTERNAL_SERVER_ERROR);
+                };
+                HttpResponse::SeeOther()
+                    .insert_header((header::LOCATION, location))
+                    .insert_header((header::CACHE_CONTROL, "no-store"))
+                    .insert_header((header::REFERRER_POLICY, "no-referrer"))
+                    .finish()
+            }
+        }
+    }
+}
+
+/// A cookie for this host alone, unseen by scripts, which other sites bring along only by a link.
+fn cookie(name: &'static str, value: String) -> Cookie<'static> {
+    Cookie::build(name, value)
+        .path("/")
+        .secure(true)
+        .http_only(true)
+        .same_site(SameSite::Lax)
+        .finish()
+}

@@ -1,0 +1,321 @@
+//! Pages for people: drawn here, without scripts, in their own style sheet.
+//!
+//! To add a page: a template, its struct, and a test that looks at it in a browser.
+
+use actix_web::{
+    HttpResponse, HttpResponseBuilder,
+    http::{
+        StatusCode,
+        header::{self, HeaderName, HeaderValue},
+    },
+};
+use askama::Template;
+use bytes::Bytes;
+
+use crate::oauth::{
+    authorization::{
+        endpoint::{ConsentPage, SignInPage},
+        request::ReturnAddress,
+    },
+    error::{ErrorCode, OAuthError},
+};
+
+/// The style of all pages.
+const STYLE: &str = include_str!("style.css");
+
+/// Where it is, below the issuer.
+pub(super) const STYLE_PATH: &str = "/assets/style.css";
+
+/// What posts an answer to a client.
+pub(super) const FORM_POST: &str = include_str!("form_post.js");
+
+/// Where it is, below the issuer.
+pub(super) const FORM_POST_PATH: &str = "/assets/form_post.js";
+
+/// What pages carry of whoever runs the service.
+#[derive(Clone, Debug)]
+pub struct Brand {
+    name: String,
+    logo: Option<String>,
+    base: String,
+    /// The style sheet, in the brand's colour.
+    pub(super) style: Bytes,
+}
+
+impl Brand {
+    /// A brand of this name, with a logo and a colour where they are not empty; for an issuer whose
+    /// URL has the path `base`, without a slash at the end.
+    pub fn new(name: &str, logo: &str, colour: &str, base: &str) -> Self {
+        let mut style = STYLE.to_owned();
+        if !colour.is_empty() {
+            let text = text_on(colour);
+            // Behind all others, for light and dark alike.
+            style.push_str(":root { --accent: ");
+            style.push_str(colour);
+            style.push_str("; --accent-text: ");
+            style.push_str(text);
+            style.push_str("; }\n");
+        }
+        Self {
+            name: name.to_owned(),
+            logo: (!logo.is_empty()).then(|| logo.to_owned()),
+            base: base.to_owned(),
+            style: style.into(),
+        }
+    }
+}
+
+/// The colour of text that can be read on this one: black or white, whichever contrasts more (WCAG 2.2
+/// §1.4.3).
+fn text_on(colour: &str) -> &'static str {
+    let channel = |at: usize| {
+        let digits = colour.get(at..at + 2).unwrap_or_default();
+        let value = f64::from(u8::from_str_radix(digits, 16).unwrap_or(0)) / 255.0;
+        if value <= 0.04045 {
+            value / 12.92
+        } else {
+            ((value + 0.055) / 1.055).powf(2.4)
+        }
+    };
+    let luminance = 0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5);
+    // Where both contrast alike.
+    if luminance > 0.179 {
+        "#000000"
+    } else {
+        "#ffffff"
+    }
+}
+
+/// What a template needs of the brand.
+struct Frame<'a> {
+    name: &'a str,
+    logo: Option<&'a str>,
+    style: String,
+}
+
+impl Brand {
+    fn frame(&self) -> Frame<'_> {
+        Frame {
+            name: &self.name,
+            logo: self.logo.as_deref(),
+            style: format!("{}{STYLE_PATH}", self.base),
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+struct SignIn<'a> {
+    brand: Frame<'a>,
+    base: &'a str,
+    client: Option<&'a str>,
+    username: &'a str,
+    problem: Option<&'a str>,
+    flow: &'a str,
+    cancel: bool,
+}
+
+/// Something that a client asks for, in words.
+struct Granted {
+    words: String,
+    place: String,
+}
+
+#[derive(Template)]
+#[template(path = "consent.html")]
+struct Consent<'a> {
+    brand: Frame<'a>,
+    base: &'a str,
+    client: &'a str,
+    initial: String,
+    username: &'a str,
+    host: &'a str,
+    grants: Vec<Granted>,
+    flow: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "error.html")]
+struct Refused<'a> {
+    brand: Frame<'a>,
+    title: &'a str,
+    what: &'a str,
+    advice: &'a str,
+    reason: &'a str,
+    detail: &'a str,
+    request_id: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "form_post.html")]
+struct FormPost<'a> {
+    brand: Frame<'a>,
+    script: String,
+    action: &'a str,
+    parameters: &'a [(&'a str, &'a str)],
+}
+
+/// The page on which users sign in. `destination` is where the browser may be sent after that.
+pub(super) fn sign_in(brand: &Brand, page: &SignInPage, destination: &str) -> HttpResponse {
+    let status = match page.problem.as_ref().map(OAuthError::code) {
+        None => StatusCode::OK,
+        Some(ErrorCode::TooOften) => StatusCode::TOO_MANY_REQUESTS,
+        Some(ErrorCode::TemporarilyUnavailable) => StatusCode::SERVICE_UNAVAILABLE,
+        Some(ErrorCode::ServerError) => StatusCode::INTERNAL_SERVER_ERROR,
+        Some(_) => StatusCode::BAD_REQUEST,
+    };
+    let template = SignIn {
+        brand: brand.frame(),
+        base: &brand.base,
+        client: Some(&page.client_name),
+        username: &page.username,
+        problem: page.problem.as_ref().map(OAuthError::description),
+        flow: &page.flow,
+        cancel: true,
+    };
+    drawn(status, &template, "", destination)
+}
+
+/// The page on which users consent.
+pub(super) fn consent(brand: &Brand, page: &ConsentPage, destination: &str) -> HttpResponse {
+    let grants = page.grants.iter().map(|(token, resources)| Granted {
+        words: in_words(token).map_or_else(|| token.clone(), str::to_owned),
+        place: match resources.as_slice() {
+            [] => String::new(),
+            names => format!("at {}", names.join(", ")),
+        },
+    });
+    let initial = page.client_name.chars().find(|c| c.is_alphanumeric());
+    let template = Consent {
+        brand: brand.frame(),
+        base: &brand.base,
+        client: &page.client_name,
+        initial: initial.map_or_else(String::new, |it| it.to_uppercase().to_string()),
+        username: &page.username,
+        host: &page.host,
+        grants: grants.collect(),
+        flow: &page.flow,
+    };
+    drawn(StatusCode::OK, &template, "", destination)
+}
+
+/// What the scopes of `OpenID` Connect mean to a user (Core §5.4, §11).
+fn in_words(scope: &str) -> Option<&'static str> {
+    Some(match scope {
+        "openid" => "Know who you are",
+        "profile" => "See your name, picture and profile",
+        "email" => "See your e-mail address",
+        "address" => "See your postal address",
+        "phone" => "See your telephone number",
+        "offline_access" => "Stay signed in when you are not there",
+        _ => return None,
+    })
+}
+
+/// The page that tells what is wrong, and sends nobody anywhere.
+pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> HttpResponse {
+    let (status, title, what, advice) = match error.code() {
+        ErrorCode::TemporarilyUnavailable | ErrorCode::TooOften => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Not right now",
+            "Signing in does not work at the moment.",
+            "Try again in a moment.",
+        ),
+        ErrorCode::ServerError => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Something went wrong",
+            "That was our fault, not yours.",
+            "Try again. If it happens again, tell whoever runs this service.",
+        ),
+        _ => (
+            StatusCode::BAD_REQUEST,
+            "This does not work",
+            "What you were sent here with is not in order.",
+            "Go back to the app and try again. If it happens again, tell whoever runs the app.",
+        ),
+    };
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        let cause: &dyn std::error::Error = error;
+        tracing::error!(cause, "request failed");
+    }
+    let template = Refused {
+        brand: brand.frame(),
+        title,
+        what,
+        advice,
+        reason: error.reason(),
+        detail: error.description(),
+        request_id,
+    };
+    drawn(status, &template, "", "")
+}
+
+/// The page that posts an answer to a client.
+pub(super) fn form_post(
+    brand: &Brand,
+    to: &ReturnAddress,
+    parameters: &[(&str, &str)],
+) -> HttpResponse {
+    let template = FormPost {
+        brand: brand.frame(),
+        script: format!("{}{FORM_POST_PATH}", brand.base),
+        action: &to.redirect_uri,
+        parameters,
+    };
+    drawn(
+        StatusCode::OK,
+        &template,
+        "script-src 'self'; ",
+        &to.redirect_uri,
+    )
+}
+
+/// Draws a page with the headers that all of them have.
+///
+/// Browsers hold forms to `form-action` also where they are redirected, so that `destination`, where
+/// the answer to one may send them, is let through.
+fn drawn(
+    status: StatusCode,
+    template: &impl Template,
+    script: &str,
+    destination: &str,
+) -> HttpResponse {
+    let Ok(body) = template.render() else {
+        return HttpResponse::InternalServerError().finish();
+    };
+    let destination = source_of(destination);
+    let policy = format!(
+        "default-src 'none'; {script}style-src 'self'; img-src 'self' https: data:; \
+         form-action 'self'{destination}; frame-ancestors 'none'; base-uri 'none'"
+    );
+    let mut response = HttpResponseBuilder::new(status);
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
+    ] {
+        response.insert_header((name, HeaderValue::from_static(value)));
+    }
+    response
+        .insert_header((header::CONTENT_SECURITY_POLICY, policy))
+        .content_type("text/html; charset=utf-8")
+        .body(body)
+}
+
+/// How a policy names where a URI leads: its origin, or its scheme where there is none.
+fn source_of(uri: &str) -> String {
+    let Ok(uri) = url::Url::parse(uri) else {
+        return String::new();
+    };
+    let origin = uri.origin();
+    if origin.is_tuple() {
+        format!(" {}", origin.ascii_serialization())
+    } else {
+        format!(" {}:", uri.scheme())
+    }
+}

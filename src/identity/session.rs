@@ -1,0 +1,181 @@
+//! Sessions of browsers: who has signed in there, and for how long that counts.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    clock::AgreedClock,
+    domain::{
+        browser_session::BrowserSession,
+        change::{Cause, Change},
+        family::{Party, UserStanding},
+        id::{SessionId, UserId},
+        secret::{Ticket, TicketKind},
+        user::User,
+    },
+    entropy::{Entropy, EntropyError},
+    store::{Store, StoreError},
+};
+
+/// How long the database may take to answer.
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// How many sessions a user is shown, the latest.
+const MOST_SHOWN: u32 = 200;
+
+/// Why nobody can tell about a session.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The database does not answer.
+    #[error("the database does not answer")]
+    NoAnswer,
+    /// No randomness.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+}
+
+/// A session that lives, and whose it is.
+#[derive(Clone, Debug)]
+pub struct Present {
+    /// The session.
+    pub session: BrowserSession,
+    /// What its user is now.
+    pub user: UserStanding,
+}
+
+/// Opens, finds and ends sessions.
+///
+/// # Security
+/// What a cookie holds are 256 random bits, of which the database has the hash. With each
+/// authentication there is another session: whoever has planted one has nothing of it (session
+/// fixation).
+#[derive(Clone)]
+pub struct Sessions {
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// The time all nodes agree on.
+    pub clock: AgreedClock,
+    /// Draws ids and what cookies hold.
+    pub entropy: Entropy,
+    /// How long a session may go unused.
+    pub idle: Duration,
+    /// How long it lasts in any case.
+    pub lifetime: Duration,
+    /// How long after its issue an access token may still be accepted somewhere.
+    pub token_retention: Duration,
+}
+
+impl Sessions {
+    /// Opens a session for a user who has just authenticated; with what its cookie is to hold. In a
+    /// browser where the same user has a session, that goes on under another cookie; one of another
+    /// user ends.
+    ///
+    /// The user is as it was before that was judged. If the password was changed meanwhile, or the
+    /// user disabled, its epoch is another one by now, and the session is dead.
+    pub async fn open(
+        &self,
+        user: &User,
+        amr: Vec<String>,
+        cause: &Cause,
+        before: Option<&Present>,
+    ) -> Result<(Present, Ticket), SessionError> {
+        let now = self.clock.now();
+        let party = Party::of(cause);
+        let same = before.filter(|before| before.session.subject == user.id);
+        if let (Some(before), None) = (before, same) {
+            self.end(before.session.id, cause).await?;
+        }
+        let session = BrowserSession {
+            id: match same {
+                Some(same) => same.session.id,
+                None => SessionId::from_uuid(self.entropy.uuid_v7(now)?),
+            },
+            subject: user.id,
+            user_epoch: user.session_epoch,
+            auth_time: now,
+            amr,
+            seen_at: now,
+            expires_at: now.plus(self.lifetime),
+            ended_at: None,
+            first: same.map_or_else(|| party.clone(), |same| same.session.first.clone()),
+            last: party,
+        };
+        let cookie = Ticket::mint(TicketKind::BrowserSession, &self.entropy)?;
+        let hash = cookie.hash();
+        self.answer(self.store.put_session(&hash, &session)).await?;
+        let user = UserStanding {
+            epoch: user.session_epoch,
+            disabled: user.disabled,
+            tokens_not_before: user.tokens_not_before,
+            username: user.username.as_str().to_owned(),
+            roles: user.roles.clone(),
+            claims: user.claims.clone(),
+        };
+        Ok((Present { session, user }, cookie))
+    }
+
+    /// The session of a cookie, if it lives and its user may still have it; its use is noted.
+    ///
+    /// # Security
+    /// Whoever sends the request chooses `cookie`.
+    pub async fn find(&self, cookie: &str, party: &Party) -> Result<Option<Present>, SessionError> {
+        let Some(hash) = Ticket::hash_of(TicketKind::BrowserSession, cookie) else {
+            return Ok(None);
+        };
+        let Some((mut session, Some(user))) = self.answer(self.store.session(&hash)).await? else {
+            return Ok(None);
+        };
+        let now = self.clock.now();
+        let is_its_own = !user.disabled && user.epoch == session.user_epoch;
+        if !is_its_own || !session.lives(now, self.idle) {
+            return Ok(None);
+        }
+        if session.is_news(now, party) {
+            self.answer(self.store.note_session(session.id, party, now))
+                .await?;
+            session.seen_at = session.seen_at.max(now);
+            session.last = party.clone();
+        }
+        Ok(Some(Present { session, user }))
+    }
+
+    /// The sessions of a user that live, the latest first.
+    pub async fn of_user(
+        &self,
+        subject: UserId,
+        epoch: i64,
+    ) -> Result<Vec<BrowserSession>, SessionError> {
+        let now = self.clock.now();
+        let mut sessions = self
+            .answer(self.store.sessions(subject, MOST_SHOWN))
+            .await?;
+        sessions.retain(|session| session.user_epoch == epoch && session.lives(now, self.idle));
+        Ok(sessions)
+    }
+
+    /// Ends a session, with the sign-ins at clients that it has brought. One that has ended already
+    /// stays so.
+    pub async fn end(&self, id: SessionId, cause: &Cause) -> Result<(), SessionError> {
+        let now = self.clock.now();
+        let change = Change::EndSession {
+            session: id,
+            tokens_die_at: now.plus(self.token_retention),
+        };
+        match self.answer(self.store.apply(&change, cause, now)).await {
+            Ok(_) | Err(SessionError::Store(StoreError::Conflict)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn answer<T>(
+        &self,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, SessionError> {
+        tokio::select! {
+            answer = answer => Ok(answer?),
+            () = self.clock.sleep(ANSWER) => Err(SessionError::NoAnswer),
+        }
+    }
+}

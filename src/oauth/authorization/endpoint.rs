@@ -1,0 +1,547 @@
+//! The steps of signing in by way of a browser: a request, a sign-in, a consent, a code.
+
+use std::sync::Arc;
+
+use countersign_verifier::base64url;
+use serde::{Deserialize, Serialize};
+
+use super::request::{AuthorizationRequest, Known, Rejection, ReturnAddress, Step};
+use crate::{
+    clock::{AgreedClock, Timestamp},
+    domain::{
+        change::{Cause, Origin},
+        code::{AuthorizationCode, CODE_LIFE},
+        consent::Consent,
+        family::{Grant, Party},
+        secret::{Ticket, TicketKind},
+    },
+    entropy::Entropy,
+    identity::{
+        session::{Present, SessionError, Sessions},
+        sign_in::{Place, Refused, SignIn},
+    },
+    keys::mac::MacError,
+    oauth::{
+        error::{ErrorCode, OAuthError},
+        form::Form,
+        store_answer,
+    },
+    registry::Snapshots,
+    store::Store,
+};
+
+/// How long a user may take between two steps.
+const LONGEST_STEP: std::time::Duration = std::time::Duration::from_mins(30);
+
+/// How users of this service authenticate (RFC 8176 §2).
+const BY_PASSWORD: &str = "pwd";
+
+/// What a browser has sent along.
+#[derive(Clone, Copy, Debug)]
+pub struct Browser<'a> {
+    /// The cookie that tells it from others.
+    pub binding: &'a str,
+    /// The cookie of its session.
+    pub session: Option<&'a str>,
+    /// Where the request came from.
+    pub origin: &'a Origin,
+}
+
+/// What a request has come to.
+pub struct Answer {
+    /// What the user or the client is answered.
+    pub reply: Reply,
+    /// The session that was opened, for its cookie.
+    pub session: Option<Ticket>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self {
+            reply,
+            session: None,
+        }
+    }
+}
+
+/// What the user or the client is answered.
+pub enum Reply {
+    /// The user is asked to sign in.
+    SignIn(SignInPage),
+    /// The user is asked for consent.
+    Consent(ConsentPage),
+    /// The client gets its answer, by way of the browser.
+    Return {
+        /// Where it goes.
+        to: ReturnAddress,
+        /// What is in it.
+        parameters: Vec<(&'static str, String)>,
+    },
+    /// The user is told what is wrong; nobody else is.
+    Refused(OAuthError),
+}
+
+/// What the page says on which users sign in.
+pub struct SignInPage {
+    /// The client that asks.
+    pub client_name: String,
+    /// What is filled in already.
+    pub username: String,
+    /// What was wrong with the last try.
+    pub problem: Option<OAuthError>,
+    /// Where the browser may be sent after that.
+    pub destination: String,
+    /// The request, sealed.
+    pub flow: String,
+}
+
+/// What the page says on which users consent.
+pub struct ConsentPage {
+    /// The client that asks.
+    pub client_name: String,
+    /// Who is asked.
+    pub username: String,
+    /// Where the browser goes after that.
+    pub host: String,
+    /// What the client asks for: scope tokens, each with the names of the resources it is for.
+    pub grants: Vec<(String, Vec<String>)>,
+    /// Where the browser may be sent after that.
+    pub destination: String,
+    /// The request, sealed.
+    pub flow: String,
+}
+
+/// A request on its way through the steps, as the browser keeps it.
+#[derive(Deserialize, Serialize)]
+struct Flow {
+    /// The request as it came.
+    query: String,
+    /// When it came, in milliseconds since 1970.
+    begun_at: i64,
+}
+
+/// Signs users in for clients.
+pub struct AuthorizationEndpoint {
+    /// This issuer's identifier.
+    pub issuer: String,
+    /// Tells whether passwords are right.
+    pub sign_in: Arc<SignIn>,
+    /// Who has signed in where.
+    pub sessions: Sessions,
+    /// Where codes and consents are kept.
+    pub store: Arc<dyn Store>,
+    /// Clients, resources and keys.
+    pub snapshots: Arc<Snapshots>,
+    /// The time all nodes agree on.
+    pub clock: AgreedClock,
+    /// Draws codes.
+    pub entropy: Entropy,
+}
+
+impl AuthorizationEndpoint {
+    /// Draws what tells a browser from others; empty without randomness, and then nothing can be
+    /// sealed for it either.
+    pub fn draw_binding(&self) -> String {
+        let drawn = self.entropy.bytes::<16>();
+        drawn.map_or_else(|_| String::new(), |bytes| base64url::encode(&bytes))
+    }
+
+    /// Answers an authorization request.
+    ///
+    /// # Security
+    /// Whoever sends a browser here chooses `query`.
+    pub async fn begin(&self, query: &str, browser: Browser<'_>) -> Answer {
+        let flow = Flow {
+            query: query.to_owned(),
+            begun_at: self.clock.now().millis(),
+        };
+        self.go_on(&flow, browser, None, false).await
+    }
+
+    /// Takes a name and a password.
+    ///
+    /// # Security
+    /// `body` comes from whoever sends the request. What it goes on with was sealed for this browser:
+    /// nobody can have another one's user sign in to something of theirs.
+    pub async fn sign_in(&self, body: &[u8], browser: Browser<'_>) -> Answer {
+        let (form, flow) = match self.taken_up(body, browser) {
+            Ok(taken_up) => taken_up,
+            Err(error) => return Reply::Refused(error).into(),
+        };
+        let (username, password) = match (form.one("username"), form.one("password")) {
+            (Ok(username), Ok(password)) => (
+                username.unwrap_or_default().to_owned(),
+                password.unwrap_or_default().to_owned(),
+            ),
+            (Err(error), _) | (_, Err(error)) => return Reply::Refused(error).into(),
+        };
+        let place = Place::of_browser(browser.origin);
+        let verified = self
+            .sign_in
+            .verify(&username, &password, place.as_ref())
+            .await;
+        let user = match verified {
+            Ok(user) => user,
+            Err(refused) => {
+                let problem = told(refused);
+                return self.ask_again(&flow, browser, username, problem);
+            }
+        };
+        let before = match self.present(browser).await {
+            Ok(before) => before,
+            Err(error) => return Reply::Refused(error).into(),
+        };
+        let cause = Cause::of_user(user.id, browser.origin);
+        let amr = vec![BY_PASSWORD.to_owned()];
+        let opened = self.sessions.open(&user, amr, &cause, before.as_ref());
+        match opened.await {
+            Ok((present, cookie)) => {
+                let mut answer = self.go_on(&flow, browser, Some(present), false).await;
+                answer.session = Some(cookie);
+                answer
+            }
+            Err(error) => Reply::Refused(of_session(error)).into(),
+        }
+    }
+
+    /// Takes what a user has said about what a client asks for.
+    ///
+    /// # Security
+    /// As with [`Self::sign_in`].
+    pub async fn decide(&self, body: &[u8], browser: Browser<'_>) -> Answer {
+        let (form, flow) = match self.taken_up(body, browser) {
+            Ok(taken_up) => taken_up,
+            Err(error) => return Reply::Refused(error).into(),
+        };
+        match form.one("decision") {
+            Ok(Some("allow")) => self.go_on(&flow, browser, None, true).await,
+            Ok(_) => self.turn_down(&flow),
+            Err(error) => Reply::Refused(error).into(),
+        }
+    }
+
+    /// Ends a request whose user does not want to sign in.
+    pub fn cancel(&self, body: &[u8], browser: Browser<'_>) -> Answer {
+        match self.taken_up(body, browser) {
+            Ok((_, flow)) => self.turn_down(&flow),
+            Err(error) => Reply::Refused(error).into(),
+        }
+    }
+
+    fn turn_down(&self, flow: &Flow) -> Answer {
+        match self.read(flow) {
+            Ok(request) => refused(
+                request.return_address,
+                &OAuthError::new(
+                    ErrorCode::AccessDenied,
+                    "access_denied",
+                    "the user has not allowed it",
+                ),
+            ),
+            Err(rejection) => Self::rejected(rejection),
+        }
+    }
+
+    fn ask_again(
+        &self,
+        flow: &Flow,
+        browser: Browser<'_>,
+        username: String,
+        problem: OAuthError,
+    ) -> Answer {
+        let request = match self.read(flow) {
+            Ok(request) => request,
+            Err(rejection) => return Self::rejected(rejection),
+        };
+        match self.sealed(flow, browser) {
+            Ok(flow) => Reply::SignIn(SignInPage {
+                client_name: request.client.client_name.clone(),
+                username,
+                problem: Some(problem),
+                destination: request.return_address.redirect_uri,
+                flow,
+            })
+            .into(),
+            Err(error) => Reply::Refused(error).into(),
+        }
+    }
+
+    /// Does what is left to do for a request, up to the next question to its user.
+    async fn go_on(
+        &self,
+        flow: &Flow,
+        browser: Browser<'_>,
+        signed_in: Option<Present>,
+        has_consented: bool,
+    ) -> Answer {
+        let request = match self.read(flow) {
+            Ok(request) => request,
+            Err(rejection) => return Self::rejected(rejection),
+        };
+        match self
+            .step(flow, &request, browser, signed_in, has_consented)
+            .await
+        {
+            Ok(reply) => reply.into(),
+            Err(error) => refused(request.return_address, &error),
+        }
+    }
+
+    async fn step(
+        &self,
+        flow: &Flow,
+        request: &AuthorizationRequest,
+        browser: Browser<'_>,
+        signed_in: Option<Present>,
+        has_consented: bool,
+    ) -> Result<Reply, OAuthError> {
+        let present = match signed_in {
+            Some(present) => Some(present),
+            None => self.present(browser).await?,
+        };
+        let client_id = &request.client.client_id;
+        let mut consent = match &present {
+            Some(present) if !request.client.first_party => {
+                let reading = self.store.consent(present.session.subject, client_id);
+                let consent = store_answer(&self.clock, reading).await?;
+                consent.filter(|consent| consent.client_epoch == request.client.session_epoch)
+            }
+            _ => None,
+        };
+        if let (Some(present), true) = (&present, has_consented) {
+            let given = self.given(request, present, consent.as_ref());
+            store_answer(&self.clock, self.store.put_consent(&given)).await?;
+            consent = Some(given);
+        }
+        let known = Known {
+            session: present.as_ref().map(|present| &present.session),
+            consent: consent.as_ref(),
+            has_consented,
+            expected: None,
+        };
+        let begun_at = Timestamp::from_millis(flow.begun_at);
+        let step = request.next(known, begun_at, self.clock.now())?;
+        match (step, present) {
+            (Step::Issue, Some(present)) => self.issue(request, &present).await,
+            (Step::Consent, Some(present)) => {
+                self.ask_for_consent(flow, request, browser, &present)
+            }
+            _ => Ok(Reply::SignIn(SignInPage {
+                client_name: request.client.client_name.clone(),
+                username: request.asked.login_hint.clone().unwrap_or_default(),
+                problem: None,
+                destination: request.return_address.redirect_uri.clone(),
+                flow: self.sealed(flow, browser)?,
+            })),
+        }
+    }
+
+    fn ask_for_consent(
+        &self,
+        flow: &Flow,
+        request: &AuthorizationRequest,
+        browser: Browser<'_>,
+        present: &Present,
+    ) -> Result<Reply, OAuthError> {
+        let registry = self.snapshots.registry();
+        let resources: Vec<_> = request
+            .asked
+            .resources
+            .iter()
+            .filter_map(|uri| registry.resource(uri))
+            .collect();
+        let grants = request.asked.scope.iter().map(|token| {
+            let at = resources
+                .iter()
+                .filter(|resource| resource.scopes.contains(token));
+            let names = at.map(|resource| resource.name.clone()).collect();
+            (token.to_owned(), names)
+        });
+        Ok(Reply::Consent(ConsentPage {
+            client_name: request.client.client_name.clone(),
+            username: present.user.username.clone(),
+            host: host_of(&request.return_address.redirect_uri),
+            grants: grants.collect(),
+            destination: request.return_address.redirect_uri.clone(),
+            flow: self.sealed(flow, browser)?,
+        }))
+    }
+
+    /// What a user has allowed by now: what is asked for, and what was allowed before.
+    fn given(
+        &self,
+        request: &AuthorizationRequest,
+        present: &Present,
+        before: Option<&Consent>,
+    ) -> Consent {
+        let mut scope = request.asked.scope.clone();
+        let mut resources = request.asked.resources.clone();
+        if let Some(before) = before {
+            scope.extend(&before.scope);
+            let others = before
+                .resources
+                .iter()
+                .filter(|uri| !request.asked.resources.contains(uri));
+            resources.extend(others.cloned());
+        }
+        Consent {
+            subject: present.session.subject,
+            client_id: request.client.client_id.clone(),
+            client_epoch: request.client.session_epoch,
+            scope,
+            resources,
+            given_at: self.clock.now(),
+        }
+    }
+
+    async fn issue(
+        &self,
+        request: &AuthorizationRequest,
+        present: &Present,
+    ) -> Result<Reply, OAuthError> {
+        let session = &present.session;
+        let named = request.names_redirect_uri;
+        let code = AuthorizationCode {
+            grant: Grant {
+                client_id: request.client.client_id.clone(),
+                client_epoch: request.client.session_epoch,
+                subject: session.subject,
+                user_epoch: session.user_epoch,
+                session_id: Some(session.id),
+                scope: request.asked.scope.clone(),
+                resources: request.asked.resources.clone(),
+                auth_time: session.auth_time,
+                amr: session.amr.clone(),
+                dpop_jkt: None,
+            },
+            redirect_uri: named.then(|| request.return_address.redirect_uri.clone()),
+            code_challenge: request.asked.code_challenge.clone(),
+            nonce: request.asked.nonce.clone(),
+            expires_at: self.clock.now().plus(CODE_LIFE),
+            family_id: None,
+        };
+        let text = Ticket::mint(TicketKind::AuthorizationCode, &self.entropy)
+            .map_err(OAuthError::internal)?;
+        let hash = text.hash();
+        let is_stored = store_answer(&self.clock, self.store.put_code(&hash, &code)).await?;
+        if !is_stored {
+            return Err(OAuthError::new(
+                ErrorCode::AccessDenied,
+                "sessions_ended",
+                "the sessions of the user, or of the client, have just been ended",
+            ));
+        }
+        Ok(Reply::Return {
+            to: request.return_address.clone(),
+            parameters: vec![("code", text.expose().to_owned())],
+        })
+    }
+
+    async fn present(&self, browser: Browser<'_>) -> Result<Option<Present>, OAuthError> {
+        let Some(cookie) = browser.session else {
+            return Ok(None);
+        };
+        let party = Party::of_origin(browser.origin);
+        let found = self.sessions.find(cookie, &party).await;
+        found.map_err(of_session)
+    }
+
+    fn read(&self, flow: &Flow) -> Result<AuthorizationRequest, Rejection> {
+        let form = Form::of_body(flow.query.as_bytes()).map_err(Rejection::Shown)?;
+        AuthorizationRequest::read(&form, &self.snapshots.registry())
+    }
+
+    fn sealed(&self, flow: &Flow, browser: Browser<'_>) -> Result<String, OAuthError> {
+        let plain = serde_json::to_vec(flow).map_err(OAuthError::internal)?;
+        let bound_to = browser.binding.as_bytes();
+        let (ring, now) = (self.snapshots.mac_ring(), self.clock.now());
+        ring.seal(&plain, bound_to, &self.entropy, now)
+            .map_err(OAuthError::internal)
+    }
+
+    /// The request that a form goes on with.
+    fn taken_up(&self, body: &[u8], browser: Browser<'_>) -> Result<(Form, Flow), OAuthError> {
+        let form = Form::of_body(body)?;
+        let text = form.one("flow")?.ok_or_else(over)?;
+        let now = self.clock.now();
+        let opened = self
+            .snapshots
+            .mac_ring()
+            .unseal(text, browser.binding.as_bytes(), now);
+        let plain = opened.map_err(|error| match error {
+            MacError::Malformed(_) | MacError::Forged | MacError::KeyGone => over(),
+            MacError::UnknownKey => OAuthError::no_database(),
+        })?;
+        let flow: Flow = serde_json::from_slice(&plain).map_err(OAuthError::internal)?;
+        if now.since(Timestamp::from_millis(flow.begun_at)) > LONGEST_STEP {
+            return Err(over());
+        }
+        Ok((form, flow))
+    }
+
+    fn rejected(rejection: Rejection) -> Answer {
+        match rejection {
+            Rejection::Shown(error) => Reply::Refused(error).into(),
+            Rejection::Returned(to, error) => refused(*to, &error),
+        }
+    }
+}
+
+/// Tells a client that it gets nothing (RFC 6749 §4.1.2.1).
+fn refused(to: ReturnAddress, error: &OAuthError) -> Answer {
+    let parameters = vec![
+        ("error", error.code().as_str().to_owned()),
+        ("error_description", error.description().to_owned()),
+    ];
+    Reply::Return { to, parameters }.into()
+}
+
+/// Where a browser goes, in words that its user can judge.
+fn host_of(redirect_uri: &str) -> String {
+    let uri = url::Url::parse(redirect_uri).ok();
+    let host = uri.as_ref().and_then(url::Url::host_str);
+    match (&uri, host) {
+        (_, Some(host)) => host.to_owned(),
+        (Some(uri), None) => format!("the app {}", uri.scheme()),
+        (None, None) => redirect_uri.to_owned(),
+    }
+}
+
+/// The refusal of a step that belongs to no request of this browser, or comes too late.
+const fn over() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::InvalidRequest,
+        "flow",
+        "this page is too old, or was opened in another browser; go back to the app and begin anew",
+    )
+}
+
+/// What is said to whoever is not signed in.
+fn told(refused: Refused) -> OAuthError {
+    match refused {
+        Refused::Credentials => OAuthError::new(
+            ErrorCode::AccessDenied,
+            "credentials",
+            "The user name or the password is wrong.",
+        ),
+        Refused::TooOften(wait) => OAuthError::too_often(
+            wait,
+            "Signing in has failed too often from here. Try again in a moment.",
+        ),
+        Refused::Busy(_) => OAuthError::new(
+            ErrorCode::TemporarilyUnavailable,
+            "busy",
+            "Too many people are signing in. Try again in a moment.",
+        ),
+        Refused::Store(error) => OAuthError::of_store(error),
+        Refused::NoAnswer => OAuthError::no_database(),
+    }
+}
+
+fn of_session(error: SessionError) -> OAuthError {
+    match error {
+        SessionError::Store(error) => OAuthError::of_store(error),
+        SessionError::NoAnswer => OAuthError::no_database(),
+        SessionError::Entropy(error) => OAuthError::internal(error),
+    }
+}

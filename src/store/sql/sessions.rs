@@ -1,0 +1,357 @@
+//! Sign-ins at the service itself, and what users have allowed clients.
+
+use serde_json::json;
+use sqlx::{Executor, IntoArguments, Pool, Row as _, Transaction};
+use uuid::Uuid;
+
+use super::{Dialect, Done, NewEvent, Published, SqlStore, corrupt, list, unlist};
+use crate::{
+    clock::Timestamp,
+    domain::{
+        browser_session::BrowserSession,
+        change::{EventType, Topic},
+        consent::Consent,
+        family::{EndReason, Party, UserStanding},
+        id::{ClientId, FamilyId, SessionId, UserId},
+        resource::ResourceUri,
+        scope::Scope,
+        secret::SecretHash,
+    },
+    store::StoreError,
+};
+
+/// What is read of a session. The names of columns that several tables have are told apart by a
+/// prefix.
+macro_rules! select_sessions {
+    ($rest:literal) => {
+        concat!(
+            "select s.id, s.subject, s.user_epoch, s.auth_time, s.amr, s.seen_at, s.expires_at, \
+             s.ended_at, s.first_address, s.first_agent, s.last_address, s.last_agent, \
+             u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
+             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims \
+             from browser_session s left join end_user u on u.id = s.subject ",
+            $rest
+        )
+    };
+}
+
+/// What a user is asked for when it signs in without the app being there (`OpenID` Connect Core §11).
+const OFFLINE: &str = "offline_access";
+
+impl<DB: Dialect> SqlStore<DB>
+where
+    DB::Arguments: IntoArguments<DB>,
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    for<'c> &'c Pool<DB>: Executor<'c, Database = DB>,
+    for<'a> i64: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<i64>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Uuid: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<Uuid>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> String: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Option<String>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> Vec<u8>: sqlx::Type<DB> + sqlx::Encode<'a, DB> + sqlx::Decode<'a, DB>,
+    for<'a> &'a str: sqlx::ColumnIndex<DB::Row>,
+    usize: sqlx::ColumnIndex<DB::Row>,
+{
+    pub(super) async fn upsert_session(
+        &self,
+        hash: &SecretHash,
+        session: &BrowserSession,
+    ) -> Result<(), StoreError> {
+        sqlx::query::<DB>(
+            "insert into browser_session (id, hash, subject, user_epoch, auth_time, amr, seen_at, \
+             expires_at, ended_at, first_address, first_agent, last_address, last_agent) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+             on conflict (id) do update set \
+             hash = excluded.hash, user_epoch = excluded.user_epoch, \
+             auth_time = excluded.auth_time, amr = excluded.amr, seen_at = excluded.seen_at, \
+             expires_at = excluded.expires_at, last_address = excluded.last_address, \
+             last_agent = excluded.last_agent \
+             where browser_session.ended_at is null \
+             and browser_session.subject = excluded.subject",
+        )
+        .bind(session.id.uuid())
+        .bind(hash.as_bytes().to_vec())
+        .bind(session.subject.uuid())
+        .bind(session.user_epoch)
+        .bind(session.auth_time.millis())
+        .bind(list(&session.amr))
+        .bind(session.seen_at.millis())
+        .bind(session.expires_at.millis())
+        .bind(session.ended_at.map(Timestamp::millis))
+        .bind(session.first.address.clone())
+        .bind(session.first.user_agent.clone())
+        .bind(session.last.address.clone())
+        .bind(session.last.user_agent.clone())
+        .execute(&self.writers())
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn read_session(
+        connection: &mut DB::Connection,
+        hash: &SecretHash,
+    ) -> Result<Option<(BrowserSession, Option<UserStanding>)>, StoreError> {
+        let row = sqlx::query::<DB>(select_sessions!("where s.hash = $1"))
+            .bind(hash.as_bytes().to_vec())
+            .fetch_optional(connection)
+            .await?;
+        row.map(|row| Ok((Self::session_of(&row)?, Self::user_standing(&row)?)))
+            .transpose()
+    }
+
+    /// The latest sessions of a user, the latest first.
+    pub(super) async fn read_sessions(
+        connection: &mut DB::Connection,
+        subject: UserId,
+        limit: u32,
+    ) -> Result<Vec<BrowserSession>, StoreError> {
+        // Uses browser_session_subject.
+        let rows = sqlx::query::<DB>(select_sessions!(
+            "where s.subject = $1 order by s.id desc limit $2"
+        ))
+        .bind(subject.uuid())
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
+        rows.iter().map(Self::session_of).collect()
+    }
+
+    /// Notes that a session was used; one that was noted later stays as it is.
+    pub(super) async fn note_use(
+        &self,
+        id: SessionId,
+        party: &Party,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query::<DB>(
+            "update browser_session set seen_at = $2, last_address = $3, last_agent = $4 \
+             where id = $1 and seen_at <= $2",
+        )
+        .bind(id.uuid())
+        .bind(now.millis())
+        .bind(party.address.clone())
+        .bind(party.user_agent.clone())
+        .execute(&self.writers())
+        .await?;
+        Ok(())
+    }
+
+    /// Ends a session, and with it the sign-ins at clients that it has brought, but for those that
+    /// were to outlast it.
+    pub(super) async fn end_session(
+        tx: &mut Transaction<'_, DB>,
+        id: SessionId,
+        tokens_die_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Done, StoreError> {
+        // Waits for whoever is exchanging a code of it, and keeps others from it.
+        let ended = sqlx::query::<DB>(
+            "update browser_session set ended_at = $2 where id = $1 and ended_at is null \
+             returning subject",
+        )
+        .bind(id.uuid())
+        .bind(now.millis())
+        .fetch_optional(&mut **tx)
+        .await?
+        .ok_or(StoreError::Conflict)?;
+        let subject: Uuid = Self::column(&ended, "browser_session", "subject")?;
+        // Uses family_session.
+        let rows = sqlx::query::<DB>(
+            "select id from family where session_id = $1 and revoked_at is null order by id",
+        )
+        .bind(id.uuid())
+        .fetch_all(&mut **tx)
+        .await?;
+        let ids = Self::ids(&rows)?;
+        let families = Self::end_families(tx, &ids, EndReason::SignedOut, now, |grant| {
+            !grant.scope.contains(OFFLINE)
+        })
+        .await?;
+        Ok(Self::ending_several(
+            EventType::SessionEnded,
+            &id,
+            UserId::from_uuid(subject),
+            families,
+            tokens_die_at,
+        ))
+    }
+
+    /// Whether a session has ended, or is no more. If it has not, whoever ends it waits for this
+    /// transaction: what it brings is seen by then.
+    pub(super) async fn has_ended(
+        tx: &mut Transaction<'_, DB>,
+        id: SessionId,
+    ) -> Result<bool, StoreError> {
+        let row = sqlx::query::<DB>(DB::SHARE_SESSION)
+            .bind(id.uuid())
+            .fetch_optional(&mut **tx)
+            .await?;
+        let Some(row) = row else {
+            return Ok(true);
+        };
+        let ended_at: Option<i64> = Self::column(&row, "browser_session", "ended_at")?;
+        Ok(ended_at.is_some())
+    }
+
+    pub(super) async fn read_consent(
+        connection: &mut DB::Connection,
+        subject: UserId,
+        client: &ClientId,
+    ) -> Result<Option<Consent>, StoreError> {
+        let row = sqlx::query::<DB>(
+            "select subject, client_id, client_epoch, scope, resources, given_at from consent \
+             where subject = $1 and client_id = $2",
+        )
+        .bind(subject.uuid())
+        .bind(client.as_str().to_owned())
+        .fetch_optional(connection)
+        .await?;
+        row.map(|row| Self::consent_of(&row)).transpose()
+    }
+
+    /// What a user has allowed, by client.
+    pub(super) async fn read_consents(
+        connection: &mut DB::Connection,
+        subject: UserId,
+    ) -> Result<Vec<Consent>, StoreError> {
+        let rows = sqlx::query::<DB>(
+            "select subject, client_id, client_epoch, scope, resources, given_at from consent \
+             where subject = $1 order by client_id",
+        )
+        .bind(subject.uuid())
+        .fetch_all(connection)
+        .await?;
+        rows.iter().map(Self::consent_of).collect()
+    }
+
+    pub(super) async fn upsert_consent(&self, consent: &Consent) -> Result<(), StoreError> {
+        sqlx::query::<DB>(
+            "insert into consent (subject, client_id, client_epoch, scope, resources, given_at) \
+             values ($1, $2, $3, $4, $5, $6) \
+             on conflict (subject, client_id) do update set \
+             client_epoch = excluded.client_epoch, scope = excluded.scope, resources = excluded.resources, given_at = excluded.given_at",
+        )
+        .bind(consent.subject.uuid())
+        .bind(consent.client_id.as_str().to_owned())
+        .bind(consent.client_epoch)
+        .bind(consent.scope.to_string())
+        .bind(list(consent.resources.iter().map(ResourceUri::as_str)))
+        .bind(consent.given_at.millis())
+        .execute(&self.writers())
+        .await?;
+        Ok(())
+    }
+
+    /// Takes back what a user has allowed a client, and ends the user's sign-ins there.
+    pub(super) async fn withdraw_consent(
+        tx: &mut Transaction<'_, DB>,
+        subject: UserId,
+        client: &ClientId,
+        tokens_die_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Done, StoreError> {
+        sqlx::query::<DB>(
+            "delete from consent where subject = $1 and client_id = $2 returning subject",
+        )
+        .bind(subject.uuid())
+        .bind(client.as_str().to_owned())
+        .fetch_optional(&mut **tx)
+        .await?
+        .ok_or(StoreError::Conflict)?;
+        // Uses family_subject.
+        let rows = sqlx::query::<DB>(
+            "select id from family where subject = $1 and client_id = $2 and revoked_at is null \
+             order by id",
+        )
+        .bind(subject.uuid())
+        .bind(client.as_str().to_owned())
+        .fetch_all(&mut **tx)
+        .await?;
+        let ids = Self::ids(&rows)?;
+        let reason = EndReason::ConsentWithdrawn;
+        let families = Self::end_families(tx, &ids, reason, now, |_| true).await?;
+        Ok(Self::ending_several(
+            EventType::ConsentWithdrawn,
+            client,
+            subject,
+            families,
+            tokens_die_at,
+        ))
+    }
+
+    fn ids(rows: &[DB::Row]) -> Result<Vec<Uuid>, StoreError> {
+        rows.iter()
+            .map(|row| Ok(row.try_get::<Uuid, _>(0)?))
+            .collect()
+    }
+
+    fn ending_several(
+        kind: EventType,
+        target: &impl ToString,
+        subject: UserId,
+        families: Vec<FamilyId>,
+        tokens_die_at: Timestamp,
+    ) -> Done {
+        let ended: Vec<String> = families.iter().map(ToString::to_string).collect();
+        let entries = families
+            .into_iter()
+            .map(|family| Published::family(family, tokens_die_at));
+        Done {
+            revision: 1,
+            event: NewEvent {
+                kind,
+                target: target.to_string(),
+                before: None,
+                after: Some(json!({ "subject": subject.to_string(), "families": ended })),
+            },
+            published: std::iter::once(Published::of(Topic::User, &subject))
+                .chain(entries)
+                .collect(),
+        }
+    }
+
+    fn session_of(row: &DB::Row) -> Result<BrowserSession, StoreError> {
+        const TABLE: &str = "browser_session";
+        let id: Uuid = Self::column(row, TABLE, "id")?;
+        let time = |column| Self::time(row, TABLE, column);
+        let text = |column| Self::column::<Option<String>>(row, TABLE, column);
+        let amr: String = Self::column(row, TABLE, "amr")?;
+        Ok(BrowserSession {
+            id: SessionId::from_uuid(id),
+            subject: UserId::from_uuid(Self::column(row, TABLE, "subject")?),
+            user_epoch: Self::column(row, TABLE, "user_epoch")?,
+            auth_time: time("auth_time")?,
+            amr: unlist(&amr, |amr| Some(amr.to_owned()))
+                .ok_or_else(|| corrupt(TABLE, "amr", &id))?,
+            seen_at: time("seen_at")?,
+            expires_at: time("expires_at")?,
+            ended_at: Self::column::<Option<i64>>(row, TABLE, "ended_at")?
+                .map(Timestamp::from_millis),
+            first: Party {
+                address: text("first_address")?,
+                user_agent: text("first_agent")?,
+            },
+            last: Party {
+                address: text("last_address")?,
+                user_agent: text("last_agent")?,
+            },
+        })
+    }
+
+    fn consent_of(row: &DB::Row) -> Result<Consent, StoreError> {
+        const TABLE: &str = "consent";
+        let subject: Uuid = Self::column(row, TABLE, "subject")?;
+        let text = |column| Self::column::<String>(row, TABLE, column);
+        let bad = |column| corrupt(TABLE, column, &subject);
+        Ok(Consent {
+            subject: UserId::from_uuid(subject),
+            client_id: ClientId::parse(&text("client_id")?).map_err(|_| bad("client_id"))?,
+            client_epoch: Self::column(row, TABLE, "client_epoch")?,
+            scope: Scope::parse(&text("scope")?).map_err(|_| bad("scope"))?,
+            resources: unlist(&text("resources")?, |uri| ResourceUri::parse(uri).ok())
+                .ok_or_else(|| bad("resources"))?,
+            given_at: Self::time(row, TABLE, "given_at")?,
+        })
+    }
+}

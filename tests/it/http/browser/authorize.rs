@@ -1,0 +1,349 @@
+//! Authorization requests (RFC 6749 §4.1, RFC 7636, RFC 9207, RFC 9700 §4, `OpenID` Connect Core §3.1.2).
+
+use std::time::Duration;
+
+use countersign::{
+    admin::client::ClientMetadata,
+    clock::{ManualClock, Timestamp},
+    domain::{change::Change, family::EndReason, id::SessionId},
+};
+use reqwest::Method;
+
+use super::{
+    CALLBACK, REQUEST, STATE, Site, family_of, flow, heading, hidden, of_browsers, returned,
+};
+use crate::support::{
+    database::Engine,
+    server::{ISSUER, Setup},
+    sign_in::{PASSWORD, claims},
+};
+
+on_both_engines! {
+    a_user_signs_in_consents_and_the_client_gets_tokens,
+    what_was_allowed_is_not_asked_for_again,
+    the_end_of_a_session_ends_what_it_has_brought,
+    a_password_change_ends_the_sessions_of_browsers,
+}
+
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+async fn a_user_signs_in_consents_and_the_client_gets_tokens(engine: Engine) {
+    let site = Site::on(engine).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[("scope", "read")]).await;
+    assert_eq!((page.status, heading(&page)), (200, "Sign in"));
+    assert!(
+        page.body
+            .contains("<strong>Field &#60;b&#62;Notes</strong>"),
+        "{page:?}"
+    );
+    let page = browser.sign_in(&page, "Ada", PASSWORD).await;
+    assert_eq!(page.status, 200);
+    assert_eq!(
+        heading(&page),
+        "Allow Field &#60;b&#62;Notes to use your account?"
+    );
+    for part in ["ada", "read", "app.example"] {
+        assert!(page.body.contains(part), "{part}: {page:?}");
+    }
+    let answer = browser.decide(&page, "allow").await;
+    let mut parameters = returned(&answer);
+    let code = parameters.remove("code").unwrap();
+    let others = [("iss", ISSUER), ("state", STATE), ("tenant", "1")];
+    let others = others.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(parameters.into_iter().collect::<Vec<_>>(), others);
+
+    let tokens = site.exchanged(&code).await;
+    let claims = claims(&tokens.access_token());
+    assert_eq!(claims["sub"], site.ada.to_string());
+    assert_eq!(claims["scope"], "read");
+    assert_eq!(claims["amr"], serde_json::json!(["pwd"]));
+    tokens.refresh_token();
+}
+
+async fn what_was_allowed_is_not_asked_for_again(engine: Engine) {
+    let site = Site::on(engine).await;
+    let mut browser = site.browser();
+    let silent = [("scope", "read"), ("prompt", "none")];
+    let refused = returned(&browser.ask(&silent).await);
+    assert_eq!(refused["error"], "login_required");
+    assert_eq!(refused["state"], STATE);
+    let page = browser.ask(&[("scope", "read")]).await;
+    let page = browser.sign_in(&page, "ada", PASSWORD).await;
+    let refused = returned(&browser.ask(&silent).await);
+    assert_eq!(refused["error"], "consent_required");
+    returned(&browser.decide(&page, "allow").await);
+    for request in [&[("scope", "read")][..], &silent] {
+        assert!(returned(&browser.ask(request).await).contains_key("code"));
+    }
+    // More is asked for, and what was allowed before stays so.
+    let page = browser.ask(&[("scope", "write")]).await;
+    assert!(page.body.contains(">write<"), "{page:?}");
+    returned(&browser.decide(&page, "allow").await);
+    let both = [("scope", "read write")];
+    assert!(returned(&browser.ask(&both).await).contains_key("code"));
+    // In another browser the user has to sign in, and has allowed it already.
+    let mut other = site.browser();
+    let page = other.ask(&both).await;
+    returned(&other.sign_in(&page, "ada", PASSWORD).await);
+    // An app of the same house needs no leave.
+    let own = [("client_id", "own"), ("scope", "files:read")];
+    let files = [&own[..], &[("resource", "https://files.example/v1")]].concat();
+    assert!(returned(&browser.ask(&files).await).contains_key("code"));
+}
+
+async fn the_end_of_a_session_ends_what_it_has_brought(engine: Engine) {
+    let site = Site::on(engine).await;
+    let mut browser = site.browser();
+    let code = browser.code().await;
+    let tokens = site.exchanged(&code).await;
+    let family = site.server.family(family_of(&tokens)).await;
+    let session = family.grant.session_id.unwrap();
+    let unused = returned(&browser.ask(&[]).await)["code"].clone();
+    let end = |session: SessionId| {
+        site.server.apply(Change::EndSession {
+            session,
+            tokens_die_at: NOW,
+        })
+    };
+    end(session).await;
+    let family = site.server.family(family.id).await;
+    assert_eq!(family.revoke_reason, Some(EndReason::SignedOut));
+    let refused = site.exchanged(&unused).await;
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert_eq!(refused.header("countersign-reason"), Some("revoked"));
+    // The browser has to sign in again, under another session.
+    let page = browser.ask(&[]).await;
+    assert_eq!(heading(&page), "Sign in");
+    let answer = browser.sign_in(&page, "ada", PASSWORD).await;
+    let tokens = site.exchanged(&returned(&answer)["code"]).await;
+    let anew = site.server.family(family_of(&tokens)).await;
+    assert_ne!(anew.grant.session_id, Some(session));
+}
+
+async fn a_password_change_ends_the_sessions_of_browsers(engine: Engine) {
+    let site = Site::on(engine).await;
+    let mut browser = site.browser();
+    browser.code().await;
+    let change = Change::EndUserSessions {
+        id: site.ada,
+        tokens_die_at: NOW,
+    };
+    site.server.apply(change).await;
+    assert_eq!(heading(&browser.ask(&[]).await), "Sign in");
+}
+
+/// Each authentication has a cookie of its own; the session of the same user goes on.
+#[tokio::test]
+async fn whoever_signs_in_again_gets_another_cookie() {
+    const SESSION: &str = "__Host-countersign";
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    let first = site.exchanged(&browser.code().await).await;
+    let before = browser.cookies[SESSION].clone();
+    let page = browser.ask(&[("prompt", "login")]).await;
+    assert_eq!(heading(&page), "Sign in");
+    let answer = browser.sign_in(&page, "ada", PASSWORD).await;
+    let second = site.exchanged(&returned(&answer)["code"]).await;
+    let after = browser.cookies[SESSION].clone();
+    assert_ne!(after, before);
+    let session = async |tokens| {
+        let family = site.server.family(family_of(tokens)).await;
+        assert_eq!(family.revoked_at, None);
+        family.grant.session_id
+    };
+    assert_eq!(session(&first).await, session(&second).await);
+    // The former cookie is good for nothing.
+    browser.cookies.insert(SESSION.to_owned(), before);
+    assert_eq!(heading(&browser.ask(&[]).await), "Sign in");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_and_the_name_is_kept() {
+    let site = Site::of(Setup::new().set("limits.password_failures_per_minute", "2")).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    for (username, password) in [("ada", "wrong"), ("nobody", PASSWORD)] {
+        let again = browser.sign_in(&page, username, password).await;
+        assert_eq!((again.status, heading(&again)), (400, "Sign in"));
+        assert!(
+            again
+                .body
+                .contains("The user name or the password is wrong.")
+        );
+        assert!(again.body.contains(&format!("value=\"{username}\"")));
+        assert!(!again.body.contains("wrong\""), "{again:?}");
+        assert!(!browser.cookies.contains_key("__Host-countersign"));
+    }
+    browser.sign_in(&page, "ada", "").await;
+    let limited = browser.sign_in(&page, "ada", PASSWORD).await;
+    assert_eq!(limited.status, 429, "{limited:?}");
+    assert_eq!(heading(&limited), "Sign in");
+}
+
+/// RFC 6749 §4.1.2.1.
+#[tokio::test]
+async fn a_user_may_decline() {
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    let form = [("flow", flow(&page))];
+    let form = form.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let cancelled = returned(&browser.post("/signin/cancel", &form).await);
+    assert_eq!(cancelled["error"], "access_denied");
+    assert_eq!((&*cancelled["state"], &*cancelled["iss"]), (STATE, ISSUER));
+    let page = browser.sign_in(&page, "ada", PASSWORD).await;
+    for decision in ["deny", "", "perhaps"] {
+        let denied = returned(&browser.decide(&page, decision).await);
+        assert_eq!(denied["error"], "access_denied", "{decision}");
+    }
+    // Nothing was remembered.
+    let refused = returned(&browser.ask(&[("prompt", "none")]).await);
+    assert_eq!(refused["error"], "consent_required");
+}
+
+/// CSRF of sign-in and of consent: what a page goes on with is for the browser that it was drawn for.
+#[tokio::test]
+async fn nobody_can_have_another_browser_go_on_with_their_request() {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().clock(clock.clone())).await;
+    let (mut attacker, mut victim) = (site.browser(), site.browser());
+    let page = attacker.ask(&[]).await;
+    let of_victim = victim.ask(&[]).await;
+    let refused = |answer: &crate::support::server::Answer| {
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert_eq!(heading(answer), "This does not work");
+        assert!(answer.header("location").is_none() && answer.header("set-cookie").is_none());
+    };
+    refused(&victim.sign_in(&page, "ada", PASSWORD).await);
+    let consent = victim.sign_in(&of_victim, "ada", PASSWORD).await;
+    refused(&victim.decide(&page, "allow").await);
+    // Nor from a page of another site, whatever it has got hold of.
+    let flow = flow(&consent);
+    let form = [("flow", flow.as_str()), ("decision", "allow")];
+    for site in ["cross-site", "same-site", "none"] {
+        let request = victim.request(Method::POST, "/consent").form(&form);
+        refused(&victim.send(request.header("sec-fetch-site", site)).await);
+    }
+    for flow in ["", "x", &"A".repeat(60_000), &flow[..flow.len() - 2]] {
+        let form = [("flow", flow), ("decision", "allow")];
+        refused(&victim.post("/consent", &form).await);
+    }
+    clock.advance(Duration::from_mins(31));
+    refused(&victim.decide(&consent, "allow").await);
+}
+
+/// RFC 9700 §4.11: "authorization servers MUST NOT … redirect" to where nobody has registered.
+#[tokio::test]
+async fn nobody_is_sent_to_where_the_client_has_not_registered() {
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    browser.code().await;
+    for changes in [
+        &[("client_id", "nobody")][..],
+        &[("client_id", "")],
+        &[("redirect_uri", "https://evil.example/")],
+        &[("redirect_uri", "https://app.example/cb?tenant=1&x=y")],
+        &[("redirect_uri", "https://app.example/cb?tenant=1#x")],
+        &[("redirect_uri", "https://app.example@evil.example/")],
+        &[("redirect_uri", "https://app.example/cb?tenant=1\r\nx: y")],
+        &[("redirect_uri", "")],
+    ] {
+        for more in [&[][..], &[("prompt", "none")], &[("response_type", "x")]] {
+            let refused = browser.ask(&[changes, more].concat()).await;
+            assert_eq!(refused.status, 400, "{changes:?}");
+            assert_eq!(heading(&refused), "This does not work");
+            assert!(refused.header("location").is_none());
+            assert!(!refused.body.contains("evil.example"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_else_is_wrong_goes_back_to_the_client() {
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    for (changes, error) in [
+        (
+            &[("response_type", "token")][..],
+            "unsupported_response_type",
+        ),
+        (&[("scope", "admin")], "invalid_scope"),
+        (&[("resource", "urn:other")], "invalid_target"),
+        (&[("code_challenge", "")], "invalid_request"),
+        (&[("code_challenge_method", "plain")], "invalid_request"),
+        (&[("prompt", "none login")], "invalid_request"),
+        (&[("request", "x")], "request_not_supported"),
+        (
+            &[("request_uri", "https://a.example")],
+            "request_uri_not_supported",
+        ),
+    ] {
+        let refused = returned(&browser.ask(changes).await);
+        assert_eq!(refused["error"], error, "{changes:?}");
+        assert_eq!((&*refused["state"], &*refused["iss"]), (STATE, ISSUER));
+        assert!(!refused["error_description"].is_empty());
+    }
+}
+
+/// OAuth 2.0 Form Post Response Mode.
+#[tokio::test]
+async fn an_answer_may_be_posted() {
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    browser.code().await;
+    let page = browser.ask(&[("response_mode", "form_post")]).await;
+    assert_eq!(page.status, 200, "{page:?}");
+    assert!(
+        page.body
+            .contains("action=\"https://app.example/cb?tenant=1\""),
+        "{page:?}"
+    );
+    assert_eq!(hidden(&page, "iss"), ISSUER);
+    assert_eq!(hidden(&page, "state"), STATE.replace('&', "&#38;"));
+    assert_eq!(site.exchanged(&hidden(&page, "code")).await.status, 200);
+    let request = [("response_mode", "form_post"), ("scope", "admin")];
+    let page = browser.ask(&request).await;
+    assert_eq!(hidden(&page, "error"), "invalid_scope");
+}
+
+/// `OpenID` Connect Core §3.1.2.1: "Authorization Servers MUST support the use of the HTTP GET and POST
+/// methods".
+#[tokio::test]
+async fn a_request_may_be_posted() {
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    let request = browser.request(Method::POST, "/oauth2/authorize");
+    let answer = browser.send(request.form(&REQUEST)).await;
+    assert_eq!(answer.status, 303, "{answer:?}");
+    let location = answer.header("location").unwrap().to_owned();
+    assert!(
+        location.starts_with("/oauth2/authorize?client_id=notes&"),
+        "{location}"
+    );
+    let request = browser.request(Method::GET, &location);
+    assert_eq!(heading(&browser.send(request).await), "Sign in");
+}
+
+/// RFC 9700 §2.1.1: a code that was issued with a challenge needs its verifier, and one without needs
+/// none, but a client that may do without.
+#[tokio::test]
+async fn only_a_client_that_may_gets_a_code_without_pkce() {
+    let relaxed = ClientMetadata {
+        token_endpoint_auth_method: None,
+        require_pkce: Some(false),
+        scope: "openid read".to_owned(),
+        first_party: true,
+        ..of_browsers()
+    };
+    let site = Site::of(Setup::new().client("relaxed", relaxed)).await;
+    let mut browser = site.browser();
+    browser.code().await;
+    let without = [("code_challenge", ""), ("code_challenge_method", "")];
+    let refused = returned(&browser.ask(&without).await);
+    assert_eq!(refused["error"], "invalid_request");
+    let relaxed = [&without[..], &[("client_id", "relaxed")]].concat();
+    let refused = returned(&browser.ask(&relaxed).await);
+    assert_eq!(refused["error"], "invalid_request");
+    assert_eq!(CALLBACK, "https://app.example/cb?tenant=1");
+}
