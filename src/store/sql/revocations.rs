@@ -297,6 +297,10 @@ where
                 .await?;
             let clients: i64 = row.try_get(0)?;
             let not_before = next_second(spans.now.plus(for_each(clients)));
+            sqlx::query::<DB>("update browser_session set ended_at = $1 where ended_at is null")
+                .bind(spans.now.millis())
+                .execute(&mut **tx)
+                .await?;
             let rows = sqlx::query::<DB>(
                 "update client set tokens_not_before = $1, session_epoch = $2, revision = revision + 1 \
                  returning client_id, disabled",

@@ -23,6 +23,9 @@ async fn the_metadata_says_what_is_there_and_no_more() {
             answer.json(),
             json!({
                 "issuer": ISSUER,
+                "authorization_endpoint": "https://issuer.example/oauth2/authorize",
+                "authorization_response_iss_parameter_supported": true,
+                "response_modes_supported": ["query", "form_post"],
                 "jwks_uri": "https://issuer.example/.well-known/jwks.json",
                 "token_endpoint": "https://issuer.example/oauth2/token",
                 "token_endpoint_auth_methods_supported":
@@ -40,7 +43,7 @@ async fn the_metadata_says_what_is_there_and_no_more() {
                 "code_challenge_methods_supported": ["S256"],
                 "grant_types_supported":
                     ["authorization_code", "client_credentials", "refresh_token"],
-                "response_types_supported": [],
+                "response_types_supported": ["code"],
             })
         );
     }

@@ -119,6 +119,7 @@ on_both_engines! {
         the_end_of_a_session_ends_what_was_not_to_outlast_it,
         a_consent_is_replaced_and_withdrawn,
         sessions_are_swept_when_they_expired_long_ago,
+        a_restored_database_has_no_living_session_unless_told_otherwise,
         a_session_shows_what_has_become_of_its_user,
     }
     families {

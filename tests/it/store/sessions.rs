@@ -233,6 +233,26 @@ pub(super) async fn sessions_are_swept_when_they_expired_long_ago(database: &Dat
     assert_eq!(found(&site, 1).await, None);
 }
 
+/// Nobody knows who has signed out since the backup was made.
+pub(super) async fn a_restored_database_has_no_living_session_unless_told_otherwise(
+    database: &Database,
+) {
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let session = opened(&site, 1).await;
+    for (keep_tokens, ended_at) in [(true, None), (false, Some(NOW))] {
+        let restore = Change::Restore {
+            keep_tokens,
+            tokens_die_at: TOKENS_DIE_AT,
+        };
+        apply(&*site.store, restore).await.unwrap();
+        let expected = BrowserSession {
+            ended_at,
+            ..session.clone()
+        };
+        assert_eq!(found(&site, 1).await, Some(expected));
+    }
+}
+
 /// What the store keeps of a session whose user's sessions were ended: another epoch.
 pub(super) async fn a_session_shows_what_has_become_of_its_user(database: &Database) {
     let site = Site::of(database, RefreshPolicy::Standard).await;
