@@ -35,8 +35,8 @@ create table consent (
     client_id text not null,
     -- Another one now means that this is over.
     client_epoch bigint not null,
-    scope text not null,
-    resources text not null,
+    -- Each a resource and a scope token, with a space between them.
+    permissions text not null,
     given_at bigint not null,
     primary key (subject, client_id)
 );

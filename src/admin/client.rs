@@ -58,7 +58,8 @@ pub struct ClientMetadata {
     pub redirect_uris: Vec<String>,
     /// Where they may be sent after a sign-out.
     pub post_logout_redirect_uris: Vec<String>,
-    /// Whether its codes are bound to a verifier; true when absent.
+    /// Whether its codes are bound to a verifier; true when absent. As long as there are no ID tokens,
+    /// all are.
     pub require_pkce: Option<bool>,
     /// Every scope token it may be given, separated by spaces.
     pub scope: String,
@@ -71,7 +72,8 @@ pub struct ClientMetadata {
     /// Life of its access tokens.
     #[schema(minimum = 1, maximum = 3600)]
     pub access_token_ttl_seconds: Option<u32>,
-    /// Whether it may take its users' credentials itself, without a browser.
+    /// Whether it may take its users' credentials itself, without a browser, and has what it asks for
+    /// without their consent.
     pub first_party: bool,
     /// How its refresh tokens rotate; `standard` when absent.
     #[schema(pattern = "^(none|shared|standard|strict)$")]

@@ -175,7 +175,7 @@ struct Details {
     /// Life of its access tokens
     #[arg(long, value_name = "SECONDS")]
     ttl: Option<u32>,
-    /// May take its users' credentials itself, without a browser: an app of your own
+    /// May take its users' credentials itself, and needs no consent of theirs: an app of your own
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     first_party: Option<bool>,
     /// How its refresh tokens rotate

@@ -1,13 +1,18 @@
 //! What users have allowed clients.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::{
     id::{ClientId, UserId},
     resource::ResourceUri,
-    scope::Scope,
 };
 use crate::clock::Timestamp;
+
+/// A scope token at a resource: what a page of consent shows a line of. A resource at which none of
+/// the tokens means anything has an empty one.
+pub type Permission = (ResourceUri, String);
 
 /// What a user has allowed a client, all in all: whatever is within it is not asked for again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,28 +24,23 @@ pub struct Consent {
     /// The client's epoch at that time; another one now means that this is over, so that whoever
     /// registers a client under the id of another one has nothing of what that was allowed.
     pub client_epoch: i64,
-    /// What for.
-    pub scope: Scope,
-    /// Where.
-    pub resources: Vec<ResourceUri>,
+    /// What: line by line, as it was shown.
+    pub permissions: BTreeSet<Permission>,
     /// When it was last asked for and given.
     pub given_at: Timestamp,
 }
 
 impl Consent {
-    /// Whether this was allowed. Each scope token at each resource: what was allowed here and what
-    /// was allowed there may be joined, as the user has seen both.
-    pub fn covers(&self, scope: &Scope, resources: &[ResourceUri]) -> bool {
-        scope.is_within(&self.scope) && resources.iter().all(|uri| self.resources.contains(uri))
-    }
-
     /// As the admin interfaces and its user are shown it.
     pub fn document(&self) -> Value {
+        let permissions = self.permissions.iter();
+        let permissions: Vec<Value> = permissions
+            .map(|(resource, token)| json!({ "resource": resource.as_str(), "scope": token }))
+            .collect();
         json!({
             "subject": self.subject.to_string(),
             "client_id": self.client_id.as_str(),
-            "scope": self.scope.to_string(),
-            "resources": self.resources.iter().map(ResourceUri::as_str).collect::<Vec<_>>(),
+            "permissions": permissions,
             "given_at": self.given_at.seconds(),
         })
     }

@@ -57,7 +57,8 @@ impl RedirectUri {
         if !uri.username().is_empty() || uri.password().is_some() {
             return Err(InvalidRedirectUri::Malformed);
         }
-        let has_authority = text.split_once("://").is_some_and(|(_, rest)| {
+        let start = format!("{}://", uri.scheme());
+        let has_authority = text.strip_prefix(&start).is_some_and(|rest| {
             rest.bytes()
                 .next()
                 .is_some_and(|byte| !b"/?@:".contains(&byte))
@@ -152,6 +153,8 @@ mod tests {
             ("//app.example/cb", InvalidRedirectUri::Malformed),
             ("https:app.example/cb", InvalidRedirectUri::Malformed),
             ("https:/app.example/cb", InvalidRedirectUri::Malformed),
+            ("https:evil.example/?://a", InvalidRedirectUri::Malformed),
+            ("HTTPS://app.example/cb", InvalidRedirectUri::Malformed),
             ("https:///app.example/cb", InvalidRedirectUri::Malformed),
             (
                 "https://good@evil.example/cb",

@@ -209,12 +209,13 @@ impl<'a> Visit<'a> {
 
     fn answer(&self, answer: &Answer) -> HttpResponse {
         let mut response = match &answer.reply {
-            Reply::SignIn(page) => pages::sign_in(self.brand(), page, &page.destination),
-            Reply::Consent(page) => pages::consent(self.brand(), page, &page.destination),
+            Reply::SignIn(page) => pages::sign_in(self.brand(), page),
+            Reply::Consent(page) => pages::consent(self.brand(), page),
             Reply::Return { to, parameters } => self.returned(to, parameters),
-            Reply::Refused(error) => return self.refused(error),
+            Reply::Refused(error) => self.refused(error),
         };
-        let kept = if self.is_new {
+        let is_page = !matches!(answer.reply, Reply::Refused(_));
+        let kept = if self.is_new && is_page {
             Some(cookie(BINDING, self.binding.clone()))
         } else {
             None

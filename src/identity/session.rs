@@ -84,10 +84,7 @@ impl Sessions {
         let now = self.clock.now();
         let party = Party::of(cause);
         let same = before.filter(|before| before.session.subject == user.id);
-        if let (Some(before), None) = (before, same) {
-            self.end(before.session.id, cause).await?;
-        }
-        let session = BrowserSession {
+        let mut session = BrowserSession {
             id: match same {
                 Some(same) => same.session.id,
                 None => SessionId::from_uuid(self.entropy.uuid_v7(now)?),
@@ -104,7 +101,14 @@ impl Sessions {
         };
         let cookie = Ticket::mint(TicketKind::BrowserSession, &self.entropy)?;
         let hash = cookie.hash();
-        self.answer(self.store.put_session(&hash, &session)).await?;
+        if !self.answer(self.store.put_session(&hash, &session)).await? {
+            // The one before has just been ended.
+            session.id = SessionId::from_uuid(self.entropy.uuid_v7(now)?);
+            self.answer(self.store.put_session(&hash, &session)).await?;
+        }
+        if let (Some(before), None) = (before, same) {
+            self.end(before.session.id, cause).await?;
+        }
         let user = UserStanding {
             epoch: user.session_epoch,
             disabled: user.disabled,

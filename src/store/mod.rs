@@ -258,12 +258,13 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Redeemed, StoreError>;
 
     /// Stores a session of a browser under the hash of what its cookie holds; one that is there
-    /// already, and has not ended, under another one from then on.
+    /// already under another one from then on. Whether that was done: not for one that has ended, or
+    /// is another user's.
     async fn put_session(
         &self,
         hash: &SecretHash,
         session: &BrowserSession,
-    ) -> Result<(), StoreError>;
+    ) -> Result<bool, StoreError>;
 
     /// A session, with what its user is now, whatever has become of both.
     async fn session(

@@ -202,7 +202,7 @@ impl Store for Watched {
         &self,
         hash: &SecretHash,
         session: &BrowserSession,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let call = self.inner.put_session(hash, session);
         self.watch("put_session", call).await
     }

@@ -224,7 +224,7 @@ impl Store for Contested {
         &self,
         hash: &SecretHash,
         session: &BrowserSession,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         self.store.put_session(hash, session).await
     }
 

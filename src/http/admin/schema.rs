@@ -32,7 +32,7 @@ pub(super) struct Client {
     redirect_uris: Vec<String>,
     /// Where they may be sent after a sign-out.
     post_logout_redirect_uris: Vec<String>,
-    /// Whether its codes are bound to a verifier.
+    /// Whether its codes are bound to a verifier. As long as there are no ID tokens, all are.
     require_pkce: bool,
     /// Every scope token it may be given, separated by spaces.
     scope: String,
@@ -52,7 +52,8 @@ pub(super) struct Client {
     /// Where its public keys are.
     #[schema(required)]
     jwks_uri: Option<String>,
-    /// Whether it may take its users' credentials itself, without a browser.
+    /// Whether it may take its users' credentials itself, without a browser, and has what it asks for
+    /// without their consent.
     first_party: bool,
     /// How its refresh tokens rotate: none, shared, standard or strict.
     refresh_policy: String,

@@ -155,8 +155,8 @@ struct FormPost<'a> {
     parameters: &'a [(&'a str, &'a str)],
 }
 
-/// The page on which users sign in. `destination` is where the browser may be sent after that.
-pub(super) fn sign_in(brand: &Brand, page: &SignInPage, destination: &str) -> HttpResponse {
+/// The page on which users sign in.
+pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
     let status = match page.problem.as_ref().map(OAuthError::code) {
         None => StatusCode::OK,
         Some(ErrorCode::TooOften) => StatusCode::TOO_MANY_REQUESTS,
@@ -173,17 +173,17 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage, destination: &str) -> Ht
         flow: &page.flow,
         cancel: true,
     };
-    drawn(status, &template, "", destination)
+    drawn(status, &template, "", true)
 }
 
 /// The page on which users consent.
-pub(super) fn consent(brand: &Brand, page: &ConsentPage, destination: &str) -> HttpResponse {
-    let grants = page.grants.iter().map(|(token, resources)| Granted {
-        words: in_words(token).map_or_else(|| token.clone(), str::to_owned),
-        place: match resources.as_slice() {
-            [] => String::new(),
-            names => format!("at {}", names.join(", ")),
+pub(super) fn consent(brand: &Brand, page: &ConsentPage) -> HttpResponse {
+    let grants = page.grants.iter().map(|(token, resource)| Granted {
+        words: match token.as_str() {
+            "" => "Use your account".to_owned(),
+            token => in_words(token).unwrap_or(token).to_owned(),
         },
+        place: format!("at {resource}"),
     });
     let initial = page.client_name.chars().find(|c| c.is_alphanumeric());
     let template = Consent {
@@ -196,7 +196,7 @@ pub(super) fn consent(brand: &Brand, page: &ConsentPage, destination: &str) -> H
         grants: grants.collect(),
         flow: &page.flow,
     };
-    drawn(StatusCode::OK, &template, "", destination)
+    drawn(StatusCode::OK, &template, "", true)
 }
 
 /// What the scopes of `OpenID` Connect mean to a user (Core §5.4, §11).
@@ -247,7 +247,7 @@ pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> Ht
         detail: error.description(),
         request_id,
     };
-    drawn(status, &template, "", "")
+    drawn(status, &template, "", false)
 }
 
 /// The page that posts an answer to a client.
@@ -262,31 +262,30 @@ pub(super) fn form_post(
         action: &to.redirect_uri,
         parameters,
     };
-    drawn(
-        StatusCode::OK,
-        &template,
-        "script-src 'self'; ",
-        &to.redirect_uri,
-    )
+    drawn(StatusCode::OK, &template, "script-src 'self'; ", true)
 }
 
 /// Draws a page with the headers that all of them have.
 ///
-/// Browsers hold forms to `form-action` also where they are redirected, so that `destination`, where
-/// the answer to one may send them, is let through.
+/// A page whose form may lead to a client has no `form-action`: browsers hold every place that the
+/// answer is sent on to against it, and where a client sends its users on nobody here knows.
 fn drawn(
     status: StatusCode,
     template: &impl Template,
     script: &str,
-    destination: &str,
+    leads_to_client: bool,
 ) -> HttpResponse {
     let Ok(body) = template.render() else {
         return HttpResponse::InternalServerError().finish();
     };
-    let destination = source_of(destination);
+    let action = if leads_to_client {
+        ""
+    } else {
+        "form-action 'self'; "
+    };
     let policy = format!(
-        "default-src 'none'; {script}style-src 'self'; img-src 'self' https: data:; \
-         form-action 'self'{destination}; frame-ancestors 'none'; base-uri 'none'"
+        "default-src 'none'; {script}{action}style-src 'self'; img-src 'self' https: data:; \
+         frame-ancestors 'none'; base-uri 'none'"
     );
     let mut response = HttpResponseBuilder::new(status);
     for (name, value) in [
@@ -305,17 +304,4 @@ fn drawn(
         .insert_header((header::CONTENT_SECURITY_POLICY, policy))
         .content_type("text/html; charset=utf-8")
         .body(body)
-}
-
-/// How a policy names where a URI leads: its origin, or its scheme where there is none.
-fn source_of(uri: &str) -> String {
-    let Ok(uri) = url::Url::parse(uri) else {
-        return String::new();
-    };
-    let origin = uri.origin();
-    if origin.is_tuple() {
-        format!(" {}", origin.ascii_serialization())
-    } else {
-        format!(" {}:", uri.scheme())
-    }
 }

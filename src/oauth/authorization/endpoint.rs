@@ -1,6 +1,6 @@
 //! The steps of signing in by way of a browser: a request, a sign-in, a consent, a code.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use countersign_verifier::base64url;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::{
     domain::{
         change::{Cause, Origin},
         code::{AuthorizationCode, CODE_LIFE},
-        consent::Consent,
+        consent::{Consent, Permission},
         family::{Grant, Party},
         secret::{Ticket, TicketKind},
     },
@@ -37,7 +37,7 @@ const LONGEST_STEP: std::time::Duration = std::time::Duration::from_mins(30);
 const BY_PASSWORD: &str = "pwd";
 
 /// What a browser has sent along.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Browser<'a> {
     /// The cookie that tells it from others.
     pub binding: &'a str,
@@ -89,8 +89,6 @@ pub struct SignInPage {
     pub username: String,
     /// What was wrong with the last try.
     pub problem: Option<OAuthError>,
-    /// Where the browser may be sent after that.
-    pub destination: String,
     /// The request, sealed.
     pub flow: String,
 }
@@ -103,10 +101,8 @@ pub struct ConsentPage {
     pub username: String,
     /// Where the browser goes after that.
     pub host: String,
-    /// What the client asks for: scope tokens, each with the names of the resources it is for.
-    pub grants: Vec<(String, Vec<String>)>,
-    /// Where the browser may be sent after that.
-    pub destination: String,
+    /// What the client asks for: scope tokens, each with the name of the resource it is for.
+    pub grants: Vec<(String, String)>,
     /// The request, sealed.
     pub flow: String,
 }
@@ -118,6 +114,36 @@ struct Flow {
     query: String,
     /// When it came, in milliseconds since 1970.
     begun_at: i64,
+    /// What was shown on a page of consent; none on others.
+    shown: Option<Shown>,
+}
+
+/// What a user is asked for consent to: that, and nothing else, is what the answer is about.
+#[derive(Deserialize, PartialEq, Eq, Serialize)]
+struct Shown {
+    /// The session of who is asked.
+    session: String,
+    /// The client's epoch.
+    client_epoch: i64,
+    /// Each line.
+    permissions: Vec<(String, String)>,
+}
+
+impl Shown {
+    fn of(
+        request: &AuthorizationRequest,
+        present: &Present,
+        permissions: &BTreeSet<Permission>,
+    ) -> Self {
+        let lines = permissions.iter();
+        Self {
+            session: present.session.id.to_string(),
+            client_epoch: request.client.session_epoch,
+            permissions: lines
+                .map(|(uri, token)| (uri.as_str().to_owned(), token.clone()))
+                .collect(),
+        }
+    }
 }
 
 /// Signs users in for clients.
@@ -154,6 +180,7 @@ impl AuthorizationEndpoint {
         let flow = Flow {
             query: query.to_owned(),
             begun_at: self.clock.now().millis(),
+            shown: None,
         };
         self.go_on(&flow, browser, None, false).await
     }
@@ -258,7 +285,6 @@ impl AuthorizationEndpoint {
                 client_name: request.client.client_name.clone(),
                 username,
                 problem: Some(problem),
-                destination: request.return_address.redirect_uri,
                 flow,
             })
             .into(),
@@ -272,16 +298,13 @@ impl AuthorizationEndpoint {
         flow: &Flow,
         browser: Browser<'_>,
         signed_in: Option<Present>,
-        has_consented: bool,
+        allows: bool,
     ) -> Answer {
         let request = match self.read(flow) {
             Ok(request) => request,
             Err(rejection) => return Self::rejected(rejection),
         };
-        match self
-            .step(flow, &request, browser, signed_in, has_consented)
-            .await
-        {
+        match self.step(flow, &request, browser, signed_in, allows).await {
             Ok(reply) => reply.into(),
             Err(error) => refused(request.return_address, &error),
         }
@@ -293,14 +316,15 @@ impl AuthorizationEndpoint {
         request: &AuthorizationRequest,
         browser: Browser<'_>,
         signed_in: Option<Present>,
-        has_consented: bool,
+        allows: bool,
     ) -> Result<Reply, OAuthError> {
         let present = match signed_in {
             Some(present) => Some(present),
             None => self.present(browser).await?,
         };
         let client_id = &request.client.client_id;
-        let mut consent = match &present {
+        let permissions = request.permissions(&self.snapshots.registry());
+        let before = match &present {
             Some(present) if !request.client.first_party => {
                 let reading = self.store.consent(present.session.subject, client_id);
                 let consent = store_answer(&self.clock, reading).await?;
@@ -308,29 +332,44 @@ impl AuthorizationEndpoint {
             }
             _ => None,
         };
-        if let (Some(present), true) = (&present, has_consented) {
-            let given = self.given(request, present, consent.as_ref());
-            store_answer(&self.clock, self.store.put_consent(&given)).await?;
-            consent = Some(given);
-        }
+        // The page may be old: another user may have signed in since, or the client may ask for more.
+        let has_consented = allows
+            && present.as_ref().is_some_and(|present| {
+                flow.shown == Some(Shown::of(request, present, &permissions))
+            });
+        let is_allowed = before
+            .as_ref()
+            .is_some_and(|consent| permissions.is_subset(&consent.permissions));
         let known = Known {
             session: present.as_ref().map(|present| &present.session),
-            consent: consent.as_ref(),
+            is_allowed,
             has_consented,
-            expected: None,
         };
         let begun_at = Timestamp::from_millis(flow.begun_at);
         let step = request.next(known, begun_at, self.clock.now())?;
+        if let (Step::Issue, Some(present), true) = (step, &present, has_consented)
+            && !request.client.first_party
+        {
+            let mut all = permissions.clone();
+            all.extend(before.into_iter().flat_map(|before| before.permissions));
+            let consent = Consent {
+                subject: present.session.subject,
+                client_id: client_id.clone(),
+                client_epoch: request.client.session_epoch,
+                permissions: all,
+                given_at: self.clock.now(),
+            };
+            store_answer(&self.clock, self.store.put_consent(&consent)).await?;
+        }
         match (step, present) {
             (Step::Issue, Some(present)) => self.issue(request, &present).await,
             (Step::Consent, Some(present)) => {
-                self.ask_for_consent(flow, request, browser, &present)
+                self.ask_for_consent(flow, request, browser, (&present, &permissions))
             }
             _ => Ok(Reply::SignIn(SignInPage {
                 client_name: request.client.client_name.clone(),
                 username: request.asked.login_hint.clone().unwrap_or_default(),
                 problem: None,
-                destination: request.return_address.redirect_uri.clone(),
                 flow: self.sealed(flow, browser)?,
             })),
         }
@@ -341,57 +380,26 @@ impl AuthorizationEndpoint {
         flow: &Flow,
         request: &AuthorizationRequest,
         browser: Browser<'_>,
-        present: &Present,
+        (present, permissions): (&Present, &BTreeSet<Permission>),
     ) -> Result<Reply, OAuthError> {
         let registry = self.snapshots.registry();
-        let resources: Vec<_> = request
-            .asked
-            .resources
-            .iter()
-            .filter_map(|uri| registry.resource(uri))
-            .collect();
-        let grants = request.asked.scope.iter().map(|token| {
-            let at = resources
-                .iter()
-                .filter(|resource| resource.scopes.contains(token));
-            let names = at.map(|resource| resource.name.clone()).collect();
-            (token.to_owned(), names)
+        let grants = permissions.iter().map(|(uri, token)| {
+            let resource = registry.resource(uri);
+            let name = resource.map_or(uri.as_str(), |resource| &resource.name);
+            (token.clone(), name.to_owned())
         });
+        let asking = Flow {
+            query: flow.query.clone(),
+            begun_at: flow.begun_at,
+            shown: Some(Shown::of(request, present, permissions)),
+        };
         Ok(Reply::Consent(ConsentPage {
             client_name: request.client.client_name.clone(),
             username: present.user.username.clone(),
             host: host_of(&request.return_address.redirect_uri),
             grants: grants.collect(),
-            destination: request.return_address.redirect_uri.clone(),
-            flow: self.sealed(flow, browser)?,
+            flow: self.sealed(&asking, browser)?,
         }))
-    }
-
-    /// What a user has allowed by now: what is asked for, and what was allowed before.
-    fn given(
-        &self,
-        request: &AuthorizationRequest,
-        present: &Present,
-        before: Option<&Consent>,
-    ) -> Consent {
-        let mut scope = request.asked.scope.clone();
-        let mut resources = request.asked.resources.clone();
-        if let Some(before) = before {
-            scope.extend(&before.scope);
-            let others = before
-                .resources
-                .iter()
-                .filter(|uri| !request.asked.resources.contains(uri));
-            resources.extend(others.cloned());
-        }
-        Consent {
-            subject: present.session.subject,
-            client_id: request.client.client_id.clone(),
-            client_epoch: request.client.session_epoch,
-            scope,
-            resources,
-            given_at: self.clock.now(),
-        }
     }
 
     async fn issue(
@@ -489,6 +497,14 @@ impl AuthorizationEndpoint {
 
 /// Tells a client that it gets nothing (RFC 6749 §4.1.2.1).
 fn refused(to: ReturnAddress, error: &OAuthError) -> Answer {
+    let code = error.code();
+    if matches!(
+        code,
+        ErrorCode::ServerError | ErrorCode::TemporarilyUnavailable
+    ) {
+        let cause: &dyn std::error::Error = error;
+        tracing::error!(cause, "an authorization request failed");
+    }
     let parameters = vec![
         ("error", error.code().as_str().to_owned()),
         ("error_description", error.description().to_owned()),
@@ -498,12 +514,13 @@ fn refused(to: ReturnAddress, error: &OAuthError) -> Answer {
 
 /// Where a browser goes, in words that its user can judge.
 fn host_of(redirect_uri: &str) -> String {
-    let uri = url::Url::parse(redirect_uri).ok();
-    let host = uri.as_ref().and_then(url::Url::host_str);
-    match (&uri, host) {
-        (_, Some(host)) => host.to_owned(),
-        (Some(uri), None) => format!("the app {}", uri.scheme()),
-        (None, None) => redirect_uri.to_owned(),
+    match url::Url::parse(redirect_uri) {
+        Ok(uri) => match (uri.scheme(), uri.host_str()) {
+            ("http" | "https", Some(host)) => host.to_owned(),
+            // Whatever stands behind it, the app decides.
+            (scheme, _) => format!("the app {scheme}"),
+        },
+        Err(_) => redirect_uri.to_owned(),
     }
 }
 

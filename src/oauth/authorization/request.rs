@@ -4,7 +4,7 @@
 //! A request is read anew, from the same text, at each step that its user takes: what client and
 //! resources are by then is what counts, and nothing is stored for who never signs in.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use crate::{
     clock::Timestamp,
@@ -12,8 +12,8 @@ use crate::{
         browser_session::BrowserSession,
         client::{Client, GrantType},
         code::is_s256,
-        consent::Consent,
-        id::{ClientId, UserId},
+        consent::Permission,
+        id::ClientId,
         name::named,
         resource::ResourceUri,
         scope::Scope,
@@ -213,8 +213,10 @@ impl Asked {
         }
         let nonce = text(form, "nonce", LONGEST_NONCE)?;
         let code_challenge = code_challenge(form)?;
+        // A nonce may stand for it where the client compares that with an ID Token's, and there are
+        // none yet.
         if code_challenge.is_none() {
-            check_without_pkce(client, &scope, nonce.as_deref())?;
+            return Err(OAuthError::malformed("code_challenge is missing"));
         }
         Ok(Self {
             scope,
@@ -265,15 +267,31 @@ pub enum Step {
 pub struct Known<'a> {
     /// The session of the browser, which lives.
     pub session: Option<&'a BrowserSession>,
-    /// What its user has allowed the client.
-    pub consent: Option<&'a Consent>,
-    /// Whether the user has just been asked for consent, in this request, and gave it.
+    /// Whether its user has allowed the client all that it asks for.
+    pub is_allowed: bool,
+    /// Whether the user has just been asked for that, in this request, and allowed it.
     pub has_consented: bool,
-    /// Whom the client expects, of a hint that was verified.
-    pub expected: Option<UserId>,
 }
 
 impl AuthorizationRequest {
+    /// What the client asks for, line by line.
+    pub fn permissions(&self, registry: &Registry) -> BTreeSet<Permission> {
+        let mut permissions = BTreeSet::new();
+        for uri in &self.asked.resources {
+            let scopes = registry.resource(uri).map(|resource| &resource.scopes);
+            let tokens: Vec<&str> = self.asked.scope.iter().collect();
+            let mut known = tokens
+                .into_iter()
+                .filter(|token| scopes.is_some_and(|scopes| scopes.contains(token)))
+                .peekable();
+            if known.peek().is_none() {
+                permissions.insert((uri.clone(), String::new()));
+            }
+            permissions.extend(known.map(|token| (uri.clone(), token.to_owned())));
+        }
+        permissions
+    }
+
     /// What is left to do, for a request that came at `begun_at`.
     ///
     /// # Errors
@@ -286,10 +304,11 @@ impl AuthorizationRequest {
     ) -> Result<Step, OAuthError> {
         let is_silent = self.asked.asks_for(Prompt::None);
         let session = known.session.filter(|session| {
-            let is_expected = known.expected.is_none_or(|it| it == session.subject);
+            // Nobody can tell yet whom an ID Token is about.
+            let is_expected = !is_silent || self.asked.id_token_hint.is_none();
             is_expected && self.asked.accepts(session.auth_time, begun_at, now)
         });
-        let Some(session) = session else {
+        if session.is_none() {
             return if is_silent {
                 Err(OAuthError::new(
                     ErrorCode::LoginRequired,
@@ -299,14 +318,15 @@ impl AuthorizationRequest {
             } else {
                 Ok(Step::SignIn)
             };
-        };
-        let is_allowed = known.consent.is_some_and(|consent| {
-            consent.subject == session.subject
-                && consent.covers(&self.asked.scope, &self.asked.resources)
-        });
-        let asks_anew = self.asked.asks_for(Prompt::Consent) && !known.has_consented;
-        // Apps of the same house need no leave.
-        let is_needed = !self.client.first_party && !is_allowed || asks_anew;
+        }
+        // Nobody knows which program asks under the name of a client that has no secret and no
+        // server: its user does, each time (RFC 8252 §8.6).
+        let is_anybody =
+            self.client.is_public() && !self.return_address.redirect_uri.starts_with("https://");
+        let asks_anew = self.asked.asks_for(Prompt::Consent) || is_anybody;
+        // Apps of the same house need no leave otherwise.
+        let is_allowed = known.is_allowed || self.client.first_party;
+        let is_needed = !known.has_consented && (asks_anew || !is_allowed);
         match (is_needed, is_silent) {
             (false, _) => Ok(Step::Issue),
             (true, false) => Ok(Step::Consent),
@@ -364,6 +384,16 @@ fn redirect_uri(form: &Form, client: &Client) -> Result<(String, bool), OAuthErr
 /// How the client wants its answer.
 fn answer_of(form: &Form, address: &mut ReturnAddress) -> Result<(), OAuthError> {
     address.state = text(form, "state", LONGEST_STATE)?;
+    // Pages would bring line breaks back as others (RFC 6749 Appendix A.5).
+    if address
+        .state
+        .iter()
+        .flat_map(|state| state.chars())
+        .any(char::is_control)
+    {
+        address.state = None;
+        return Err(OAuthError::malformed("state has control characters"));
+    }
     if let Some(mode) = form.one("response_mode")? {
         address.mode = mode.parse().map_err(|_| {
             OAuthError::new(
@@ -419,23 +449,6 @@ fn code_challenge(form: &Form) -> Result<Option<String>, OAuthError> {
     Ok(Some(challenge.to_owned()))
 }
 
-/// RFC 9700 §2.1.1: a confidential client of `OpenID` Connect may rely on its `nonce` instead.
-fn check_without_pkce(
-    client: &Client,
-    scope: &Scope,
-    nonce: Option<&str>,
-) -> Result<(), OAuthError> {
-    if client.require_pkce || client.is_public() {
-        return Err(OAuthError::malformed("code_challenge is missing"));
-    }
-    if !scope.contains(OPENID) || nonce.is_none() {
-        return Err(OAuthError::malformed(
-            "without a code_challenge, the scope openid and a nonce are needed",
-        ));
-    }
-    Ok(())
-}
-
 fn prompts(form: &Form) -> Result<Vec<Prompt>, OAuthError> {
     let text = form.one("prompt")?.unwrap_or_default();
     // What is not known asks for nothing.
@@ -484,7 +497,7 @@ mod tests {
     use crate::domain::{
         client::AuthMethod,
         family::{Party, RefreshPolicy},
-        id::{ResourceId, SessionId},
+        id::{ResourceId, SessionId, UserId},
         redirect::RedirectUri,
         resource::Resource,
     };
@@ -744,6 +757,8 @@ mod tests {
             (&[("max_age", "+1")], "invalid_request", "malformed"),
             (&[("max_age", "soon")], "invalid_request", "malformed"),
             (&[("state", &long)], "invalid_request", "too_long"),
+            (&[("state", "a\r\nb")], "invalid_request", "malformed"),
+            (&[("state", "a\0")], "invalid_request", "malformed"),
             (&[("nonce", &long)], "invalid_request", "too_long"),
             (
                 &[("state", "a"), ("state", "b")],
@@ -761,28 +776,23 @@ mod tests {
         }
     }
 
-    /// RFC 9700 §2.1.1: a nonce may stand for PKCE where the client authenticates, and nowhere else.
+    /// RFC 9700 §2.1.1: a nonce may stand for PKCE where it is compared with that of an ID Token.
     #[test]
-    fn a_code_without_a_challenge_needs_a_nonce_and_leave() {
-        let without = [
-            ("client_id", "relaxed"),
-            ("redirect_uri", "https://app.example/cb"),
-            ("code_challenge", ""),
-            ("code_challenge_method", ""),
-        ];
-        let with = |more: &[(&'static str, &'static str)]| read(&[&without[..], more].concat());
-        assert!(
-            with(&[("nonce", "n")])
-                .unwrap()
-                .asked
-                .code_challenge
-                .is_none()
-        );
-        for more in [&[][..], &[("nonce", "n"), ("scope", "read")]] {
-            assert!(
-                matches!(with(more), Err(Rejection::Returned(..))),
-                "{more:?}"
-            );
+    fn nobody_does_without_a_challenge_as_long_as_there_is_no_id_token() {
+        for id in ["app", "relaxed"] {
+            let without = [
+                ("client_id", id),
+                ("redirect_uri", "https://app.example/cb"),
+                ("code_challenge", ""),
+                ("code_challenge_method", ""),
+                ("nonce", "n"),
+            ];
+            let without = if id == "app" {
+                read(&[&without[..1], &without[2..]].concat())
+            } else {
+                read(&without)
+            };
+            assert!(matches!(without, Err(Rejection::Returned(..))), "{id}");
         }
     }
 
@@ -812,7 +822,7 @@ mod tests {
     proptest! {
         /// Whatever the state is, it comes back as it was and breaks out of nothing.
         #[test]
-        fn state_comes_back_exactly(state in "\\PC{1,200}|[\\x00-\\x1f]{1,20}") {
+        fn state_comes_back_exactly(state in "\\PC{1,200}") {
             let request = read(&[("state", &state)]).unwrap();
             let parameters = request.return_address.parameters(ISSUER, &[("code", "c")]);
             let location = request.return_address.location(&parameters);
@@ -841,17 +851,6 @@ mod tests {
         }
     }
 
-    fn consent(subject: u128, scope: &str) -> Consent {
-        Consent {
-            subject: UserId::from_uuid(Uuid::from_u128(subject)),
-            client_id: ClientId::parse("app").unwrap(),
-            client_epoch: 1,
-            scope: Scope::parse(scope).unwrap(),
-            resources: vec![ResourceUri::parse("urn:api").unwrap()],
-            given_at: NOW,
-        }
-    }
-
     /// What is left to do for a request that came ten seconds ago.
     fn next(changes: &[(&str, &str)], known: Known<'_>) -> Result<Step, &'static str> {
         let begun_at = Timestamp::from_seconds(NOW.seconds() - 10);
@@ -859,44 +858,54 @@ mod tests {
         next.map_err(|error| error.code().as_str())
     }
 
+    fn known(session: &BrowserSession) -> Known<'_> {
+        Known {
+            session: Some(session),
+            is_allowed: true,
+            has_consented: false,
+        }
+    }
+
     #[test]
     fn a_user_signs_in_and_consents_once() {
-        let (session, consent) = (session(3600), consent(1, "openid read write"));
+        let session = session(3600);
         let nobody = Known::default();
         let stranger = Known {
-            session: Some(&session),
-            ..nobody
+            is_allowed: false,
+            ..known(&session)
         };
-        let known = Known {
-            consent: Some(&consent),
+        let consented = Known {
+            has_consented: true,
             ..stranger
         };
         assert_eq!(next(&[], nobody), Ok(Step::SignIn));
         assert_eq!(next(&[], stranger), Ok(Step::Consent));
-        assert_eq!(next(&[], known), Ok(Step::Issue));
-        // What another user has allowed, or less than what is asked for, is nothing.
-        for other in [self::consent(2, "openid read"), self::consent(1, "openid")] {
-            let known = Known {
-                consent: Some(&other),
-                ..stranger
-            };
-            assert_eq!(next(&[], known), Ok(Step::Consent));
-        }
+        assert_eq!(next(&[], consented), Ok(Step::Issue));
+        assert_eq!(next(&[], known(&session)), Ok(Step::Issue));
         let silent = [("prompt", "none")];
         assert_eq!(next(&silent, nobody), Err("login_required"));
         assert_eq!(next(&silent, stranger), Err("consent_required"));
-        assert_eq!(next(&silent, known), Ok(Step::Issue));
+        assert_eq!(next(&silent, known(&session)), Ok(Step::Issue));
+    }
+
+    /// RFC 8252 §8.6: any program may pose as a client that has no secret and no server.
+    #[test]
+    fn a_user_is_asked_each_time_which_nobody_can_tell_who_asks() {
+        let session = session(3600);
+        let native = [("redirect_uri", "http://127.0.0.1:4000/cb")];
+        assert_eq!(next(&native, known(&session)), Ok(Step::Consent));
+        let silent = [native[0], ("prompt", "none")];
+        assert_eq!(next(&silent, known(&session)), Err("consent_required"));
+        let consented = Known {
+            has_consented: true,
+            ..known(&session)
+        };
+        assert_eq!(next(&native, consented), Ok(Step::Issue));
     }
 
     #[test]
     fn who_is_to_be_asked_again_is_asked_once() {
-        let (old, consent) = (session(3600), consent(1, "openid read"));
-        let fresh = session(5);
-        let known = |session| Known {
-            session: Some(session),
-            consent: Some(&consent),
-            ..Known::default()
-        };
+        let (old, fresh) = (session(3600), session(5));
         for (changes, expected) in [
             (&[("prompt", "login")][..], Step::SignIn),
             (&[("prompt", "select_account")], Step::SignIn),
@@ -916,27 +925,37 @@ mod tests {
             ..known(&old)
         };
         assert_eq!(next(&consents, consented), Ok(Step::Issue));
-        // That alone is not what was allowed.
-        let refused = Known {
-            consent: None,
-            ..consented
-        };
-        assert_eq!(next(&[], refused), Ok(Step::Consent));
         let silent = [("prompt", "none"), ("max_age", "1")];
         assert_eq!(next(&silent, known(&old)), Err("login_required"));
     }
 
+    /// Nobody can tell yet whom it is about.
     #[test]
-    fn who_is_not_the_one_that_is_expected_signs_in() {
-        let (session, consent) = (session(5), consent(1, "openid read"));
-        let known = |expected| Known {
-            session: Some(&session),
-            consent: Some(&consent),
-            expected: Some(UserId::from_uuid(Uuid::from_u128(expected))),
-            ..Known::default()
+    fn a_hint_is_no_reason_to_answer_silently() {
+        let session = session(5);
+        let hint = ("id_token_hint", "x");
+        assert_eq!(next(&[hint], known(&session)), Ok(Step::Issue));
+        let silent = [hint, ("prompt", "none")];
+        assert_eq!(next(&silent, known(&session)), Err("login_required"));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_told_line_by_line() {
+        let line = |token: &str| {
+            let uri = ResourceUri::parse("urn:api").unwrap();
+            (uri, token.to_owned())
         };
-        assert_eq!(next(&[], known(1)), Ok(Step::Issue));
-        assert_eq!(next(&[], known(2)), Ok(Step::SignIn));
-        assert_eq!(next(&[("prompt", "none")], known(2)), Err("login_required"));
+        let lines = |changes| read(changes).unwrap().permissions(&registry());
+        assert_eq!(lines(&[]), [line("openid"), line("read")].into());
+        assert_eq!(lines(&[("scope", "write")]), [line("write")].into());
+        // A resource without any is a line, too.
+        let bare = AuthorizationRequest {
+            asked: Asked {
+                scope: Scope::default(),
+                ..read(&[]).unwrap().asked
+            },
+            ..read(&[]).unwrap()
+        };
+        assert_eq!(bare.permissions(&registry()), [line("")].into());
     }
 }

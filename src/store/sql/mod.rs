@@ -820,7 +820,7 @@ where
         &self,
         hash: &SecretHash,
         session: &BrowserSession,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         self.upsert_session(hash, session).await
     }
 

@@ -10,11 +10,10 @@ use crate::{
     domain::{
         browser_session::BrowserSession,
         change::{EventType, Topic},
-        consent::Consent,
+        consent::{Consent, Permission},
         family::{EndReason, Party, UserStanding},
         id::{ClientId, FamilyId, SessionId, UserId},
         resource::ResourceUri,
-        scope::Scope,
         secret::SecretHash,
     },
     store::StoreError,
@@ -57,8 +56,8 @@ where
         &self,
         hash: &SecretHash,
         session: &BrowserSession,
-    ) -> Result<(), StoreError> {
-        sqlx::query::<DB>(
+    ) -> Result<bool, StoreError> {
+        let put = sqlx::query::<DB>(
             "insert into browser_session (id, hash, subject, user_epoch, auth_time, amr, seen_at, \
              expires_at, ended_at, first_address, first_agent, last_address, last_agent) \
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
@@ -68,7 +67,8 @@ where
              expires_at = excluded.expires_at, last_address = excluded.last_address, \
              last_agent = excluded.last_agent \
              where browser_session.ended_at is null \
-             and browser_session.subject = excluded.subject",
+             and browser_session.subject = excluded.subject \
+             returning id",
         )
         .bind(session.id.uuid())
         .bind(hash.as_bytes().to_vec())
@@ -83,9 +83,9 @@ where
         .bind(session.first.user_agent.clone())
         .bind(session.last.address.clone())
         .bind(session.last.user_agent.clone())
-        .execute(&self.writers())
+        .fetch_optional(&self.writers())
         .await?;
-        Ok(())
+        Ok(put.is_some())
     }
 
     pub(super) async fn read_session(
@@ -200,7 +200,7 @@ where
         client: &ClientId,
     ) -> Result<Option<Consent>, StoreError> {
         let row = sqlx::query::<DB>(
-            "select subject, client_id, client_epoch, scope, resources, given_at from consent \
+            "select subject, client_id, client_epoch, permissions, given_at from consent \
              where subject = $1 and client_id = $2",
         )
         .bind(subject.uuid())
@@ -216,7 +216,7 @@ where
         subject: UserId,
     ) -> Result<Vec<Consent>, StoreError> {
         let rows = sqlx::query::<DB>(
-            "select subject, client_id, client_epoch, scope, resources, given_at from consent \
+            "select subject, client_id, client_epoch, permissions, given_at from consent \
              where subject = $1 order by client_id",
         )
         .bind(subject.uuid())
@@ -227,16 +227,21 @@ where
 
     pub(super) async fn upsert_consent(&self, consent: &Consent) -> Result<(), StoreError> {
         sqlx::query::<DB>(
-            "insert into consent (subject, client_id, client_epoch, scope, resources, given_at) \
-             values ($1, $2, $3, $4, $5, $6) \
+            "insert into consent (subject, client_id, client_epoch, permissions, given_at) \
+             values ($1, $2, $3, $4, $5) \
              on conflict (subject, client_id) do update set \
-             client_epoch = excluded.client_epoch, scope = excluded.scope, resources = excluded.resources, given_at = excluded.given_at",
+             client_epoch = excluded.client_epoch, permissions = excluded.permissions, \
+             given_at = excluded.given_at",
         )
         .bind(consent.subject.uuid())
         .bind(consent.client_id.as_str().to_owned())
         .bind(consent.client_epoch)
-        .bind(consent.scope.to_string())
-        .bind(list(consent.resources.iter().map(ResourceUri::as_str)))
+        .bind(list(
+            consent
+                .permissions
+                .iter()
+                .map(|(resource, token)| format!("{resource} {token}")),
+        ))
         .bind(consent.given_at.millis())
         .execute(&self.writers())
         .await?;
@@ -348,10 +353,16 @@ where
             subject: UserId::from_uuid(subject),
             client_id: ClientId::parse(&text("client_id")?).map_err(|_| bad("client_id"))?,
             client_epoch: Self::column(row, TABLE, "client_epoch")?,
-            scope: Scope::parse(&text("scope")?).map_err(|_| bad("scope"))?,
-            resources: unlist(&text("resources")?, |uri| ResourceUri::parse(uri).ok())
-                .ok_or_else(|| bad("resources"))?,
+            permissions: unlist(&text("permissions")?, permission)
+                .map(|permissions: Vec<Permission>| permissions.into_iter().collect())
+                .ok_or_else(|| bad("permissions"))?,
             given_at: Self::time(row, TABLE, "given_at")?,
         })
     }
+}
+
+/// A stored permission: a resource has no space in it.
+fn permission(text: &str) -> Option<Permission> {
+    let (resource, token) = text.split_once(' ')?;
+    Some((ResourceUri::parse(resource).ok()?, token.to_owned()))
 }

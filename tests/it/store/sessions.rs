@@ -1,12 +1,14 @@
 //! Sessions of browsers, and what users have allowed clients.
 
+use std::collections::BTreeSet;
+
 use countersign::{
     clock::Timestamp,
     domain::{
         browser_session::BrowserSession,
         change::{Applied, Change, EventType},
         code::{CodeRefusal, Redeemed},
-        consent::Consent,
+        consent::{Consent, Permission},
         event::EventQuery,
         family::{EndReason, Family, Grant, RefreshPolicy, Refusal},
         id::{SessionId, UserId},
@@ -42,11 +44,14 @@ pub(super) async fn session(site: &Site<'_>, number: u128) -> BrowserSession {
 /// The same, stored under the hash of its number.
 pub(super) async fn opened(site: &Site<'_>, number: u128) -> BrowserSession {
     let session = session(site, number).await;
-    site.store
-        .put_session(&hash(number), &session)
-        .await
-        .unwrap();
+    let is_put = site.store.put_session(&hash(number), &session).await;
+    assert!(is_put.unwrap());
     session
+}
+
+fn permissions(lines: &[(&str, &str)]) -> BTreeSet<Permission> {
+    let line = |(uri, token): &(&str, &str)| (resources(&[uri]).remove(0), (*token).to_owned());
+    lines.iter().map(line).collect()
 }
 
 async fn found(site: &Site<'_>, number: u128) -> Option<BrowserSession> {
@@ -89,7 +94,7 @@ pub(super) async fn a_session_is_read_back_as_it_was_put(database: &Database) {
         last: party("laptop"),
         ..session.clone()
     };
-    site.store.put_session(&hash(2), &renewed).await.unwrap();
+    assert!(site.store.put_session(&hash(2), &renewed).await.unwrap());
     assert_eq!(found(&site, 1).await, None);
     assert_eq!(found(&site, 2).await, Some(renewed.clone()));
     // Nobody takes over that of another user.
@@ -97,7 +102,7 @@ pub(super) async fn a_session_is_read_back_as_it_was_put(database: &Database) {
         subject: UserId::from_uuid(Uuid::from_u128(99)),
         ..renewed.clone()
     };
-    site.store.put_session(&hash(3), &taken).await.unwrap();
+    assert!(!site.store.put_session(&hash(3), &taken).await.unwrap());
     assert_eq!(found(&site, 3).await, None);
     assert_eq!(found(&site, 2).await, Some(renewed.clone()));
 
@@ -149,7 +154,7 @@ pub(super) async fn the_end_of_a_session_ends_what_was_not_to_outlast_it(databas
     let redeemed = site.store.redeem_code(&redemption(5, &unused), at(1)).await;
     let refused = CodeRefusal::Grant(Refusal::Ended);
     assert!(matches!(redeemed.unwrap(), Redeemed::Refused(refusal) if refusal == refused),);
-    site.store.put_session(&hash(9), &session).await.unwrap();
+    assert!(!site.store.put_session(&hash(9), &session).await.unwrap());
     assert_eq!(found(&site, 9).await, None);
     assert_eq!(found(&site, 1).await.unwrap().ended_at, Some(NOW));
     let again = ended(&site, session.id).await;
@@ -173,8 +178,7 @@ pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {
         subject: site.user,
         client_id: site.client.clone(),
         client_epoch: client.session_epoch,
-        scope: scope("read"),
-        resources: resources(&["urn:other"]),
+        permissions: permissions(&[("urn:other", "read"), ("urn:other", "")]),
         given_at: NOW,
     };
     let read = async || site.store.consent(site.user, &site.client).await.unwrap();
@@ -191,8 +195,7 @@ pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {
     site.store.put_consent(&consent).await.unwrap();
     assert_eq!(read().await, Some(consent.clone()));
     let more = Consent {
-        scope: scope("read write"),
-        resources: resources(&["urn:other", "https://api.example"]),
+        permissions: permissions(&[("urn:other", "read"), ("https://api.example", "write")]),
         given_at: at(5),
         ..consent
     };

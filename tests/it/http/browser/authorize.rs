@@ -9,9 +9,7 @@ use countersign::{
 };
 use reqwest::Method;
 
-use super::{
-    CALLBACK, REQUEST, STATE, Site, family_of, flow, heading, hidden, of_browsers, returned,
-};
+use super::{REQUEST, STATE, Site, family_of, flow, heading, hidden, of_browsers, returned};
 use crate::support::{
     database::Engine,
     server::{ISSUER, Setup},
@@ -325,10 +323,9 @@ async fn a_request_may_be_posted() {
     assert_eq!(heading(&browser.send(request).await), "Sign in");
 }
 
-/// RFC 9700 §2.1.1: a code that was issued with a challenge needs its verifier, and one without needs
-/// none, but a client that may do without.
+/// RFC 9700 §2.1.1.
 #[tokio::test]
-async fn only_a_client_that_may_gets_a_code_without_pkce() {
+async fn nobody_gets_a_code_without_pkce() {
     let relaxed = ClientMetadata {
         token_endpoint_auth_method: None,
         require_pkce: Some(false),
@@ -339,11 +336,44 @@ async fn only_a_client_that_may_gets_a_code_without_pkce() {
     let site = Site::of(Setup::new().client("relaxed", relaxed)).await;
     let mut browser = site.browser();
     browser.code().await;
-    let without = [("code_challenge", ""), ("code_challenge_method", "")];
-    let refused = returned(&browser.ask(&without).await);
-    assert_eq!(refused["error"], "invalid_request");
-    let relaxed = [&without[..], &[("client_id", "relaxed")]].concat();
-    let refused = returned(&browser.ask(&relaxed).await);
-    assert_eq!(refused["error"], "invalid_request");
-    assert_eq!(CALLBACK, "https://app.example/cb?tenant=1");
+    for client in ["notes", "relaxed"] {
+        let without = [
+            ("code_challenge", ""),
+            ("code_challenge_method", ""),
+            ("client_id", client),
+            ("nonce", "n"),
+        ];
+        let refused = returned(&browser.ask(&without).await);
+        assert_eq!(refused["error"], "invalid_request", "{client}");
+    }
+}
+
+/// What a user allows is what was on the page, for who was asked.
+#[tokio::test]
+async fn a_consent_is_for_what_was_shown_to_whom() {
+    let site = Site::start().await;
+    let bob = site.server.user("bob").await;
+    site.set_password(bob, PASSWORD).await;
+    let mut browser = site.browser();
+    let sign_in = browser.ask(&[("scope", "read")]).await;
+    let of_ada = browser.sign_in(&sign_in, "ada", PASSWORD).await;
+    // The page of a sign-in is none of consent.
+    let asked = browser.decide(&sign_in, "allow").await;
+    assert!(heading(&asked).starts_with("Allow "), "{asked:?}");
+    // Somebody else has signed in meanwhile, in another tab.
+    let page = browser.ask(&[("prompt", "login")]).await;
+    browser.sign_in(&page, "bob", PASSWORD).await;
+    let asked = browser.decide(&of_ada, "allow").await;
+    assert!(heading(&asked).starts_with("Allow "), "{asked:?}");
+    assert!(asked.body.contains("bob"), "{asked:?}");
+    let refused = returned(&browser.ask(&[("prompt", "none"), ("scope", "read")]).await);
+    assert_eq!(refused["error"], "consent_required");
+    assert!(returned(&browser.decide(&asked, "allow").await).contains_key("code"));
+    // What was allowed at one resource is not allowed at another.
+    let elsewhere = [
+        ("scope", "files:read"),
+        ("resource", "https://files.example/v1"),
+    ];
+    let page = browser.ask(&elsewhere).await;
+    assert!(page.body.contains("files:read"), "{page:?}");
 }

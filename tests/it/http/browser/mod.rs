@@ -82,9 +82,11 @@ impl Site {
     }
 
     fn browser(&self) -> Browser<'_> {
+        // A clock that is moved on ends connections that nothing goes over.
+        let http = client().redirect(Policy::none()).pool_max_idle_per_host(0);
         Browser {
             site: self,
-            http: client().redirect(Policy::none()).build().unwrap(),
+            http: http.build().unwrap(),
             cookies: BTreeMap::new(),
         }
     }
