@@ -65,7 +65,8 @@ pub(super) struct Rotate {
 #[derive(Debug, Args)]
 pub(super) struct Revoke {
     /// Which one
-    #[arg(value_name = "KID", value_parser = kid)]
+    // One in 64 begins with a hyphen.
+    #[arg(value_name = "KID", value_parser = kid, allow_hyphen_values = true)]
     kid: Kid,
     #[command(flatten)]
     reason: Reason,

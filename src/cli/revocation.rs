@@ -16,7 +16,13 @@ use crate::{
 #[command(group = ArgGroup::new("target").required(true).args(["jti", "client", "subject", "family"]))]
 pub(super) struct Revoke {
     /// Revoke one access token, by its `jti`
-    #[arg(long, value_name = "ID", requires = "expires_at")]
+    // One in 64 begins with a hyphen.
+    #[arg(
+        long,
+        value_name = "ID",
+        requires = "expires_at",
+        allow_hyphen_values = true
+    )]
     jti: Option<String>,
     /// The token's `exp`, in seconds since 1970; goes with --jti
     #[arg(long, value_name = "SECONDS", requires = "jti")]

@@ -1145,6 +1145,17 @@ async fn tokens_are_revoked_one_by_one_or_by_client(database: &Database) {
     assert!(nobody.failure().contains("there is no client of this id"));
     let past = terminal.call(&["revoke", "--jti", "token-1", "--expires-at", "1"]);
     assert!(past.failure().starts_with("--expires-at: "), "{past:?}");
+
+    // An id may begin with a hyphen.
+    terminal.json(&["revoke", "--jti", "-token", "--expires-at", &expires_at]);
+    let kid = format!("-{}", "k".repeat(42));
+    for revoke in [
+        ["keys", "revoke", &kid, "--reason", "leaked"],
+        ["keys", "revoke", "--reason", "leaked", &kid],
+    ] {
+        let refused = terminal.call(&revoke);
+        assert_eq!(refused.status, 1, "{refused:?}");
+    }
 }
 
 /// Signs a user in at a client, who both are there, with an agent that plays tricks on terminals.
