@@ -8,29 +8,20 @@ use crate::{
         browser_session::BrowserSession,
         change::{Cause, Change},
         family::{Party, UserStanding},
-        id::{SessionId, UserId},
+        id::SessionId,
         secret::{Ticket, TicketKind},
         user::User,
     },
     entropy::{Entropy, EntropyError},
-    store::{Store, StoreError},
+    store::{self, Store, StoreError},
 };
-
-/// How long the database may take to answer.
-const ANSWER: Duration = Duration::from_secs(4);
-
-/// How many sessions a user is shown, the latest.
-const MOST_SHOWN: u32 = 200;
 
 /// Why nobody can tell about a session.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The database failed.
+    /// The database failed, or did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The database does not answer.
-    #[error("the database does not answer")]
-    NoAnswer,
     /// No randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
@@ -145,20 +136,6 @@ impl Sessions {
         Ok(Some(Present { session, user }))
     }
 
-    /// The sessions of a user that live, the latest first.
-    pub async fn of_user(
-        &self,
-        subject: UserId,
-        epoch: i64,
-    ) -> Result<Vec<BrowserSession>, SessionError> {
-        let now = self.clock.now();
-        let mut sessions = self
-            .answer(self.store.sessions(subject, MOST_SHOWN))
-            .await?;
-        sessions.retain(|session| session.user_epoch == epoch && session.lives(now, self.idle));
-        Ok(sessions)
-    }
-
     /// Ends a session, with the sign-ins at clients that it has brought. One that has ended already
     /// stays so.
     pub async fn end(&self, id: SessionId, cause: &Cause) -> Result<(), SessionError> {
@@ -168,18 +145,15 @@ impl Sessions {
             tokens_die_at: now.plus(self.token_retention),
         };
         match self.answer(self.store.apply(&change, cause, now)).await {
-            Ok(_) | Err(SessionError::Store(StoreError::Conflict)) => Ok(()),
-            Err(error) => Err(error),
+            Ok(_) | Err(StoreError::Conflict) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
     async fn answer<T>(
         &self,
         answer: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, SessionError> {
-        tokio::select! {
-            answer = answer => Ok(answer?),
-            () = self.clock.sleep(ANSWER) => Err(SessionError::NoAnswer),
-        }
+    ) -> Result<T, StoreError> {
+        store::in_time(&self.clock, answer).await
     }
 }

@@ -313,6 +313,25 @@ impl Target {
         })
     }
 
+    /// The same for a client that asks in the name of a user.
+    pub fn for_users(
+        client: &Client,
+        registry: &Registry,
+        form: &Form,
+    ) -> Result<Self, OAuthError> {
+        let (resources, scope) = (form.many("resource"), form.one("scope")?);
+        let target = Self::of_request(client, registry, resources, scope)?;
+        // That is for clients that act for themselves, with the authority that they have.
+        if target.resources.iter().any(|uri| registry.is_admin(uri)) {
+            return Err(OAuthError::new(
+                ErrorCode::InvalidTarget,
+                "admin_resource",
+                "no user signs in to the admin interface",
+            ));
+        }
+        Ok(target)
+    }
+
     /// What an access token gets of a grant: what is asked for of it, as far as client and resources
     /// still have it.
     ///

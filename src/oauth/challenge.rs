@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     access_token::Target,
     client_auth::Authenticator,
+    codes,
     error::{ErrorCode, OAuthError},
     form::Form,
     store_answer,
@@ -19,8 +20,8 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::Origin,
-        client::{Client, GrantType},
-        code::{AuthorizationCode, CHALLENGE_LIFE, CODE_LIFE, ChallengeSession, is_s256},
+        client::Client,
+        code::{AuthorizationCode, CHALLENGE_LIFE, CODE_LIFE, ChallengeSession},
         family::Grant,
         name::named,
         resource::ResourceUri,
@@ -29,7 +30,7 @@ use crate::{
         user::{User, Username},
     },
     entropy::Entropy,
-    identity::sign_in::{Place, Refused, SignIn},
+    identity::sign_in::{METHOD, Place, Refused, SignIn},
     registry::Snapshots,
     store::Store,
     throttle::Throttle,
@@ -37,12 +38,6 @@ use crate::{
 
 /// How many wrong passwords one sign-in has.
 const MOST_FAILURES: u32 = 5;
-
-/// The one method of PKCE (RFC 7636 §4.2).
-const S256: &str = "S256";
-
-/// How users of this service authenticate (RFC 8176 §2).
-const BY_PASSWORD: &str = "pwd";
 
 named!(
     /// What a sign-in still needs. Whatever the user has enrolled is asked for, and nothing skipped.
@@ -152,18 +147,9 @@ impl ChallengeEndpoint {
         let username = form
             .one("username")?
             .ok_or_else(|| OAuthError::malformed("username and auth_session are missing"))?;
-        let code_challenge = code_challenge(form)?;
+        let code_challenge = codes::code_challenge(form)?;
         let registry = self.snapshots.registry();
-        let target =
-            Target::of_request(client, &registry, form.many("resource"), form.one("scope")?)?;
-        // That is for clients that act for themselves, with the authority that they have.
-        if target.resources.iter().any(|uri| registry.is_admin(uri)) {
-            return Err(OAuthError::new(
-                ErrorCode::InvalidTarget,
-                "admin_resource",
-                "no user signs in to the admin interface",
-            ));
-        }
+        let target = Target::for_users(client, &registry, form)?;
         let session = ChallengeSession {
             client_id: client.client_id.clone(),
             client_epoch: client.session_epoch,
@@ -212,7 +198,7 @@ impl ChallengeEndpoint {
                 "the auth_session began with another code_challenge",
             ),
             (
-                method.is_some_and(|method| method != S256),
+                method.is_some_and(|method| method != codes::S256),
                 "code_challenge_method must be S256",
             ),
             (
@@ -282,7 +268,6 @@ impl ChallengeEndpoint {
             ),
             // What was stored is lost with the database.
             Refused::Store(error) => return Err(OAuthError::of_store(error)),
-            Refused::NoAnswer => return Err(OAuthError::no_database()),
         };
         let goes_on = attempt.is_continued && session.failures < MOST_FAILURES;
         Ok(Unfinished {
@@ -325,7 +310,7 @@ impl ChallengeEndpoint {
                 scope: session.scope,
                 resources: session.resources,
                 auth_time: now,
-                amr: vec![BY_PASSWORD.to_owned()],
+                amr: vec![METHOD.to_owned()],
                 dpop_jkt: session.dpop_jkt,
             },
             redirect_uri: None,
@@ -334,12 +319,8 @@ impl ChallengeEndpoint {
             expires_at: now.plus(CODE_LIFE),
             family_id: None,
         };
-        let text = self.drawn(TicketKind::AuthorizationCode)?;
-        let hash = text.hash();
-        let is_stored = store_answer(&self.clock, self.store.put_code(&hash, &code)).await?;
-        if !is_stored {
-            return Err(wrong_credentials().into());
-        }
+        let issued = codes::issue(&*self.store, &self.clock, &self.entropy, &code).await?;
+        let text = issued.ok_or_else(wrong_credentials)?;
         Ok(ChallengeResponse {
             authorization_code: text.expose().to_owned(),
         })
@@ -351,17 +332,14 @@ impl ChallengeEndpoint {
         session: &ChallengeSession,
         needed: Needed,
     ) -> Result<NextStep, OAuthError> {
-        let auth_session = self.drawn(TicketKind::AuthSession)?;
+        let auth_session =
+            Ticket::mint(TicketKind::AuthSession, &self.entropy).map_err(OAuthError::internal)?;
         let hash = auth_session.hash();
         store_answer(&self.clock, self.store.put_challenge(&hash, session)).await?;
         Ok(NextStep {
             auth_session,
             needed,
         })
-    }
-
-    fn drawn(&self, kind: TicketKind) -> Result<Ticket, OAuthError> {
-        Ticket::mint(kind, &self.entropy).map_err(OAuthError::internal)
     }
 }
 
@@ -374,44 +352,15 @@ fn check_client(client: &Client) -> Result<(), OAuthError> {
             "the client may not take the credentials of users",
         ));
     }
-    if !client.grant_types.contains(&GrantType::AuthorizationCode) {
-        return Err(OAuthError::new(
-            ErrorCode::UnauthorizedClient,
-            "grant_type",
-            "the client may not use the authorization code grant",
-        ));
-    }
-    Ok(())
+    codes::check_client(client)
 }
 
 /// There is nothing but codes; later drafts want that said (§5.1).
 fn check_response_type(form: &Form) -> Result<(), OAuthError> {
     match form.one("response_type")? {
         None | Some("code") => Ok(()),
-        Some(_) => Err(OAuthError::new(
-            ErrorCode::UnsupportedResponseType,
-            "response_type",
-            "the response_type must be code",
-        )),
+        Some(_) => Err(codes::not_a_code()),
     }
-}
-
-/// The challenge of a request, which PKCE is required for: S256, as `plain` protects nobody who can
-/// read the request (RFC 7636 §4.2, RFC 9700 §2.1.1).
-fn code_challenge(form: &Form) -> Result<String, OAuthError> {
-    let challenge = form
-        .one("code_challenge")?
-        .ok_or_else(|| OAuthError::malformed("code_challenge is missing"))?;
-    // RFC 7636 §4.3: "Defaults to "plain" if not present in the request."
-    if form.one("code_challenge_method")? != Some(S256) {
-        return Err(OAuthError::malformed("code_challenge_method must be S256"));
-    }
-    if !is_s256(challenge) {
-        return Err(OAuthError::malformed(
-            "code_challenge is not the S256 transformation of anything",
-        ));
-    }
-    Ok(challenge.to_owned())
 }
 
 /// A user name as it is stored: the empty one, which nobody has, in place of all that nobody can have.

@@ -10,6 +10,7 @@ pub mod access_token;
 pub mod authorization;
 pub mod challenge;
 pub mod client_auth;
+mod codes;
 pub mod error;
 pub mod form;
 pub mod grants;
@@ -22,21 +23,17 @@ pub mod revocation;
 pub mod rotation_queue;
 pub mod token;
 
-use std::time::Duration;
-
 use self::error::OAuthError;
-use crate::{clock::AgreedClock, store::StoreError};
-
-/// How long the database may take to answer a request.
-const ANSWER: Duration = Duration::from_secs(4);
+use crate::{
+    clock::AgreedClock,
+    store::{self, StoreError},
+};
 
 /// Waits for the database, but no longer than a client would.
 async fn store_answer<T>(
     clock: &AgreedClock,
     answer: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, OAuthError> {
-    tokio::select! {
-        answer = answer => answer.map_err(OAuthError::of_store),
-        () = clock.sleep(ANSWER) => Err(OAuthError::no_database()),
-    }
+    let answer = store::in_time(clock, answer).await;
+    answer.map_err(OAuthError::of_store)
 }

@@ -15,7 +15,6 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ANSWER,
     error::{ErrorCode, OAuthError},
     grants::refresh_token,
     refresh_tokens::{self, RefreshTokens},
@@ -27,7 +26,7 @@ use crate::{
         id::{ClientId, FamilyId},
     },
     metrics::Metrics,
-    store::{Store, StoreError},
+    store::{ANSWER, Store, StoreError},
     throttle::RetryAfter,
 };
 

@@ -17,6 +17,8 @@ mod sql;
 mod sqlite;
 mod watched;
 
+use std::{io, time::Duration};
+
 use async_trait::async_trait;
 
 pub use self::{
@@ -24,7 +26,7 @@ pub use self::{
     watched::watched,
 };
 use crate::{
-    clock::Timestamp,
+    clock::{AgreedClock, Timestamp},
     domain::{
         assertion::AssertionId,
         browser_session::BrowserSession,
@@ -78,6 +80,23 @@ impl StoreError {
             Self::Refused(_) => "refused",
             Self::Conflict => "conflict",
             Self::Corrupt { .. } => "corrupt",
+        }
+    }
+}
+
+/// How long the database may take to answer a request.
+pub const ANSWER: Duration = Duration::from_secs(4);
+
+/// Waits for the database, but no longer than a client would: then it counts as not available.
+pub async fn in_time<T>(
+    clock: &AgreedClock,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::select! {
+        answer = answer => answer,
+        () = clock.sleep(ANSWER) => {
+            let error = io::Error::from(io::ErrorKind::TimedOut);
+            Err(StoreError::Unavailable(sqlx::Error::Io(error)))
         }
     }
 }

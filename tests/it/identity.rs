@@ -143,7 +143,7 @@ impl Hall {
             Err(Refused::Credentials) => Outcome::Wrong,
             Err(Refused::TooOften(wait)) => Outcome::TooOften(wait.seconds()),
             Err(Refused::Busy(_)) => Outcome::Busy,
-            Err(Refused::Store(_) | Refused::NoAnswer) => Outcome::Failed,
+            Err(Refused::Store(_)) => Outcome::Failed,
         }
     }
 

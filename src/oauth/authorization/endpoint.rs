@@ -13,15 +13,16 @@ use crate::{
         code::{AuthorizationCode, CODE_LIFE},
         consent::{Consent, Permission},
         family::{Grant, Party},
-        secret::{Ticket, TicketKind},
+        secret::Ticket,
     },
     entropy::Entropy,
     identity::{
         session::{Present, SessionError, Sessions},
-        sign_in::{Place, Refused, SignIn},
+        sign_in::{METHOD, Place, Refused, SignIn},
     },
     keys::mac::MacError,
     oauth::{
+        codes,
         error::{ErrorCode, OAuthError},
         form::Form,
         store_answer,
@@ -32,9 +33,6 @@ use crate::{
 
 /// How long a user may take between two steps.
 const LONGEST_STEP: std::time::Duration = std::time::Duration::from_mins(30);
-
-/// How users of this service authenticate (RFC 8176 §2).
-const BY_PASSWORD: &str = "pwd";
 
 /// What a browser has sent along.
 #[derive(Clone, Copy)]
@@ -219,7 +217,7 @@ impl AuthorizationEndpoint {
             Err(error) => return Reply::Refused(error).into(),
         };
         let cause = Cause::of_user(user.id, browser.origin);
-        let amr = vec![BY_PASSWORD.to_owned()];
+        let amr = vec![METHOD.to_owned()];
         let opened = self.sessions.open(&user, amr, &cause, before.as_ref());
         match opened.await {
             Ok((present, cookie)) => {
@@ -423,22 +421,17 @@ impl AuthorizationEndpoint {
                 dpop_jkt: None,
             },
             redirect_uri: named.then(|| request.return_address.redirect_uri.clone()),
-            code_challenge: request.asked.code_challenge.clone(),
+            code_challenge: Some(request.asked.code_challenge.clone()),
             nonce: request.asked.nonce.clone(),
             expires_at: self.clock.now().plus(CODE_LIFE),
             family_id: None,
         };
-        let text = Ticket::mint(TicketKind::AuthorizationCode, &self.entropy)
-            .map_err(OAuthError::internal)?;
-        let hash = text.hash();
-        let is_stored = store_answer(&self.clock, self.store.put_code(&hash, &code)).await?;
-        if !is_stored {
-            return Err(OAuthError::new(
-                ErrorCode::AccessDenied,
-                "sessions_ended",
-                "the sessions of the user, or of the client, have just been ended",
-            ));
-        }
+        let issued = codes::issue(&*self.store, &self.clock, &self.entropy, &code).await?;
+        let text = issued.ok_or(OAuthError::new(
+            ErrorCode::AccessDenied,
+            "sessions_ended",
+            "the sessions of the user, or of the client, have just been ended",
+        ))?;
         Ok(Reply::Return {
             to: request.return_address.clone(),
             parameters: vec![("code", text.expose().to_owned())],
@@ -551,14 +544,12 @@ fn told(refused: Refused) -> OAuthError {
             "Too many people are signing in. Try again in a moment.",
         ),
         Refused::Store(error) => OAuthError::of_store(error),
-        Refused::NoAnswer => OAuthError::no_database(),
     }
 }
 
 fn of_session(error: SessionError) -> OAuthError {
     match error {
         SessionError::Store(error) => OAuthError::of_store(error),
-        SessionError::NoAnswer => OAuthError::no_database(),
         SessionError::Entropy(error) => OAuthError::internal(error),
     }
 }

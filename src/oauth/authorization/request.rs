@@ -9,17 +9,12 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use crate::{
     clock::Timestamp,
     domain::{
-        browser_session::BrowserSession,
-        client::{Client, GrantType},
-        code::is_s256,
-        consent::Permission,
-        id::ClientId,
-        name::named,
-        resource::ResourceUri,
-        scope::Scope,
+        browser_session::BrowserSession, client::Client, consent::Permission, id::ClientId,
+        name::named, resource::ResourceUri, scope::Scope,
     },
     oauth::{
         access_token::Target,
+        codes,
         error::{ErrorCode, OAuthError},
         form::Form,
     },
@@ -129,7 +124,7 @@ pub struct Asked {
     /// The resources: of the request, else the client's default.
     pub resources: Vec<ResourceUri>,
     /// The S256 transformation of the client's verifier (RFC 7636 §4.3).
-    pub code_challenge: Option<String>,
+    pub code_challenge: String,
     /// What the ID Token is to repeat.
     pub nonce: Option<String>,
     /// What the user is to be asked in any case.
@@ -186,38 +181,15 @@ impl Asked {
         not_supported(form)?;
         match form.one("response_type")? {
             Some("code") => {}
-            Some(_) => {
-                return Err(OAuthError::new(
-                    ErrorCode::UnsupportedResponseType,
-                    "response_type",
-                    "the response_type must be code",
-                ));
-            }
+            Some(_) => return Err(codes::not_a_code()),
             None => return Err(OAuthError::malformed("response_type is missing")),
         }
-        if !client.grant_types.contains(&GrantType::AuthorizationCode) {
-            return Err(OAuthError::new(
-                ErrorCode::UnauthorizedClient,
-                "grant_type",
-                "the client may not use the authorization code grant",
-            ));
-        }
-        let Target { resources, scope } =
-            Target::of_request(client, registry, form.many("resource"), form.one("scope")?)?;
-        if resources.iter().any(|uri| registry.is_admin(uri)) {
-            return Err(OAuthError::new(
-                ErrorCode::InvalidTarget,
-                "admin_resource",
-                "no user signs in to the admin interface",
-            ));
-        }
+        codes::check_client(client)?;
+        let Target { resources, scope } = Target::for_users(client, registry, form)?;
         let nonce = text(form, "nonce", LONGEST_NONCE)?;
-        let code_challenge = code_challenge(form)?;
         // A nonce may stand for it where the client compares that with an ID Token's, and there are
         // none yet.
-        if code_challenge.is_none() {
-            return Err(OAuthError::malformed("code_challenge is missing"));
-        }
+        let code_challenge = codes::code_challenge(form)?;
         Ok(Self {
             scope,
             resources,
@@ -428,27 +400,6 @@ fn not_supported(form: &Form) -> Result<(), OAuthError> {
     Ok(())
 }
 
-/// The challenge: S256, as `plain` protects nobody who can read the request (RFC 7636 §4.2).
-fn code_challenge(form: &Form) -> Result<Option<String>, OAuthError> {
-    let method = form.one("code_challenge_method")?;
-    let Some(challenge) = form.one("code_challenge")? else {
-        return match method {
-            None => Ok(None),
-            Some(_) => Err(OAuthError::malformed("code_challenge is missing")),
-        };
-    };
-    // RFC 7636 §4.3: "Defaults to "plain" if not present in the request."
-    if method != Some("S256") {
-        return Err(OAuthError::malformed("code_challenge_method must be S256"));
-    }
-    if !is_s256(challenge) {
-        return Err(OAuthError::malformed(
-            "code_challenge is not the S256 transformation of anything",
-        ));
-    }
-    Ok(Some(challenge.to_owned()))
-}
-
 fn prompts(form: &Form) -> Result<Vec<Prompt>, OAuthError> {
     let text = form.one("prompt")?.unwrap_or_default();
     // What is not known asks for nothing.
@@ -495,7 +446,7 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        client::AuthMethod,
+        client::{AuthMethod, GrantType},
         family::{Party, RefreshPolicy},
         id::{ResourceId, SessionId, UserId},
         redirect::RedirectUri,
@@ -630,7 +581,7 @@ mod tests {
         assert_eq!(request.return_address.state.as_deref(), Some("a b&c=d"));
         assert_eq!(asked.scope.to_string(), "openid read");
         assert_eq!(asked.resources[0].as_str(), "urn:api");
-        assert_eq!(asked.code_challenge.as_deref(), Some(CHALLENGE));
+        assert_eq!(asked.code_challenge, CHALLENGE);
         assert_eq!(asked.nonce.as_deref(), Some("n"));
         assert_eq!(asked.prompts, [Prompt::Login, Prompt::Consent]);
         assert_eq!(asked.max_age, Some(Duration::from_mins(1)));
