@@ -16,7 +16,9 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::{Cause, Change, EventType},
-        client::{AuthMethod, Client, GrantType, MOST_REDIRECT_URIS, MOST_SECRETS, Revision},
+        client::{
+            AuthMethod, Client, GrantType, MOST_REDIRECT_URIS, MOST_SECRETS, Revision, texts,
+        },
         family::RefreshPolicy,
         id::{ClientId, SecretId, UserId},
         redirect::RedirectUri,
@@ -751,20 +753,19 @@ pub(super) fn name_problem(name: &str) -> Option<&'static str> {
 }
 
 fn metadata_of(client: &Client) -> ClientMetadata {
-    let texts = |uris: &[RedirectUri]| uris.iter().map(ToString::to_string).collect();
     ClientMetadata {
         client_name: client.client_name.clone(),
         token_endpoint_auth_method: Some(client.auth_method.to_string()),
         jwks: client.jwks.clone(),
         jwks_uri: client.jwks_uri.clone(),
-        grant_types: Some(client.grant_types.iter().map(ToString::to_string).collect()),
+        grant_types: Some(texts(&client.grant_types)),
         // It follows from the rest, and does so again.
         response_types: None,
         redirect_uris: texts(&client.redirect_uris),
         post_logout_redirect_uris: texts(&client.post_logout_redirect_uris),
         require_pkce: Some(client.require_pkce),
         scope: client.scope.to_string(),
-        resources: client.resources.iter().map(ToString::to_string).collect(),
+        resources: texts(&client.resources),
         default_resource: client.default_resource.as_ref().map(ToString::to_string),
         allowed_origins: client.allowed_origins.clone(),
         access_token_ttl_seconds: client.access_token_ttl_seconds,

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use super::{
     family::Party,
     id::{SessionId, UserId},
@@ -50,21 +48,6 @@ impl BrowserSession {
     /// Whether a use at `now` by this party is worth writing.
     pub fn is_news(&self, now: Timestamp, party: &Party) -> bool {
         now.since(self.seen_at) >= SEEN_STEP || *party != self.last
-    }
-
-    /// As the admin interfaces and its user are shown it.
-    pub fn document(&self) -> Value {
-        json!({
-            "id": self.id.to_string(),
-            "subject": self.subject.to_string(),
-            "auth_time": self.auth_time.seconds(),
-            "amr": self.amr,
-            "seen_at": self.seen_at.seconds(),
-            "expires_at": self.expires_at.seconds(),
-            "ended_at": self.ended_at.map(Timestamp::seconds),
-            "first": self.first.document(),
-            "last": self.last.document(),
-        })
     }
 }
 

@@ -224,23 +224,21 @@ pub struct Cause {
 impl Cause {
     /// Somebody who sent a request.
     pub fn of_request(actor: &ClientId, origin: &Origin, reason: Option<String>) -> Self {
-        Self {
-            actor: actor.to_string(),
-            address: Some(origin.address.to_string()),
-            user_agent: origin.user_agent.clone(),
-            request_id: Some(origin.request_id.clone()),
-            reason,
-        }
+        Self::by(actor.to_string(), origin, reason)
     }
 
     /// A user, for itself.
     pub fn of_user(user: UserId, origin: &Origin) -> Self {
+        Self::by(format!("user:{user}"), origin, None)
+    }
+
+    fn by(actor: String, origin: &Origin, reason: Option<String>) -> Self {
         Self {
-            actor: format!("user:{user}"),
+            actor,
             address: Some(origin.address.to_string()),
             user_agent: origin.user_agent.clone(),
             request_id: Some(origin.request_id.clone()),
-            reason: None,
+            reason,
         }
     }
 

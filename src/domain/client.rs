@@ -149,27 +149,17 @@ impl Client {
 
     /// Everything about the client that may be shown: no secret and no hash of one.
     pub fn document(&self) -> Value {
-        let names = |uris: &[ResourceUri]| {
-            uris.iter()
-                .map(|uri| uri.as_str().to_owned())
-                .collect::<Vec<_>>()
-        };
-        let redirects = |uris: &[RedirectUri]| {
-            uris.iter()
-                .map(|uri| uri.as_str().to_owned())
-                .collect::<Vec<_>>()
-        };
         json!({
             "client_id": self.client_id.as_str(),
             "client_name": self.client_name,
             "token_endpoint_auth_method": self.auth_method.as_str(),
             "grant_types": self.grant_types.iter().map(|grant| grant.as_str()).collect::<Vec<_>>(),
             "response_types": self.response_types(),
-            "redirect_uris": redirects(&self.redirect_uris),
-            "post_logout_redirect_uris": redirects(&self.post_logout_redirect_uris),
+            "redirect_uris": texts(&self.redirect_uris),
+            "post_logout_redirect_uris": texts(&self.post_logout_redirect_uris),
             "require_pkce": self.require_pkce,
             "scope": self.scope.to_string(),
-            "resources": names(&self.resources),
+            "resources": texts(&self.resources),
             "default_resource": self.default_resource.as_ref().map(ResourceUri::as_str),
             "allowed_origins": self.allowed_origins,
             "access_token_ttl_seconds": self.access_token_ttl_seconds,
@@ -193,4 +183,9 @@ impl Client {
     pub fn secret(&self, id: SecretId) -> Option<&StoredSecret> {
         self.secrets.iter().find(|secret| secret.id == id)
     }
+}
+
+/// Each as text.
+pub(crate) fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
 }

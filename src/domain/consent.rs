@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Value, json};
-
 use super::{
     id::{ClientId, UserId},
     resource::ResourceUri,
@@ -28,20 +26,4 @@ pub struct Consent {
     pub permissions: BTreeSet<Permission>,
     /// When it was last asked for and given.
     pub given_at: Timestamp,
-}
-
-impl Consent {
-    /// As the admin interfaces and its user are shown it.
-    pub fn document(&self) -> Value {
-        let permissions = self.permissions.iter();
-        let permissions: Vec<Value> = permissions
-            .map(|(resource, token)| json!({ "resource": resource.as_str(), "scope": token }))
-            .collect();
-        json!({
-            "subject": self.subject.to_string(),
-            "client_id": self.client_id.as_str(),
-            "permissions": permissions,
-            "given_at": self.given_at.seconds(),
-        })
-    }
 }

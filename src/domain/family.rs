@@ -132,19 +132,19 @@ pub struct Party {
 impl Party {
     /// Whoever sent a request.
     pub fn of_origin(origin: &Origin) -> Self {
-        let beginning = |agent: &String| agent.chars().take(LONGEST_USER_AGENT).collect();
-        Self {
-            address: Some(origin.address.to_string()),
-            user_agent: origin.user_agent.as_ref().map(beginning),
-        }
+        Self::at(Some(origin.address.to_string()), origin.user_agent.as_ref())
     }
 
     /// Whoever caused something.
     pub fn of(cause: &Cause) -> Self {
+        Self::at(cause.address.clone(), cause.user_agent.as_ref())
+    }
+
+    fn at(address: Option<String>, user_agent: Option<&String>) -> Self {
         let beginning = |agent: &String| agent.chars().take(LONGEST_USER_AGENT).collect();
         Self {
-            address: cause.address.clone(),
-            user_agent: cause.user_agent.as_ref().map(beginning),
+            address,
+            user_agent: user_agent.map(beginning),
         }
     }
 

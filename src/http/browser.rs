@@ -9,7 +9,6 @@ use actix_web::{
     },
     web::{Data, Payload, ReqData},
 };
-
 use bytes::Bytes;
 
 use super::{
@@ -20,7 +19,7 @@ use crate::{
     domain::change::Origin,
     oauth::{
         authorization::{
-            endpoint::{Answer, Browser, Reply},
+            endpoint::{Answer, Browser, Reply, Submitted},
             request::{ResponseMode, ReturnAddress},
         },
         error::OAuthError,
@@ -76,57 +75,6 @@ pub(super) async fn post_authorize(
     }
 }
 
-/// `POST /signin`.
-pub(super) async fn sign_in(
-    request: HttpRequest,
-    payload: Payload,
-    services: Data<Services>,
-    origin: ReqData<Origin>,
-) -> HttpResponse {
-    of_form(
-        &request,
-        payload,
-        &services,
-        &origin,
-        async |form, browser| services.authorization.sign_in(form, browser).await,
-    )
-    .await
-}
-
-/// `POST /signin/cancel`.
-pub(super) async fn cancel(
-    request: HttpRequest,
-    payload: Payload,
-    services: Data<Services>,
-    origin: ReqData<Origin>,
-) -> HttpResponse {
-    of_form(
-        &request,
-        payload,
-        &services,
-        &origin,
-        async |form, browser| services.authorization.cancel(form, browser),
-    )
-    .await
-}
-
-/// `POST /consent`.
-pub(super) async fn consent(
-    request: HttpRequest,
-    payload: Payload,
-    services: Data<Services>,
-    origin: ReqData<Origin>,
-) -> HttpResponse {
-    of_form(
-        &request,
-        payload,
-        &services,
-        &origin,
-        async |form, browser| services.authorization.decide(form, browser).await,
-    )
-    .await
-}
-
 /// `GET /assets/style.css`.
 pub(super) async fn style(services: Data<Services>) -> HttpResponse {
     asset("text/css; charset=utf-8", services.brand.style.clone())
@@ -148,26 +96,28 @@ fn asset(media_type: &'static str, body: Bytes) -> HttpResponse {
         .body(body)
 }
 
-/// Answers a form of one of our pages. Of no other: browsers say where a form was.
-async fn of_form(
-    request: &HttpRequest,
+/// `POST /signin`, `/signin/cancel` and `/consent`: a form of one of our pages. Of no other: browsers
+/// say where a form was.
+pub(super) async fn form(
+    page: Submitted,
+    request: HttpRequest,
     payload: Payload,
-    services: &Services,
-    origin: &Origin,
-    act: impl AsyncFnOnce(&[u8], Browser<'_>) -> Answer,
+    services: Data<Services>,
+    origin: ReqData<Origin>,
 ) -> HttpResponse {
-    let form = match body::form(request, payload, services).await {
+    let form = match body::form(&request, payload, &services).await {
         Ok(form) => form,
         Err(problem) => return error::body(&problem),
     };
-    let visit = Visit::of(request, services, origin);
+    let visit = Visit::of(&request, &services, &origin);
     let site = request.headers().get("sec-fetch-site");
     if site.is_some_and(|site| site != "same-origin") {
         return visit.refused(&OAuthError::malformed(
             "the form is on a page of another site",
         ));
     }
-    visit.answer(&act(&form, visit.browser()).await)
+    let submitted = services.authorization.submit(page, &form, visit.browser());
+    visit.answer(&submitted.await)
 }
 
 /// A request of a browser.
@@ -215,11 +165,8 @@ impl<'a> Visit<'a> {
             Reply::Refused(error) => self.refused(error),
         };
         let is_page = !matches!(answer.reply, Reply::Refused(_));
-        let kept = if self.is_new && is_page {
-            Some(cookie(BINDING, self.binding.clone()))
-        } else {
-            None
-        };
+        let is_kept = self.is_new && is_page;
+        let kept = is_kept.then(|| cookie(BINDING, self.binding.clone()));
         let session = answer
             .session
             .as_ref()

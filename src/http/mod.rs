@@ -43,8 +43,12 @@ use crate::{
     clock::AgreedClock,
     entropy::Entropy,
     oauth::{
-        authorization::endpoint::AuthorizationEndpoint, challenge::ChallengeEndpoint,
-        introspection::Introspection, metadata, revocation::Revocation, token::TokenEndpoint,
+        authorization::endpoint::{AuthorizationEndpoint, Submitted},
+        challenge::ChallengeEndpoint,
+        introspection::Introspection,
+        metadata,
+        revocation::Revocation,
+        token::TokenEndpoint,
     },
     registry::Snapshots,
 };
@@ -245,10 +249,15 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
             .route(web::get().to(browser::authorize))
             .route(web::post().to(browser::post_authorize)),
     );
+    let form = |page| {
+        web::post().to(move |request, payload, services, origin| {
+            browser::form(page, request, payload, services, origin)
+        })
+    };
     for (path, handler) in [
-        ("/signin", web::post().to(browser::sign_in)),
-        ("/signin/cancel", web::post().to(browser::cancel)),
-        ("/consent", web::post().to(browser::consent)),
+        ("/signin", form(Submitted::SignIn)),
+        ("/signin/cancel", form(Submitted::Cancel)),
+        ("/consent", form(Submitted::Consent)),
         (pages::STYLE_PATH, web::get().to(browser::style)),
         (
             pages::FORM_POST_PATH,

@@ -108,11 +108,10 @@ impl Brand {
 struct SignIn<'a> {
     brand: Frame<'a>,
     base: &'a str,
-    client: Option<&'a str>,
+    client: &'a str,
     username: &'a str,
     problem: Option<&'a str>,
     flow: &'a str,
-    cancel: bool,
 }
 
 /// Something that a client asks for, in words.
@@ -167,11 +166,10 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
     let template = SignIn {
         brand: brand.frame(),
         base: &brand.base,
-        client: Some(&page.client_name),
+        client: &page.client_name,
         username: &page.username,
         problem: page.problem.as_ref().map(OAuthError::description),
         flow: &page.flow,
-        cancel: true,
     };
     drawn(status, &template, "", true)
 }

@@ -45,6 +45,17 @@ pub struct Browser<'a> {
     pub origin: &'a Origin,
 }
 
+/// Which of the pages a form is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// That of the sign-in: a name and a password.
+    SignIn,
+    /// The same, by a user who does not want to sign in.
+    Cancel,
+    /// That of the consent: a decision.
+    Consent,
+}
+
 /// What a request has come to.
 pub struct Answer {
     /// What the user or the client is answered.
@@ -183,74 +194,56 @@ impl AuthorizationEndpoint {
         self.go_on(&flow, browser, None, false).await
     }
 
-    /// Takes a name and a password.
+    /// Takes a form of one of the pages.
     ///
     /// # Security
     /// `body` comes from whoever sends the request. What it goes on with was sealed for this browser:
-    /// nobody can have another one's user sign in to something of theirs.
-    pub async fn sign_in(&self, body: &[u8], browser: Browser<'_>) -> Answer {
-        let (form, flow) = match self.taken_up(body, browser) {
-            Ok(taken_up) => taken_up,
-            Err(error) => return Reply::Refused(error).into(),
-        };
-        let (username, password) = match (form.one("username"), form.one("password")) {
-            (Ok(username), Ok(password)) => (
-                username.unwrap_or_default().to_owned(),
-                password.unwrap_or_default().to_owned(),
-            ),
-            (Err(error), _) | (_, Err(error)) => return Reply::Refused(error).into(),
-        };
-        let place = Place::of_browser(browser.origin);
-        let verified = self
-            .sign_in
-            .verify(&username, &password, place.as_ref())
-            .await;
-        let user = match verified {
-            Ok(user) => user,
-            Err(refused) => {
-                let problem = told(refused);
-                return self.ask_again(&flow, browser, username, problem);
+    /// nobody can have another one's user sign in to, or allow, something of theirs.
+    pub async fn submit(&self, page: Submitted, body: &[u8], browser: Browser<'_>) -> Answer {
+        let taken = self.take(page, body, browser).await;
+        taken.unwrap_or_else(|error| Reply::Refused(error).into())
+    }
+
+    async fn take(
+        &self,
+        page: Submitted,
+        body: &[u8],
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let (form, flow) = self.taken_up(body, browser)?;
+        match page {
+            Submitted::SignIn => self.sign_in(&form, &flow, browser).await,
+            Submitted::Consent if form.one("decision")? == Some("allow") => {
+                Ok(self.go_on(&flow, browser, None, true).await)
             }
+            Submitted::Consent | Submitted::Cancel => Ok(self.turn_down(&flow)),
+        }
+    }
+
+    /// Takes a name and a password.
+    async fn sign_in(
+        &self,
+        form: &Form,
+        flow: &Flow,
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let username = form.one("username")?.unwrap_or_default();
+        let password = form.one("password")?.unwrap_or_default();
+        let place = Place::of_browser(browser.origin);
+        let verified = self.sign_in.verify(username, password, place.as_ref());
+        let user = match verified.await {
+            Ok(user) => user,
+            Err(refused) => return self.ask_again(flow, browser, username, told(refused)),
         };
-        let before = match self.present(browser).await {
-            Ok(before) => before,
-            Err(error) => return Reply::Refused(error).into(),
-        };
+        let before = self.present(browser).await?;
         let cause = Cause::of_user(user.id, browser.origin);
         let amr = vec![METHOD.to_owned()];
         let opened = self.sessions.open(&user, amr, &cause, before.as_ref());
-        match opened.await {
-            Ok((present, cookie)) => {
-                let mut answer = self.go_on(&flow, browser, Some(present), false).await;
-                answer.session = Some(cookie);
-                answer
-            }
-            Err(error) => Reply::Refused(of_session(error)).into(),
-        }
-    }
-
-    /// Takes what a user has said about what a client asks for.
-    ///
-    /// # Security
-    /// As with [`Self::sign_in`].
-    pub async fn decide(&self, body: &[u8], browser: Browser<'_>) -> Answer {
-        let (form, flow) = match self.taken_up(body, browser) {
-            Ok(taken_up) => taken_up,
-            Err(error) => return Reply::Refused(error).into(),
-        };
-        match form.one("decision") {
-            Ok(Some("allow")) => self.go_on(&flow, browser, None, true).await,
-            Ok(_) => self.turn_down(&flow),
-            Err(error) => Reply::Refused(error).into(),
-        }
-    }
-
-    /// Ends a request whose user does not want to sign in.
-    pub fn cancel(&self, body: &[u8], browser: Browser<'_>) -> Answer {
-        match self.taken_up(body, browser) {
-            Ok((_, flow)) => self.turn_down(&flow),
-            Err(error) => Reply::Refused(error).into(),
-        }
+        let (present, cookie) = opened.await.map_err(of_session)?;
+        Ok(Answer {
+            session: Some(cookie),
+            ..self.go_on(flow, browser, Some(present), false).await
+        })
     }
 
     fn turn_down(&self, flow: &Flow) -> Answer {
@@ -271,23 +264,20 @@ impl AuthorizationEndpoint {
         &self,
         flow: &Flow,
         browser: Browser<'_>,
-        username: String,
+        username: &str,
         problem: OAuthError,
-    ) -> Answer {
+    ) -> Result<Answer, OAuthError> {
         let request = match self.read(flow) {
             Ok(request) => request,
-            Err(rejection) => return Self::rejected(rejection),
+            Err(rejection) => return Ok(Self::rejected(rejection)),
         };
-        match self.sealed(flow, browser) {
-            Ok(flow) => Reply::SignIn(SignInPage {
-                client_name: request.client.client_name.clone(),
-                username,
-                problem: Some(problem),
-                flow,
-            })
-            .into(),
-            Err(error) => Reply::Refused(error).into(),
-        }
+        let page = SignInPage {
+            client_name: request.client.client_name.clone(),
+            username: username.to_owned(),
+            problem: Some(problem),
+            flow: self.sealed(flow, browser)?,
+        };
+        Ok(Reply::SignIn(page).into())
     }
 
     /// Does what is left to do for a request, up to the next question to its user.

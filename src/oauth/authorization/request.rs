@@ -251,15 +251,12 @@ impl AuthorizationRequest {
         let mut permissions = BTreeSet::new();
         for uri in &self.asked.resources {
             let scopes = registry.resource(uri).map(|resource| &resource.scopes);
-            let tokens: Vec<&str> = self.asked.scope.iter().collect();
-            let mut known = tokens
-                .into_iter()
-                .filter(|token| scopes.is_some_and(|scopes| scopes.contains(token)))
-                .peekable();
-            if known.peek().is_none() {
+            let known = scopes.map(|scopes| self.asked.scope.intersection(scopes));
+            let known = known.unwrap_or_default();
+            if known.is_empty() {
                 permissions.insert((uri.clone(), String::new()));
             }
-            permissions.extend(known.map(|token| (uri.clone(), token.to_owned())));
+            permissions.extend(known.iter().map(|token| (uri.clone(), token.to_owned())));
         }
         permissions
     }
