@@ -5,6 +5,7 @@
 //! | [`cli`] | the command line, one file per family of subcommands |
 //! | [`app`] | building, running and stopping; the tasks behind; the only updater of snapshots |
 //! | [`http`] | everything that knows actix-web |
+//! | [`account`] | what users do for themselves |
 //! | [`admin`] | what operators do, for the admin interface and the command line alike |
 //! | [`oauth`] | what clients do: authenticate, exchange credentials for tokens |
 //! | [`identity`] | who a user is: passwords and signing in |
@@ -22,6 +23,7 @@
 //! Imports go only downwards in this table; a test holds it so. See docs/architecture.md for the
 //! walk of a request and for how to add a grant, a setting or an admin call.
 
+pub mod account;
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -27,6 +27,7 @@ pub use self::{
     tls::{TlsError, check_certificate},
 };
 use crate::{
+    account::Accounts,
     admin::{
         AdminError,
         client::ClientAdmin,
@@ -63,6 +64,7 @@ use crate::{
         refresh_tokens::RefreshTokens,
         revocation::Revocation,
         rotation_queue::{RotationQueue, RotationWorker},
+        seals::Seals,
         token::TokenEndpoint,
     },
     outbound::{Outbound, OutboundError, Resolver, SystemResolver},
@@ -570,23 +572,51 @@ fn authorization(
     sync: &sync::Sync,
     sign_in: Arc<SignIn>,
 ) -> AuthorizationEndpoint {
-    let config = &context.config;
     AuthorizationEndpoint {
         issuer: context.issuer.clone(),
         sign_in,
-        sessions: Sessions {
-            store: Arc::clone(&context.store),
-            clock: context.clock.clone(),
-            entropy: context.entropy.clone(),
-            idle: config.session_idle,
-            lifetime: config.session_lifetime,
-            token_retention: config.policy.retention(),
-        },
+        sessions: sessions(context),
         store: Arc::clone(&context.store),
+        snapshots: sync.snapshots(),
+        seals: seals(context, sync),
+        clock: context.clock.clone(),
+        entropy: context.entropy.clone(),
+    }
+}
+
+/// What users do at their own account.
+fn accounts(context: &Context) -> Accounts {
+    Accounts {
+        sessions: sessions(context),
+    }
+}
+
+/// Who has signed in where.
+fn sessions(context: &Context) -> Sessions {
+    let config = &context.config;
+    Sessions {
+        store: Arc::clone(&context.store),
+        clock: context.clock.clone(),
+        entropy: context.entropy.clone(),
+        idle: config.session_idle,
+        lifetime: config.session_lifetime,
+        token_retention: config.policy.retention(),
+    }
+}
+
+/// What seals and opens what browsers keep.
+fn seals(context: &Context, sync: &sync::Sync) -> Seals {
+    Seals {
         snapshots: sync.snapshots(),
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
     }
+}
+
+/// The path of the issuer's URL, without a slash at the end.
+fn path_of(issuer: &str) -> String {
+    let path = url::Url::parse(issuer).map(|url| url.path().trim_end_matches('/').to_owned());
+    path.unwrap_or_default()
 }
 
 fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: SignIn) -> Services {
@@ -629,11 +659,10 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         token_retention: config.policy.retention(),
     };
     let rotations = RotationQueue::default();
-    let issuer_path =
-        url::Url::parse(&context.issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     let sign_in = Arc::new(sign_in);
-    let issuer_path = issuer_path.unwrap_or_default();
+    let issuer_path = path_of(&context.issuer);
     Services {
+        accounts: accounts(context),
         authorization: authorization(context, sync, Arc::clone(&sign_in)),
         brand: Brand::new(
             &config.pages.name,

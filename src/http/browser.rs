@@ -12,7 +12,7 @@ use actix_web::{
 use bytes::Bytes;
 
 use super::{
-    Services, body, error,
+    Services, account, body, error,
     pages::{self, Brand},
 };
 use crate::{
@@ -121,7 +121,7 @@ pub(super) async fn form(
 }
 
 /// A request of a browser.
-struct Visit<'a> {
+pub(super) struct Visit<'a> {
     services: &'a Services,
     origin: &'a Origin,
     /// The cookie that tells the browser from others; drawn for one that is here for the first time.
@@ -131,7 +131,7 @@ struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    fn of(request: &HttpRequest, services: &'a Services, origin: &'a Origin) -> Self {
+    pub(super) fn of(request: &HttpRequest, services: &'a Services, origin: &'a Origin) -> Self {
         let cookie = |name| request.cookie(name).map(|cookie| cookie.value().to_owned());
         let known = cookie(BINDING).filter(|binding| (20..=64).contains(&binding.len()));
         let is_new = known.is_none();
@@ -145,7 +145,8 @@ impl<'a> Visit<'a> {
         }
     }
 
-    fn browser(&self) -> Browser<'_> {
+    /// What the browser has sent along.
+    pub(super) fn browser(&self) -> Browser<'_> {
         Browser {
             binding: &self.binding,
             session: self.session.as_deref(),
@@ -157,11 +158,12 @@ impl<'a> Visit<'a> {
         &self.services.brand
     }
 
-    fn answer(&self, answer: &Answer) -> HttpResponse {
+    pub(super) fn answer(&self, answer: &Answer) -> HttpResponse {
         let mut response = match &answer.reply {
             Reply::SignIn(page) => pages::sign_in(self.brand(), page),
             Reply::Consent(page) => pages::consent(self.brand(), page),
             Reply::Return { to, parameters } => self.returned(to, parameters),
+            Reply::Account => self.to_account(),
             Reply::Refused(error) => self.refused(error),
         };
         let is_page = !matches!(answer.reply, Reply::Refused(_));
@@ -179,8 +181,17 @@ impl<'a> Visit<'a> {
         response
     }
 
-    fn refused(&self, error: &OAuthError) -> HttpResponse {
+    pub(super) fn refused(&self, error: &OAuthError) -> HttpResponse {
         pages::refused(self.brand(), error, &self.origin.request_id)
+    }
+
+    /// Sends the browser to its user's account.
+    pub(super) fn to_account(&self) -> HttpResponse {
+        let location = format!("{}{}", self.services.issuer_path, account::PATH);
+        HttpResponse::SeeOther()
+            .insert_header((header::LOCATION, location))
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .finish()
     }
 
     /// Sends the browser back to the client (RFC 9700 §4.12: 303, so that no form goes along).

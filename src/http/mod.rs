@@ -7,6 +7,7 @@
 //! To add a route: a handler in `public`, its line in `public_routes`, and a file of its own
 //! under `tests/it/http`. Calls of the admin interface have their own table: see `admin`.
 
+mod account;
 mod address;
 mod admin;
 mod body;
@@ -40,6 +41,7 @@ pub use self::{
     address::TrustedProxies, admin::AdminServices, connection::ConnectionLimits, pages::Brand,
 };
 use crate::{
+    account::Accounts,
     clock::AgreedClock,
     entropy::Entropy,
     oauth::{
@@ -61,6 +63,8 @@ pub struct Services {
     pub challenge: ChallengeEndpoint,
     /// Signs users in by way of their browsers.
     pub authorization: AuthorizationEndpoint,
+    /// The accounts of users who are signed in.
+    pub accounts: Accounts,
     /// What pages carry of whoever runs the service.
     pub brand: Brand,
     /// Tells whether tokens are good.
@@ -258,6 +262,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         ("/signin", form(Submitted::SignIn)),
         ("/signin/cancel", form(Submitted::Cancel)),
         ("/consent", form(Submitted::Consent)),
+        (account::PATH, web::get().to(account::page)),
         (pages::STYLE_PATH, web::get().to(browser::style)),
         (
             pages::FORM_POST_PATH,

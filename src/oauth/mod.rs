@@ -21,6 +21,7 @@ pub mod metadata;
 pub mod refresh_tokens;
 pub mod revocation;
 pub mod rotation_queue;
+pub mod seals;
 pub mod token;
 
 use self::error::OAuthError;

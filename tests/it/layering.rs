@@ -8,10 +8,11 @@ use std::{
 
 /// The layers; each may import itself and what stands to its right. The last ones import each
 /// other only in this order, too.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "cli",
     "app",
     "http",
+    "account",
     "admin",
     "oauth",
     "identity",

@@ -12,12 +12,15 @@ use actix_web::{
 use askama::Template;
 use bytes::Bytes;
 
-use crate::oauth::{
-    authorization::{
-        endpoint::{ConsentPage, SignInPage},
-        request::ReturnAddress,
+use crate::{
+    account::AccountPage,
+    oauth::{
+        authorization::{
+            endpoint::{ConsentPage, SignInPage},
+            request::ReturnAddress,
+        },
+        error::{ErrorCode, OAuthError},
     },
-    error::{ErrorCode, OAuthError},
 };
 
 /// The style of all pages.
@@ -108,7 +111,7 @@ impl Brand {
 struct SignIn<'a> {
     brand: Frame<'a>,
     base: &'a str,
-    client: &'a str,
+    client: Option<&'a str>,
     username: &'a str,
     problem: Option<&'a str>,
     flow: &'a str,
@@ -131,6 +134,13 @@ struct Consent<'a> {
     host: &'a str,
     grants: Vec<Granted>,
     flow: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "account.html")]
+struct Account<'a> {
+    brand: Frame<'a>,
+    username: &'a str,
 }
 
 #[derive(Template)]
@@ -166,12 +176,12 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
     let template = SignIn {
         brand: brand.frame(),
         base: &brand.base,
-        client: &page.client_name,
+        client: page.client_name.as_deref(),
         username: &page.username,
         problem: page.problem.as_ref().map(OAuthError::description),
         flow: &page.flow,
     };
-    drawn(status, &template, "", true)
+    drawn(status, &template, "", page.client_name.is_some())
 }
 
 /// The page on which users consent.
@@ -208,6 +218,15 @@ fn in_words(scope: &str) -> Option<&'static str> {
         "offline_access" => "Stay signed in when you are not there",
         _ => return None,
     })
+}
+
+/// The page of a user's own account.
+pub(super) fn account(brand: &Brand, page: &AccountPage) -> HttpResponse {
+    let template = Account {
+        brand: brand.frame(),
+        username: &page.username,
+    };
+    drawn(StatusCode::OK, &template, "", false)
 }
 
 /// The page that tells what is wrong, and sends nobody anywhere.

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use countersign_verifier::base64url;
-use serde::{Deserialize, Serialize};
-
-use super::request::{AuthorizationRequest, Known, Rejection, ReturnAddress, Step};
+use super::{
+    flow::{Errand, Flow, Shown},
+    request::{AuthorizationRequest, Known, Rejection, ReturnAddress, Step},
+};
 use crate::{
-    clock::{AgreedClock, Timestamp},
+    clock::AgreedClock,
     domain::{
         change::{Cause, Origin},
         code::{AuthorizationCode, CODE_LIFE},
@@ -20,19 +20,17 @@ use crate::{
         session::{Present, SessionError, Sessions},
         sign_in::{METHOD, Place, Refused, SignIn},
     },
-    keys::mac::MacError,
     oauth::{
         codes,
         error::{ErrorCode, OAuthError},
         form::Form,
+        seals::Seals,
         store_answer,
     },
     registry::Snapshots,
     store::Store,
 };
-
-/// How long a user may take between two steps.
-const LONGEST_STEP: std::time::Duration = std::time::Duration::from_mins(30);
+use countersign_verifier::base64url;
 
 /// What a browser has sent along.
 #[derive(Clone, Copy)]
@@ -43,6 +41,17 @@ pub struct Browser<'a> {
     pub session: Option<&'a str>,
     /// Where the request came from.
     pub origin: &'a Origin,
+}
+
+impl Browser<'_> {
+    /// Who is signed in there, if anybody is.
+    pub async fn present(self, sessions: &Sessions) -> Result<Option<Present>, OAuthError> {
+        let Some(cookie) = self.session else {
+            return Ok(None);
+        };
+        let party = Party::of_origin(self.origin);
+        sessions.find(cookie, &party).await.map_err(of_session)
+    }
 }
 
 /// Which of the pages a form is of.
@@ -86,14 +95,16 @@ pub enum Reply {
         /// What is in it.
         parameters: Vec<(&'static str, String)>,
     },
+    /// The user has signed in for its own account.
+    Account,
     /// The user is told what is wrong; nobody else is.
     Refused(OAuthError),
 }
 
 /// What the page says on which users sign in.
 pub struct SignInPage {
-    /// The client that asks.
-    pub client_name: String,
+    /// The client that asks; none where a user means its own account.
+    pub client_name: Option<String>,
     /// What is filled in already.
     pub username: String,
     /// What was wrong with the last try.
@@ -116,45 +127,6 @@ pub struct ConsentPage {
     pub flow: String,
 }
 
-/// A request on its way through the steps, as the browser keeps it.
-#[derive(Deserialize, Serialize)]
-struct Flow {
-    /// The request as it came.
-    query: String,
-    /// When it came, in milliseconds since 1970.
-    begun_at: i64,
-    /// What was shown on a page of consent; none on others.
-    shown: Option<Shown>,
-}
-
-/// What a user is asked for consent to: that, and nothing else, is what the answer is about.
-#[derive(Deserialize, PartialEq, Eq, Serialize)]
-struct Shown {
-    /// The session of who is asked.
-    session: String,
-    /// The client's epoch.
-    client_epoch: i64,
-    /// Each line.
-    permissions: Vec<(String, String)>,
-}
-
-impl Shown {
-    fn of(
-        request: &AuthorizationRequest,
-        present: &Present,
-        permissions: &BTreeSet<Permission>,
-    ) -> Self {
-        let lines = permissions.iter();
-        Self {
-            session: present.session.id.to_string(),
-            client_epoch: request.client.session_epoch,
-            permissions: lines
-                .map(|(uri, token)| (uri.as_str().to_owned(), token.clone()))
-                .collect(),
-        }
-    }
-}
-
 /// Signs users in for clients.
 pub struct AuthorizationEndpoint {
     /// This issuer's identifier.
@@ -165,8 +137,10 @@ pub struct AuthorizationEndpoint {
     pub sessions: Sessions,
     /// Where codes and consents are kept.
     pub store: Arc<dyn Store>,
-    /// Clients, resources and keys.
+    /// Clients and resources.
     pub snapshots: Arc<Snapshots>,
+    /// Seals what goes from page to page.
+    pub seals: Seals,
     /// The time all nodes agree on.
     pub clock: AgreedClock,
     /// Draws codes.
@@ -186,11 +160,17 @@ impl AuthorizationEndpoint {
     /// # Security
     /// Whoever sends a browser here chooses `query`.
     pub async fn begin(&self, query: &str, browser: Browser<'_>) -> Answer {
-        let flow = Flow {
-            query: query.to_owned(),
-            begun_at: self.clock.now().millis(),
-            shown: None,
-        };
+        let query = query.to_owned();
+        self.run(Errand::Authorize { query }, browser).await
+    }
+
+    /// Asks a user to sign in for its own account, unless it has.
+    pub async fn begin_account(&self, browser: Browser<'_>) -> Answer {
+        self.run(Errand::Account, browser).await
+    }
+
+    async fn run(&self, errand: Errand, browser: Browser<'_>) -> Answer {
+        let flow = Flow::begin(errand, self.clock.now());
         self.go_on(&flow, browser, None, false).await
     }
 
@@ -210,7 +190,8 @@ impl AuthorizationEndpoint {
         body: &[u8],
         browser: Browser<'_>,
     ) -> Result<Answer, OAuthError> {
-        let (form, flow) = self.taken_up(body, browser)?;
+        let form = Form::of_body(body)?;
+        let flow = Flow::of_form(&form, &self.seals, browser.binding)?;
         match page {
             Submitted::SignIn => self.sign_in(&form, &flow, browser).await,
             Submitted::Consent if form.one("decision")? == Some("allow") => {
@@ -235,7 +216,7 @@ impl AuthorizationEndpoint {
             Ok(user) => user,
             Err(refused) => return self.ask_again(flow, browser, username, told(refused)),
         };
-        let before = self.present(browser).await?;
+        let before = browser.present(&self.sessions).await?;
         let cause = Cause::of_user(user.id, browser.origin);
         let amr = vec![METHOD.to_owned()];
         let opened = self.sessions.open(&user, amr, &cause, before.as_ref());
@@ -247,8 +228,8 @@ impl AuthorizationEndpoint {
     }
 
     fn turn_down(&self, flow: &Flow) -> Answer {
-        match self.read(flow) {
-            Ok(request) => refused(
+        match self.read(&flow.errand) {
+            Ok(Some(request)) => refused(
                 request.return_address,
                 &OAuthError::new(
                     ErrorCode::AccessDenied,
@@ -256,6 +237,8 @@ impl AuthorizationEndpoint {
                     "the user has not allowed it",
                 ),
             ),
+            // Where nobody is signed in, that is the page to sign in on.
+            Ok(None) => Reply::Account.into(),
             Err(rejection) => Self::rejected(rejection),
         }
     }
@@ -267,17 +250,35 @@ impl AuthorizationEndpoint {
         username: &str,
         problem: OAuthError,
     ) -> Result<Answer, OAuthError> {
-        let request = match self.read(flow) {
+        let request = match self.read(&flow.errand) {
             Ok(request) => request,
             Err(rejection) => return Ok(Self::rejected(rejection)),
         };
-        let page = SignInPage {
-            client_name: request.client.client_name.clone(),
-            username: username.to_owned(),
-            problem: Some(problem),
-            flow: self.sealed(flow, browser)?,
-        };
-        Ok(Reply::SignIn(page).into())
+        let asked = self.ask(
+            flow,
+            request.as_ref(),
+            browser,
+            username.to_owned(),
+            Some(problem),
+        );
+        asked.map(Answer::from)
+    }
+
+    /// Asks a user to sign in, for a client or for its own account.
+    fn ask(
+        &self,
+        flow: &Flow,
+        request: Option<&AuthorizationRequest>,
+        browser: Browser<'_>,
+        username: String,
+        problem: Option<OAuthError>,
+    ) -> Result<Reply, OAuthError> {
+        Ok(Reply::SignIn(SignInPage {
+            client_name: request.map(|request| request.client.client_name.clone()),
+            username,
+            problem,
+            flow: flow.seal(&self.seals, browser.binding)?,
+        }))
     }
 
     /// Does what is left to do for a request, up to the next question to its user.
@@ -288,14 +289,31 @@ impl AuthorizationEndpoint {
         signed_in: Option<Present>,
         allows: bool,
     ) -> Answer {
-        let request = match self.read(flow) {
-            Ok(request) => request,
+        let request = match self.read(&flow.errand) {
+            Ok(Some(request)) => request,
+            Ok(None) => {
+                let reply = self.to_account(flow, browser, signed_in).await;
+                return reply.unwrap_or_else(Reply::Refused).into();
+            }
             Err(rejection) => return Self::rejected(rejection),
         };
         match self.step(flow, &request, browser, signed_in, allows).await {
             Ok(reply) => reply.into(),
             Err(error) => refused(request.return_address, &error),
         }
+    }
+
+    /// Goes on to the user's account, or asks it to sign in.
+    async fn to_account(
+        &self,
+        flow: &Flow,
+        browser: Browser<'_>,
+        signed_in: Option<Present>,
+    ) -> Result<Reply, OAuthError> {
+        if signed_in.is_some() || browser.present(&self.sessions).await?.is_some() {
+            return Ok(Reply::Account);
+        }
+        self.ask(flow, None, browser, String::new(), None)
     }
 
     async fn step(
@@ -308,7 +326,7 @@ impl AuthorizationEndpoint {
     ) -> Result<Reply, OAuthError> {
         let present = match signed_in {
             Some(present) => Some(present),
-            None => self.present(browser).await?,
+            None => browser.present(&self.sessions).await?,
         };
         let client_id = &request.client.client_id;
         let permissions = request.permissions(&self.snapshots.registry());
@@ -333,8 +351,7 @@ impl AuthorizationEndpoint {
             is_allowed,
             has_consented,
         };
-        let begun_at = Timestamp::from_millis(flow.begun_at);
-        let step = request.next(known, begun_at, self.clock.now())?;
+        let step = request.next(known, flow.begun_at(), self.clock.now())?;
         if let (Step::Issue, Some(present), true) = (step, &present, has_consented)
             && !request.client.first_party
         {
@@ -354,12 +371,10 @@ impl AuthorizationEndpoint {
             (Step::Consent, Some(present)) => {
                 self.ask_for_consent(flow, request, browser, (&present, &permissions))
             }
-            _ => Ok(Reply::SignIn(SignInPage {
-                client_name: request.client.client_name.clone(),
-                username: request.asked.login_hint.clone().unwrap_or_default(),
-                problem: None,
-                flow: self.sealed(flow, browser)?,
-            })),
+            _ => {
+                let username = request.asked.login_hint.clone().unwrap_or_default();
+                self.ask(flow, Some(request), browser, username, None)
+            }
         }
     }
 
@@ -377,16 +392,15 @@ impl AuthorizationEndpoint {
             (token.clone(), name.to_owned())
         });
         let asking = Flow {
-            query: flow.query.clone(),
-            begun_at: flow.begun_at,
             shown: Some(Shown::of(request, present, permissions)),
+            ..flow.clone()
         };
         Ok(Reply::Consent(ConsentPage {
             client_name: request.client.client_name.clone(),
             username: present.user.username.clone(),
             host: host_of(&request.return_address.redirect_uri),
             grants: grants.collect(),
-            flow: self.sealed(&asking, browser)?,
+            flow: asking.seal(&self.seals, browser.binding)?,
         }))
     }
 
@@ -428,46 +442,13 @@ impl AuthorizationEndpoint {
         })
     }
 
-    async fn present(&self, browser: Browser<'_>) -> Result<Option<Present>, OAuthError> {
-        let Some(cookie) = browser.session else {
+    /// The request of a client, as clients and resources are now; none where no client has asked.
+    fn read(&self, errand: &Errand) -> Result<Option<AuthorizationRequest>, Rejection> {
+        let Errand::Authorize { query } = errand else {
             return Ok(None);
         };
-        let party = Party::of_origin(browser.origin);
-        let found = self.sessions.find(cookie, &party).await;
-        found.map_err(of_session)
-    }
-
-    fn read(&self, flow: &Flow) -> Result<AuthorizationRequest, Rejection> {
-        let form = Form::of_body(flow.query.as_bytes()).map_err(Rejection::Shown)?;
-        AuthorizationRequest::read(&form, &self.snapshots.registry())
-    }
-
-    fn sealed(&self, flow: &Flow, browser: Browser<'_>) -> Result<String, OAuthError> {
-        let plain = serde_json::to_vec(flow).map_err(OAuthError::internal)?;
-        let bound_to = browser.binding.as_bytes();
-        let (ring, now) = (self.snapshots.mac_ring(), self.clock.now());
-        ring.seal(&plain, bound_to, &self.entropy, now)
-            .map_err(OAuthError::internal)
-    }
-
-    /// The request that a form goes on with.
-    fn taken_up(&self, body: &[u8], browser: Browser<'_>) -> Result<(Form, Flow), OAuthError> {
-        let form = Form::of_body(body)?;
-        let text = form.one("flow")?.ok_or_else(over)?;
-        let now = self.clock.now();
-        let opened = self
-            .snapshots
-            .mac_ring()
-            .unseal(text, browser.binding.as_bytes(), now);
-        let plain = opened.map_err(|error| match error {
-            MacError::Malformed(_) | MacError::Forged | MacError::KeyGone => over(),
-            MacError::UnknownKey => OAuthError::no_database(),
-        })?;
-        let flow: Flow = serde_json::from_slice(&plain).map_err(OAuthError::internal)?;
-        if now.since(Timestamp::from_millis(flow.begun_at)) > LONGEST_STEP {
-            return Err(over());
-        }
-        Ok((form, flow))
+        let form = Form::of_body(query.as_bytes()).map_err(Rejection::Shown)?;
+        AuthorizationRequest::read(&form, &self.snapshots.registry()).map(Some)
     }
 
     fn rejected(rejection: Rejection) -> Answer {
@@ -505,15 +486,6 @@ fn host_of(redirect_uri: &str) -> String {
         },
         Err(_) => redirect_uri.to_owned(),
     }
-}
-
-/// The refusal of a step that belongs to no request of this browser, or comes too late.
-const fn over() -> OAuthError {
-    OAuthError::new(
-        ErrorCode::InvalidRequest,
-        "flow",
-        "this page is too old, or was opened in another browser; go back to the app and begin anew",
-    )
 }
 
 /// What is said to whoever is not signed in.

@@ -4,4 +4,5 @@
 //! back, sealed, and is read anew at each step.
 
 pub mod endpoint;
+mod flow;
 pub mod request;

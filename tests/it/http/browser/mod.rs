@@ -1,5 +1,6 @@
 //! Signing in by way of a browser, step by step, as a browser without scripts does it.
 
+mod account;
 mod authorize;
 mod pages;
 
