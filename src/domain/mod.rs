@@ -15,6 +15,7 @@ pub mod code;
 pub mod consent;
 mod digest;
 pub mod event;
+pub mod factor;
 pub mod family;
 pub mod id;
 pub mod key;

@@ -14,6 +14,7 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         client::Client,
+        factor::acr,
         family::{Family, Grant, UserStanding},
         resource::{Resource, ResourceUri},
         revocation::LONGEST_PAUSE,
@@ -158,7 +159,7 @@ impl Minter {
             jti: base64url::encode(&jti).into(),
             scope: (!scope.is_empty()).then_some(scope.into()),
             auth_time: granted.map(|grant| numeric_date(grant.auth_time)),
-            acr: None,
+            acr: granted.map(|grant| acr(&grant.amr).into()),
             amr: granted.map(|grant| grant.amr.iter().map(Into::into).collect()),
             sid: sid.map(Cow::Owned),
         };

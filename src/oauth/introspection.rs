@@ -175,6 +175,8 @@ fn answer(claims: &AccessTokenClaims<'_>, user: Option<&UserStanding>) -> Value 
         ("scope", json!(claims.scope)),
         ("username", json!(user.map(|user| &user.username))),
         ("sid", json!(claims.sid)),
+        // RFC 9470 §6.2.
+        ("acr", json!(claims.acr)),
         ("auth_time", json!(claims.auth_time)),
     ];
     if let Some(answer) = answer.as_object_mut() {

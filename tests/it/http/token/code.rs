@@ -150,6 +150,7 @@ async fn a_code_is_exchanged_for_tokens(engine: Engine) {
             "exp": 1_800_000_000 + body["expires_in"].as_i64().unwrap(),
             "jti": claims["jti"],
             "auth_time": 1_800_000_000,
+            "acr": "urn:countersign:acr:1",
             "amr": ["pwd"],
             "sid": family.id.to_string(),
         })

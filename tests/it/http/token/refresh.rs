@@ -237,6 +237,7 @@ async fn a_refresh_gets_an_access_token_and_the_next_refresh_token(engine: Engin
             "exp": 1_800_000_001 + expires_in,
             "jti": claims["jti"],
             "auth_time": 1_800_000_000,
+            "acr": "urn:countersign:acr:1",
             "amr": ["pwd"],
             "sid": family.id.to_string(),
             "roles": ["editor", "admin \" \\ ü"],
