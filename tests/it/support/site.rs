@@ -103,6 +103,15 @@ impl Site {
         ));
     }
 
+    /// From now on, answers with this page.
+    pub(crate) fn page(&self, html: &str) {
+        let length = html.len();
+        self.answer_raw(format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {length}\r\n\
+             Connection: close\r\n\r\n{html}"
+        ));
+    }
+
     /// From now on, answers with this status and nothing else.
     pub(crate) fn fail(&self, status: u16) {
         self.answer_raw(format!(
@@ -113,6 +122,10 @@ impl Site {
     /// From now on, begins every answer with these bytes and goes no further.
     pub(crate) fn stall_after(&self, beginning: impl Into<Vec<u8>>) {
         *self.behaviour.lock().unwrap() = Behaviour::Begin(beginning.into());
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn port(&self) -> u16 {

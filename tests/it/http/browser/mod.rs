@@ -2,6 +2,7 @@
 
 mod account;
 mod authorize;
+mod chromium;
 mod pages;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,214 @@
+//! The pages as people meet them: in a browser that runs scripts, keeps cookies and judges policies.
+
+use serde_json::{Value, json};
+
+use super::{CALLBACK, CHALLENGE, Site};
+use crate::support::{
+    chromium::Chromium, server::ISSUER, sign_in::PASSWORD, site::Site as Elsewhere,
+};
+
+/// An authorization request of the client `notes`.
+fn request(changes: &[(&str, &str)]) -> String {
+    let mut url = url::Url::parse(&format!("{ISSUER}/oauth2/authorize")).unwrap();
+    url.query_pairs_mut()
+        .extend_pairs([
+            ("client_id", "notes"),
+            ("redirect_uri", CALLBACK),
+            ("response_type", "code"),
+            ("state", "st"),
+            ("scope", "read write"),
+            ("code_challenge", CHALLENGE),
+            ("code_challenge_method", "S256"),
+        ])
+        .extend_pairs(changes);
+    url.into()
+}
+
+/// The app that users are sent back to: a page at any path, where frames are.
+fn app() -> Elsewhere {
+    let app = Elsewhere::plain();
+    app.page("<!doctype html><html lang=en><title>App</title><h1>The app</h1>");
+    app
+}
+
+#[tokio::test]
+async fn a_user_signs_in_and_allows_an_app() {
+    let (site, app) = (Site::start().await, app());
+    let hosts = [
+        ("issuer.example", site.server.public),
+        ("app.example", app.address()),
+    ];
+    let browser = Chromium::start(&hosts).await;
+    browser.open(&request(&[])).await;
+    browser.reads("Sign in").await;
+    browser.shows("sign-in").await;
+
+    browser.sign_in("ada", "a wrong password").await;
+    browser
+        .says("#problem", "The user name or the password is wrong.")
+        .await;
+    // What was typed is there still; and where to go on.
+    let focus = "return [document.activeElement.id, document.querySelector('#username').value]";
+    let focus = browser.run(focus, Value::Null).await;
+    assert_eq!(focus, json!(["password", "ada"]));
+    browser.shows("sign-in-wrong-password").await;
+
+    browser.sign_in("ada", PASSWORD).await;
+    browser
+        .reads("Allow Field <b>Notes to use your account?")
+        .await;
+    browser.shows("consent").await;
+    // No script of a page sees the cookies, and they are for this host alone.
+    assert_eq!(browser.run("return document.cookie", Value::Null).await, "");
+    browser.press("Allow").await;
+    let back = browser.arrives(CALLBACK).await;
+    browser.reads("The app").await;
+    let query: Vec<String> = back.query_pairs().map(|(name, _)| name.into()).collect();
+    assert_eq!(query, ["tenant", "code", "state", "iss"]);
+    // The second time nothing is asked.
+    browser.open(&request(&[("prompt", "none")])).await;
+    let back = browser.arrives(CALLBACK).await;
+    assert!(back.query_pairs().any(|(name, _)| name == "code"), "{back}");
+}
+
+#[tokio::test]
+async fn a_user_allows_nothing_or_does_not_sign_in() {
+    let (site, app) = (Site::start().await, app());
+    let hosts = [
+        ("issuer.example", site.server.public),
+        ("app.example", app.address()),
+    ];
+    let browser = Chromium::start(&hosts).await;
+    browser.open(&request(&[])).await;
+    browser.press("Cancel").await;
+    let back = browser.arrives(CALLBACK).await;
+    assert!(back.as_str().contains("error=access_denied"), "{back}");
+    browser.open(&request(&[])).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.press("Do not allow").await;
+    let back = browser.arrives(CALLBACK).await;
+    assert!(back.as_str().contains("error=access_denied"), "{back}");
+    // What was not allowed is asked for again.
+    browser.open(&request(&[("prompt", "none")])).await;
+    let back = browser.arrives(CALLBACK).await;
+    assert!(back.as_str().contains("error=consent_required"), "{back}");
+}
+
+#[tokio::test]
+async fn an_answer_by_form_post_goes_on_by_itself() {
+    let (site, app) = (Site::start().await, app());
+    let hosts = [
+        ("issuer.example", site.server.public),
+        ("app.example", app.address()),
+    ];
+    let browser = Chromium::start(&hosts).await;
+    let posted = request(&[("response_mode", "form_post")]);
+    browser.open(&posted).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.press("Allow").await;
+    browser.reads("The app").await;
+    let body = String::from_utf8(app.bodies()).unwrap();
+    assert!(body.starts_with("code="), "{body}");
+    // For browsers that run no scripts the page has a button.
+    let off = json!({ "value": true });
+    browser
+        .devtools("Emulation.setScriptExecutionDisabled", off)
+        .await;
+    browser.open(&posted).await;
+    browser.reads("Back to the app").await;
+    browser.shows("form-post").await;
+    browser.press("Go on").await;
+    browser.reads("The app").await;
+}
+
+#[tokio::test]
+async fn a_refused_request_is_explained_where_the_user_is() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    let elsewhere = request(&[]).replace("app.example", "evil.example");
+    browser.open(&elsewhere).await;
+    browser.reads("This does not work").await;
+    browser.shows("refused").await;
+}
+
+/// RFC 9700 §4.16.
+#[tokio::test]
+async fn no_page_is_shown_in_a_frame() {
+    let site = Site::start().await;
+    let hosts = [("issuer.example", site.server.public)];
+    let browser = Chromium::start(&hosts).await;
+    let framing = Elsewhere::plain();
+    let document = |url: &str| {
+        format!("<!doctype html><html lang=en><h1>Frames</h1><iframe id=f src='{url}'></iframe>")
+    };
+    // As a control: what lets itself be framed is.
+    let page = app();
+    browser.knows("app.example", page.address());
+    browser.knows("frames.example", framing.address());
+    // And of the same site, so that only the policy can refuse.
+    browser.knows("frames.issuer.example", framing.address());
+    for (url, is_shown) in [
+        ("https://app.example/", true),
+        (request(&[]).as_str(), false),
+        (&request(&[("client_id", "nobody")]), false),
+    ] {
+        framing.page(&document(&url.replace('&', "&amp;")));
+        for host in ["frames.example", "frames.issuer.example"] {
+            browser.open(&format!("https://{host}/")).await;
+            browser.reads("Frames").await;
+            let seen = browser.framed("#f").await;
+            let expected = if is_shown {
+                url
+            } else {
+                "chrome-error://chromewebdata/"
+            };
+            assert_eq!(seen, expected, "in {host}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn tabs_share_what_a_user_has_signed_in_to() {
+    let (site, app) = (Site::start().await, app());
+    let hosts = [
+        ("issuer.example", site.server.public),
+        ("app.example", app.address()),
+    ];
+    let browser = Chromium::start(&hosts).await;
+    // Both tabs ask before anybody has signed in.
+    browser.open(&request(&[])).await;
+    let first = browser.new_tab().await;
+    browser.open(&request(&[])).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.press("Allow").await;
+    browser.arrives(CALLBACK).await;
+    browser.switch_to(&first).await;
+    assert_eq!(browser.text("h1").await, "Sign in");
+    browser.sign_in("ada", PASSWORD).await;
+    browser.arrives(CALLBACK).await;
+    let url = browser.url().await;
+    assert!(url.query_pairs().any(|(name, _)| name == "code"), "{url}");
+}
+
+/// What tests of passkeys stand on: the browser keeps one for the issuer, and signs with it.
+#[tokio::test]
+async fn the_browser_of_the_tests_keeps_passkeys() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    browser.open(&request(&[])).await;
+    browser.authenticator().await;
+    let signed = "
+        const challenge = new Uint8Array(32);
+        await navigator.credentials.create({ publicKey: {
+            challenge,
+            rp: { id: 'issuer.example', name: 'Issuer' },
+            user: { id: new Uint8Array(16), name: 'ada', displayName: 'Ada' },
+            pubKeyCredParams: [{ type: 'public-key', alg: -7 }],
+            authenticatorSelection: { residentKey: 'required', userVerification: 'required' },
+        } });
+        const found = await navigator.credentials.get({ publicKey: { challenge } });
+        return JSON.parse(new TextDecoder().decode(found.response.clientDataJSON));";
+    let signed = browser.run(signed, Value::Null).await;
+    assert_eq!(signed["origin"], ISSUER);
+    assert_eq!(signed["type"], "webauthn.get");
+}
