@@ -3,6 +3,7 @@
 //! The only place where parts are put together: use cases get their store, clock and randomness
 //! here, handlers get the use cases. Runs the tasks behind (`sync`, `tasks`).
 
+mod background;
 mod development;
 mod sync;
 mod tasks;
@@ -18,10 +19,10 @@ use std::{
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
 use socket2::{Domain, Socket, Type};
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::tls::Certificate;
+use self::{background::BackgroundThreads, tls::Certificate};
 pub use self::{
     sync::SyncError,
     tls::{TlsError, check_certificate},
@@ -150,6 +151,9 @@ pub enum StartError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// There are no threads.
+    #[error("threads cannot be started")]
+    Threads(#[source] io::Error),
     /// The servers stopped by themselves.
     #[error("serving failed")]
     Serve(#[source] io::Error),
@@ -171,6 +175,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Hashes passwords.
     pub passwords: Passwords,
+    /// Where they are hashed.
+    _background: BackgroundThreads,
 }
 
 impl Context {
@@ -198,10 +204,11 @@ impl Context {
             .map_err(StartError::Store)?;
         let store = store::watched(store, metrics.clone());
         sync::observe_clock(&*store, &clock, config.policy.clock_skew).await?;
+        let background = BackgroundThreads::new().map_err(StartError::Threads)?;
         let passwords = Passwords::new(
             config.passwords,
             issuer.clone(),
-            Handle::current(),
+            background.handle.clone(),
             clock.clone(),
             entropy.clone(),
             metrics.clone(),
@@ -214,6 +221,7 @@ impl Context {
             issuer,
             metrics,
             passwords,
+            _background: background,
         })
     }
 

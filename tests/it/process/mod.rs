@@ -36,6 +36,7 @@ mod propagation;
 mod rotation;
 mod signed_out;
 mod stop;
+mod storm;
 mod trace;
 mod unanswered;
 mod upgrade;
