@@ -51,7 +51,7 @@ impl Authority {
 
 /// What a client may do at the admin interface; disabled or not, as it can be enabled again.
 fn admin_scope(client: &Client, issuer: &str) -> Scope {
-    match resource::built_in(issuer) {
+    match resource::admin(issuer) {
         Some(admin) if client.resources.contains(&admin.resource) => {
             client.scope.intersection(&admin.scopes)
         }

@@ -20,6 +20,7 @@ use crate::{
         scope::Scope,
     },
     entropy::Entropy,
+    oauth::userinfo,
     store::{Store, StoreError},
 };
 
@@ -27,8 +28,15 @@ use crate::{
 const ADMIN_SCOPES: &str = "clients:read clients:write events:read families:read families:write keys:read \
      keys:rotate resources:read resources:write revocations:write users:read users:write";
 
-/// The admin interface as a resource: there without being registered.
-pub fn built_in(issuer: &str) -> Option<Resource> {
+/// The resources that are there without being registered.
+pub fn built_in(issuer: &str) -> impl Iterator<Item = Resource> {
+    [admin(issuer), userinfo::resource(issuer)]
+        .into_iter()
+        .flatten()
+}
+
+/// The admin interface as a resource.
+pub fn admin(issuer: &str) -> Option<Resource> {
     Some(Resource {
         id: ResourceId::ADMIN,
         resource: ResourceUri::parse(&format!("{issuer}/admin")).ok()?,
@@ -69,13 +77,13 @@ pub struct ResourceAdmin {
 }
 
 impl ResourceAdmin {
-    /// Every resource, the built-in one first.
+    /// Every resource, those that are built in first.
     pub async fn list(&self) -> Result<Vec<Resource>, AdminError> {
         let stored = self.store.resources().await?;
-        Ok(built_in(&self.issuer).into_iter().chain(stored).collect())
+        Ok(built_in(&self.issuer).chain(stored).collect())
     }
 
-    /// A part of the list of resources, by id: the built-in one first, then the oldest.
+    /// A part of the list of resources, by id: those that are built in first, then the oldest.
     pub async fn page(&self, request: &PageRequest) -> Result<Page<Resource>, AdminError> {
         let resources = self.list().await?;
         Ok(request.part_of(resources, |resource| resource.id.to_string()))
@@ -111,8 +119,8 @@ impl ResourceAdmin {
         let now = self.clock.now();
         let id = ResourceId::from_uuid(self.entropy.uuid_v7(now)?);
         let checked = check(metadata, id, demo).and_then(|resource| {
-            if is_taken_for_admin(&resource.resource, &self.issuer) {
-                let detail = "is the admin interface's own, or could be taken for it";
+            if is_taken_for_built_in(&resource.resource, &self.issuer) {
+                let detail = "is one of the service itself, or could be taken for it";
                 return Err(vec![FieldError::new("/resource", detail)]);
             }
             Ok(resource)
@@ -151,10 +159,8 @@ impl ResourceAdmin {
         if !found {
             return Err(AdminError::NotFound("resource"));
         }
-        if id == ResourceId::ADMIN {
-            return Err(AdminError::Conflict(
-                "the admin interface is built in".to_owned(),
-            ));
+        if built_in(&self.issuer).any(|resource| resource.id == id) {
+            return Err(AdminError::Conflict("the resource is built in".to_owned()));
         }
         let change = Change::DeleteResource(id);
         match self.store.apply(&change, cause, self.clock.now()).await {
@@ -164,9 +170,10 @@ impl ResourceAdmin {
     }
 }
 
-/// Whether somebody could take this for the identifier of the admin interface: the same URL, written
-/// in another way. Tokens name it letter by letter; people and other programs do not look as closely.
-fn is_taken_for_admin(uri: &ResourceUri, issuer: &str) -> bool {
+/// Whether somebody could take this for the identifier of a resource that is built in: the same URL,
+/// written in another way. Tokens name it letter by letter; people and other programs do not look as
+/// closely.
+fn is_taken_for_built_in(uri: &ResourceUri, issuer: &str) -> bool {
     let spelled = |text: &str| {
         let url = url::Url::parse(text).ok()?;
         let path = percent_decode_str(url.path()).decode_utf8_lossy();
@@ -177,9 +184,11 @@ fn is_taken_for_admin(uri: &ResourceUri, issuer: &str) -> bool {
             path,
         ))
     };
-    let admin = format!("{issuer}/admin");
-    uri.as_str() == admin
-        || (spelled(uri.as_str()).is_some() && spelled(uri.as_str()) == spelled(&admin))
+    let is_taken = |other: &str| {
+        uri.as_str() == other
+            || (spelled(uri.as_str()).is_some() && spelled(uri.as_str()) == spelled(other))
+    };
+    built_in(issuer).any(|resource| is_taken(resource.resource.as_str()))
 }
 
 fn check(

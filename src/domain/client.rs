@@ -8,7 +8,7 @@ use super::{
     name::named,
     redirect::RedirectUri,
     resource::ResourceUri,
-    scope::Scope,
+    scope::{OPENID, Scope},
     secret::StoredSecret,
 };
 use crate::clock::Timestamp;
@@ -127,6 +127,11 @@ impl Client {
     /// Whether the client keeps no secret (RFC 6749 §2.1).
     pub fn is_public(&self) -> bool {
         self.auth_method == AuthMethod::None
+    }
+
+    /// Whether it may ask who its users are: then the userinfo endpoint is one of its resources, too.
+    pub fn uses_openid(&self) -> bool {
+        self.scope.contains(OPENID) && self.grant_types.contains(&GrantType::AuthorizationCode)
     }
 
     /// Whether the client authenticates with a secret.

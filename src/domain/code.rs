@@ -185,7 +185,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::id::UserId;
+    use crate::domain::{claims::RequestedClaims, id::UserId};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_700_000_000);
 
@@ -239,6 +239,7 @@ mod tests {
                 auth_time: NOW,
                 amr: Vec::new(),
                 dpop_jkt: Some("key".to_owned()),
+                claims: RequestedClaims::default(),
             },
             redirect_uri: Some("https://app.example".to_owned()),
             code_challenge: Some("challenge".to_owned()),

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     change::{Cause, Origin},
+    claims::RequestedClaims,
     id::{ClientId, FamilyId, SessionId, UserId},
     name::named,
     resource::ResourceUri,
@@ -106,6 +107,8 @@ pub struct Grant {
     pub amr: Vec<String>,
     /// Thumbprint of the key that all its tokens are bound to (RFC 9449 §6.1).
     pub dpop_jkt: Option<String>,
+    /// What of the user was asked for by name (`OpenID` Connect Core §5.5).
+    pub claims: RequestedClaims,
 }
 
 impl Grant {
@@ -744,6 +747,7 @@ mod tests {
             auth_time: NOW,
             amr: Vec::new(),
             dpop_jkt: None,
+            claims: RequestedClaims::default(),
         };
         let id = FamilyId::from_uuid(Uuid::max());
         let life = Duration::from_hours(30 * 24);

@@ -73,6 +73,9 @@ uuid_id!(
 impl ResourceId {
     /// The admin interface, which is there without being registered.
     pub const ADMIN: Self = Self(Uuid::nil());
+
+    /// The userinfo endpoint, likewise.
+    pub const USERINFO: Self = Self(Uuid::from_u128(1));
 }
 
 /// The text is no identifier of the kind asked for.

@@ -10,10 +10,11 @@
 pub mod assertion;
 pub mod browser_session;
 pub mod change;
+pub mod claims;
 pub mod client;
 pub mod code;
 pub mod consent;
-mod digest;
+pub(crate) mod digest;
 pub mod event;
 pub mod factor;
 pub mod family;

@@ -6,6 +6,9 @@ use std::{collections::BTreeSet, fmt};
 const MOST_TOKENS: usize = 100;
 const LONGEST_TOKEN: usize = 128;
 
+/// What makes a request one of `OpenID` Connect (Core §3.1.2.1).
+pub const OPENID: &str = "openid";
+
 /// Why a text is no scope.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScopeError {

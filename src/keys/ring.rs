@@ -11,13 +11,13 @@ use super::{
     lifecycle::{self, Command, KeyState, Policy},
     master::MasterKeys,
     sealing::{self, SealingError},
-    signer::{Es256Signer, Signer},
+    signer::{Es256Signer, SignError, Signer},
 };
 use crate::{
     clock::Timestamp,
     domain::{
         id::Kid,
-        key::{KeyRecord, KeySchedule, KeyTimes, KeyUse},
+        key::{KeyAlgorithm, KeyRecord, KeySchedule, KeyTimes, KeyUse},
     },
     entropy::Entropy,
 };
@@ -32,6 +32,34 @@ pub struct SigningKey {
     pub signer: Box<dyn Signer>,
     /// The JOSE header of access tokens it signs, in base64url, with the dot after it.
     pub access_token_header: String,
+}
+
+impl SigningKey {
+    /// The JOSE header of what it signs of this type (RFC 7515 §4.1.9), in base64url, with the dot
+    /// after it.
+    pub fn header(&self, typ: &str) -> String {
+        header(typ, &self.kid)
+    }
+
+    /// Signs a payload under such a header: the JWS in compact serialization (RFC 7515 §7.1).
+    pub fn sign(&self, header: &str, payload: &[u8]) -> Result<String, SignError> {
+        let mut token = String::with_capacity(header.len() + payload.len() * 4 / 3 + 96);
+        token.push_str(header);
+        base64url::encode_into(payload, &mut token);
+        let signature = self.signer.sign(token.as_bytes())?;
+        token.push('.');
+        base64url::encode_into(&signature, &mut token);
+        Ok(token)
+    }
+}
+
+fn header(typ: &str, kid: &Kid) -> String {
+    let header = json!({
+        "typ": typ,
+        "alg": KeyAlgorithm::Es256.as_str(),
+        "kid": kid.as_str(),
+    });
+    format!("{}.", base64url::encode(header.to_string().as_bytes()))
 }
 
 /// A JWK Set as it goes over the wire (RFC 7517 §5).
@@ -132,19 +160,11 @@ impl KeyRing {
     ) -> Result<Self, SealingError> {
         let ring = Ring::open(schedule, now, |record| {
             let (pair, public) = sealing::open(masters, record, entropy)?;
-            let header = json!({
-                "typ": "at+jwt",
-                "alg": record.algorithm.as_str(),
-                "kid": record.kid.as_str(),
-            });
             Ok(SigningKey {
                 kid: record.kid.clone(),
                 public,
                 signer: Box::new(Es256Signer::new(pair, entropy)),
-                access_token_header: format!(
-                    "{}.",
-                    base64url::encode(header.to_string().as_bytes())
-                ),
+                access_token_header: header("at+jwt", &record.kid),
             })
         })?;
         let published = documents(&ring);

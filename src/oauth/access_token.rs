@@ -16,9 +16,10 @@ use crate::{
         client::Client,
         factor::acr,
         family::{Family, Grant, UserStanding},
+        id::ResourceId,
         resource::{Resource, ResourceUri},
         revocation::LONGEST_PAUSE,
-        scope::Scope,
+        scope::{OPENID, Scope},
     },
     entropy::Entropy,
     keys::ring::SigningKey,
@@ -167,14 +168,20 @@ impl Minter {
             roles: &user.roles,
             others: &user.claims,
         });
-        let begun = self.clock.monotonic();
-        let token = tracing::debug_span!("sign").in_scope(|| match &user {
+        let token = self.timed(|| match &user {
             Some(user) => sign_with(key, &claims, user),
             None => sign(key, &claims),
         })?;
+        Ok(AccessToken { token, expires_in })
+    }
+
+    /// Signs, and counts how long that takes.
+    pub(super) fn timed<T>(&self, sign: impl FnOnce() -> T) -> T {
+        let begun = self.clock.monotonic();
+        let signed = tracing::debug_span!("sign").in_scope(sign);
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.signed(took);
-        Ok(AccessToken { token, expires_in })
+        signed
     }
 
     /// Refuses what no token could be minted for in any case: before anything is spent for it.
@@ -215,7 +222,7 @@ fn audience(resources: &[ResourceUri]) -> Audience<'_> {
 }
 
 /// Seconds since 1970, as claims have them (RFC 7519 §2).
-fn numeric_date(time: Timestamp) -> u64 {
+pub(super) fn numeric_date(time: Timestamp) -> u64 {
     u64::try_from(time.seconds()).unwrap_or(0)
 }
 
@@ -247,17 +254,8 @@ fn sign_with(
 }
 
 fn sign_payload(key: &SigningKey, payload: &[u8]) -> Result<String, OAuthError> {
-    let header = &key.access_token_header;
-    let mut token = String::with_capacity(header.len() + payload.len() * 4 / 3 + 96);
-    token.push_str(header);
-    base64url::encode_into(payload, &mut token);
-    let signature = key
-        .signer
-        .sign(token.as_bytes())
-        .map_err(OAuthError::internal)?;
-    token.push('.');
-    base64url::encode_into(&signature, &mut token);
-    Ok(token)
+    let signed = key.sign(&key.access_token_header, payload);
+    signed.map_err(OAuthError::internal)
 }
 
 /// Resources and scope a token is to have.
@@ -269,7 +267,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Judges what a client asks for (RFC 8707 §2, RFC 6749 §3.3).
+    /// Judges what a client asks for itself (RFC 8707 §2, RFC 6749 §3.3).
     pub fn of_request<'a>(
         client: &Client,
         registry: &Registry,
@@ -278,19 +276,66 @@ impl Target {
     ) -> Result<Self, OAuthError> {
         let mut targets = distinct(resources)?;
         if targets.is_empty() {
-            targets.push(client.default_resource.clone().ok_or(OAuthError::new(
-                ErrorCode::InvalidTarget,
-                "resource_required",
-                "the client has no default resource; name one in the parameter resource",
-            ))?);
+            targets.push(default_resource(client)?);
         }
+        Self::judge(client, registry, targets, scope, offered)
+    }
+
+    /// The same for a client that asks in the name of a user. Where it asks who that is, the userinfo
+    /// endpoint is one of the resources, whatever else it asks for.
+    pub fn for_users(
+        client: &Client,
+        registry: &Registry,
+        form: &Form,
+    ) -> Result<Self, OAuthError> {
+        let scope = form.one("scope")?;
+        let userinfo = registry.userinfo().filter(|_| client.uses_openid());
+        let userinfo = userinfo.map(|resource| &resource.resource);
+        let asks_openid = scope.is_some_and(asks_openid);
+        let mut targets = distinct(form.many("resource"))?;
+        if targets.is_empty() {
+            match default_resource(client) {
+                Ok(resource) => targets.push(resource),
+                Err(_) if asks_openid && userinfo.is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let add = |targets: &mut Vec<ResourceUri>| {
+            targets.extend(userinfo.filter(|uri| !targets.contains(uri)).cloned());
+        };
+        if asks_openid {
+            add(&mut targets);
+        }
+        let mut target = Self::judge(client, registry, targets, scope, known_to_users)?;
+        // That is for clients that act for themselves, with the authority that they have.
+        if target.resources.iter().any(|uri| registry.is_admin(uri)) {
+            return Err(OAuthError::new(
+                ErrorCode::InvalidTarget,
+                "admin_resource",
+                "no user signs in to the admin interface",
+            ));
+        }
+        // It has not said what for, and gets all that it may have.
+        if target.scope.contains(OPENID) {
+            add(&mut target.resources);
+        }
+        Ok(target)
+    }
+
+    fn judge(
+        client: &Client,
+        registry: &Registry,
+        resources: Vec<ResourceUri>,
+        scope: Option<&str>,
+        offered: impl Fn(&Client, &Registry, &ResourceUri) -> Option<Arc<Resource>>,
+    ) -> Result<Self, OAuthError> {
         let mut available = Scope::default();
-        for target in &targets {
+        for target in &resources {
             let resource = offered(client, registry, target);
             available.extend(&resource.ok_or_else(unknown_target)?.scopes);
         }
         // Whoever receives a token can use it wherever else it is good: never at the admin interface.
-        if targets.len() > 1 && targets.iter().any(|target| registry.is_admin(target)) {
+        if resources.len() > 1 && resources.iter().any(|target| registry.is_admin(target)) {
             return Err(OAuthError::new(
                 ErrorCode::InvalidTarget,
                 "admin_resource",
@@ -308,29 +353,7 @@ impl Target {
                 ),
             )?,
         };
-        Ok(Self {
-            resources: targets,
-            scope,
-        })
-    }
-
-    /// The same for a client that asks in the name of a user.
-    pub fn for_users(
-        client: &Client,
-        registry: &Registry,
-        form: &Form,
-    ) -> Result<Self, OAuthError> {
-        let (resources, scope) = (form.many("resource"), form.one("scope")?);
-        let target = Self::of_request(client, registry, resources, scope)?;
-        // That is for clients that act for themselves, with the authority that they have.
-        if target.resources.iter().any(|uri| registry.is_admin(uri)) {
-            return Err(OAuthError::new(
-                ErrorCode::InvalidTarget,
-                "admin_resource",
-                "no user signs in to the admin interface",
-            ));
-        }
-        Ok(target)
+        Ok(Self { resources, scope })
     }
 
     /// What an access token gets of a grant: what is asked for of it, as far as client and resources
@@ -402,7 +425,7 @@ impl Narrowing {
 }
 
 /// The refusal where there is no key to sign with.
-const fn no_signing_key() -> OAuthError {
+pub(super) const fn no_signing_key() -> OAuthError {
     OAuthError::new(
         ErrorCode::TemporarilyUnavailable,
         "no_key",
@@ -452,34 +475,65 @@ fn distinct<'a>(resources: impl Iterator<Item = &'a str>) -> Result<Vec<Resource
     Ok(targets)
 }
 
-/// What is [`offered`] to a client that acts for a user: the admin interface is for those that act for
+/// What is offered to a client that acts for a user: the admin interface is for those that act for
 /// themselves.
 fn offered_to_users(
     client: &Client,
     registry: &Registry,
     uri: &ResourceUri,
 ) -> Option<Arc<Resource>> {
-    offered(client, registry, uri).filter(|_| !registry.is_admin(uri))
+    known_to_users(client, registry, uri).filter(|_| !registry.is_admin(uri))
+}
+
+/// The same, with the admin interface.
+fn known_to_users(
+    client: &Client,
+    registry: &Registry,
+    uri: &ResourceUri,
+) -> Option<Arc<Resource>> {
+    let userinfo = registry.userinfo();
+    match userinfo.filter(|userinfo| userinfo.resource == *uri) {
+        Some(userinfo) => client.uses_openid().then(|| Arc::clone(userinfo)),
+        None => offered(client, registry, uri),
+    }
 }
 
 /// All that a client may have when it acts for a user.
 pub(super) fn offered_for_users(client: &Client, registry: &Registry) -> Vec<ResourceUri> {
-    let is_offered = |uri: &&ResourceUri| offered_to_users(client, registry, uri).is_some();
-    client
-        .resources
-        .iter()
-        .filter(is_offered)
+    let userinfo = registry.userinfo().map(|resource| &resource.resource);
+    let listed = client.resources.iter();
+    listed
+        .filter(|uri| Some(*uri) != userinfo)
+        .chain(userinfo)
+        .filter(|uri| offered_to_users(client, registry, uri).is_some())
         .cloned()
         .collect()
 }
 
-/// A resource, if it exists and the client may ask for it. Which of the two is wrong is not told.
+/// A resource, if it exists and the client may ask for it when it acts for itself. Which of the two is
+/// wrong is not told.
 fn offered(client: &Client, registry: &Registry, uri: &ResourceUri) -> Option<Arc<Resource>> {
     client
         .resources
         .contains(uri)
         .then(|| registry.resource(uri).cloned())
         .flatten()
+        // There is no user to tell about.
+        .filter(|resource| resource.id != ResourceId::USERINFO)
+}
+
+/// The resource of a request that names none.
+fn default_resource(client: &Client) -> Result<ResourceUri, OAuthError> {
+    client.default_resource.clone().ok_or(OAuthError::new(
+        ErrorCode::InvalidTarget,
+        "resource_required",
+        "the client has no default resource; name one in the parameter resource",
+    ))
+}
+
+/// Whether a request of this scope is one of `OpenID` Connect (Core §3.1.2.1).
+pub(super) fn asks_openid(scope: &str) -> bool {
+    scope.split(' ').any(|token| token == OPENID)
 }
 
 fn unknown_target() -> OAuthError {

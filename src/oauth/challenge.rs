@@ -20,6 +20,7 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::Origin,
+        claims::RequestedClaims,
         client::Client,
         code::{AuthorizationCode, CHALLENGE_LIFE, CODE_LIFE, ChallengeSession},
         family::Grant,
@@ -187,7 +188,13 @@ impl ChallengeEndpoint {
         let session = session.ok_or_else(invalid_session)?;
         // Otherwise somebody would be signed in as another one than this request names, with a
         // challenge whose verifier nobody has, or for something else than this request asks for.
-        let granted: Vec<&str> = session.resources.iter().map(ResourceUri::as_str).collect();
+        // But for the userinfo endpoint, which need not be named.
+        let registry = self.snapshots.registry();
+        let userinfo = registry.userinfo().map(|userinfo| &userinfo.resource);
+        let is_named =
+            |uri: &&ResourceUri| Some(*uri) != userinfo || resources.contains(&uri.as_str());
+        let granted = session.resources.iter().filter(is_named);
+        let granted: Vec<&str> = granted.map(ResourceUri::as_str).collect();
         let differences = [
             (
                 username.is_some_and(|name| name_to_keep(name) != session.username),
@@ -312,6 +319,7 @@ impl ChallengeEndpoint {
                 auth_time: now,
                 amr: vec![METHOD.to_owned()],
                 dpop_jkt: session.dpop_jkt,
+                claims: RequestedClaims::default(),
             },
             redirect_uri: None,
             code_challenge: Some(session.code_challenge),

@@ -14,6 +14,7 @@ mod codes;
 pub mod error;
 pub mod form;
 pub mod grants;
+pub mod id_token;
 pub mod introspection;
 pub mod limits;
 pub mod live_token;
@@ -23,6 +24,7 @@ pub mod revocation;
 pub mod rotation_queue;
 pub mod seals;
 pub mod token;
+pub mod userinfo;
 
 use self::error::OAuthError;
 use crate::{

@@ -38,6 +38,9 @@ pub struct TokenResponse {
     /// The token to get the next one with, if the client may refresh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refresh_token: Option<String>,
+    /// Who has signed in, if the client asked for that (`OpenID` Connect Core §3.1.3.3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id_token: Option<String>,
     /// What it allows; always told.
     pub scope: String,
 }

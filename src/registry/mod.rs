@@ -31,6 +31,7 @@ use crate::{
 pub struct Registry {
     clients: HashMap<ClientId, Arc<Client>>,
     resources: HashMap<ResourceUri, Arc<Resource>>,
+    userinfo: Option<Arc<Resource>>,
     origins: HashSet<String>,
 }
 
@@ -73,6 +74,10 @@ impl Registry {
             .into_iter()
             .map(|resource| (resource.resource.clone(), Arc::new(resource)))
             .collect();
+        let mut resources = self.resources.values();
+        self.userinfo = resources
+            .find(|resource| resource.id == ResourceId::USERINFO)
+            .cloned();
     }
 
     /// Every client.
@@ -94,6 +99,11 @@ impl Registry {
     pub fn is_admin(&self, uri: &ResourceUri) -> bool {
         self.resource(uri)
             .is_some_and(|resource| resource.id == ResourceId::ADMIN)
+    }
+
+    /// The userinfo endpoint as a resource.
+    pub fn userinfo(&self) -> Option<&Arc<Resource>> {
+        self.userinfo.as_ref()
     }
 
     /// Whether some client has registered this origin for its pages.

@@ -10,6 +10,7 @@ use crate::{
     clock::AgreedClock,
     domain::{
         change::{Cause, Origin},
+        claims::RequestedClaims,
         code::{AuthorizationCode, CODE_LIFE},
         consent::{Consent, Permission},
         family::{Grant, Party},
@@ -423,6 +424,7 @@ impl AuthorizationEndpoint {
                 auth_time: session.auth_time,
                 amr: session.amr.clone(),
                 dpop_jkt: None,
+                claims: RequestedClaims::default(),
             },
             redirect_uri: named.then(|| request.return_address.redirect_uri.clone()),
             code_challenge: Some(request.asked.code_challenge.clone()),

@@ -9,11 +9,16 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use crate::{
     clock::Timestamp,
     domain::{
-        browser_session::BrowserSession, client::Client, consent::Permission, id::ClientId,
-        name::named, resource::ResourceUri, scope::Scope,
+        browser_session::BrowserSession,
+        client::Client,
+        consent::Permission,
+        id::ClientId,
+        name::named,
+        resource::ResourceUri,
+        scope::{OPENID, Scope},
     },
     oauth::{
-        access_token::Target,
+        access_token::{Target, asks_openid},
         codes,
         error::{ErrorCode, OAuthError},
         form::Form,
@@ -29,9 +34,6 @@ const LONGEST_NONCE: usize = 512;
 
 /// The longest text that is only looked at, in bytes.
 const LONGEST_HINT: usize = 1024;
-
-/// What makes a request one of `OpenID` Connect (Core §3.1.2.1).
-const OPENID: &str = "openid";
 
 named!(
     /// How an answer goes back through the browser (OAuth 2.0 Multiple Response Type Encoding
@@ -328,10 +330,9 @@ fn redirect_uri(form: &Form, client: &Client) -> Result<(String, bool), OAuthErr
     let Some(presented) = form.one("redirect_uri")? else {
         // "if only one has been registered" (RFC 6749 §3.1.2.3); OpenID Connect Core §3.1.2.1
         // requires it in any case.
-        let asks_openid = form.one("scope").ok().flatten();
-        let asks_openid = asks_openid.is_some_and(|scope| scope.split(' ').any(|it| it == OPENID));
+        let scope = form.one("scope").ok().flatten();
         return match client.redirect_uris.as_slice() {
-            [only] if !asks_openid => Ok((only.as_str().to_owned(), false)),
+            [only] if !scope.is_some_and(asks_openid) => Ok((only.as_str().to_owned(), false)),
             _ => Err(OAuthError::new(
                 ErrorCode::InvalidRequest,
                 "redirect_uri",

@@ -62,8 +62,13 @@ pub(in crate::oauth) async fn exchange(
     let redeeming = endpoint.store.redeem_code(&redemption, now);
     match store_answer(&endpoint.minter.clock, redeeming).await? {
         Redeemed::Opened {
-            family, standing, ..
-        } => sign_in::answer(endpoint, client, (&family, &standing), &asked, now).await,
+            family,
+            standing,
+            nonce,
+        } => {
+            let opened = (&*family, &*standing, nonce.as_deref());
+            sign_in::answer(endpoint, client, opened, &asked, now).await
+        }
         Redeemed::Refused(why) => Err(refusal(why)),
     }
 }

@@ -41,6 +41,7 @@ pub(in crate::oauth) async fn exchange(
         token_type: "Bearer",
         expires_in: token.expires_in,
         refresh_token: None,
+        id_token: None,
         scope: target.scope.to_string(),
     })
 }

@@ -57,7 +57,12 @@ pub(in crate::oauth) async fn exchange(
             verdict: Verdict::Granted(_),
             family,
             standing,
-        } => sign_in::answer(endpoint, client, (family, standing), &asked, judged_at).await,
+        } => {
+            // "It SHOULD NOT have a nonce Claim, even when the ID Token issued at the time of the
+            // original authentication contained nonce" (OpenID Connect Core §12.2).
+            let rotated = (&**family, &**standing, None);
+            sign_in::answer(endpoint, client, rotated, &asked, judged_at).await
+        }
         Outcome::Judged {
             verdict: Verdict::Refused(refusal),
             ..

@@ -1,27 +1,32 @@
 //! The tokens of a sign-in, whichever grant they come from.
 
+use serde_json::Map;
+
 use crate::{
     clock::Timestamp,
     domain::{
         client::{Client, GrantType},
         family::{Family, Refusal, Standing},
+        scope::OPENID,
     },
     oauth::{
         access_token::{self, AccessGrant, Narrowing, SignIn, Target},
         error::{ErrorCode, OAuthError},
+        id_token::IdGrant,
         refresh_tokens, store_answer,
         token::{TokenEndpoint, TokenResponse},
     },
 };
 
-/// Answers with the tokens of a family that was judged, or opened, at `judged_at`.
+/// Answers with the tokens of a family that was judged, or opened, at `judged_at`; with an ID Token if
+/// the client asks who has signed in, which repeats the nonce.
 ///
 /// An access token is issued as of that moment, so that whatever revokes the tokens of client or user
 /// after it revokes this one, too; it ends with the family at the latest.
 pub(super) async fn answer(
     endpoint: &TokenEndpoint,
     client: &Client,
-    (family, standing): (&Family, &Standing),
+    (family, standing, nonce): (&Family, &Standing, Option<&str>),
     asked: &Narrowing,
     judged_at: Timestamp,
 ) -> Result<TokenResponse, OAuthError> {
@@ -57,11 +62,23 @@ pub(super) async fn answer(
         scope: &target.scope,
         sign_in: Some(sign_in),
     })?;
+    let scope = asked.scope.as_ref().unwrap_or(&family.grant.scope);
+    let id_token = if scope.contains(OPENID) && client.uses_openid() {
+        Some(minter.mint_id_token(IdGrant {
+            sign_in,
+            access_token: &token,
+            nonce,
+            claims: Map::new(),
+        })?)
+    } else {
+        None
+    };
     Ok(TokenResponse {
         access_token: token.token,
         token_type: "Bearer",
         expires_in: token.expires_in,
         refresh_token,
+        id_token,
         scope: target.scope.to_string(),
     })
 }

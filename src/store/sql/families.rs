@@ -11,6 +11,7 @@ use crate::{
     clock::Timestamp,
     domain::{
         change::{Cause, EventType},
+        claims::RequestedClaims,
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
         family::{
             ClientStanding, EndReason, Family, FamilyQuery, Grant, NoteKind, Notes, Outcome, Party,
@@ -30,7 +31,7 @@ macro_rules! select_families {
     ($rest:literal) => {
         concat!(
             "select f.id, f.client_id, f.client_epoch, f.subject, f.user_epoch, f.session_id, f.scope, \
-             f.resources, f.auth_time, f.amr, f.dpop_jkt, f.counter, f.mac_version, f.mac_since, f.rotated_at, \
+             f.resources, f.auth_time, f.amr, f.dpop_jkt, f.claims as asked_claims, f.counter, f.mac_version, f.mac_since, f.rotated_at, \
              f.created_at, f.idle_expires_at, f.expires_at, f.revoked_at, f.revoke_reason, \
              f.first_address, f.first_agent, f.last_address, f.last_agent, f.notes, \
              c.session_epoch as client_session_epoch, c.disabled as client_disabled, c.refresh_policy, \
@@ -432,8 +433,8 @@ where
         sqlx::query::<DB>(
             "insert into authorization_code (hash, client_id, client_epoch, subject, user_epoch, \
              session_id, redirect_uri, code_challenge, nonce, scope, resources, auth_time, amr, dpop_jkt, \
-             expires_at) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+             expires_at, claims) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
         .bind(hash.as_bytes().to_vec())
         .bind(grant.client_id.as_str().to_owned())
@@ -450,6 +451,7 @@ where
         .bind(list(&grant.amr))
         .bind(grant.dpop_jkt.clone())
         .bind(code.expires_at.millis())
+        .bind(grant.claims.to_text())
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -574,9 +576,9 @@ where
         sqlx::query::<DB>(
             "insert into family (id, client_id, client_epoch, subject, user_epoch, session_id, scope, \
              resources, auth_time, amr, dpop_jkt, counter, mac_version, mac_since, rotated_at, created_at, \
-             idle_expires_at, expires_at, first_address, first_agent, last_address, last_agent, notes) \
+             idle_expires_at, expires_at, first_address, first_agent, last_address, last_agent, notes, claims) \
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
-             $19, $20, $21, $22, $23)",
+             $19, $20, $21, $22, $23, $24)",
         )
         .bind(update.id)
         .bind(grant.client_id.as_str().to_owned())
@@ -601,6 +603,7 @@ where
         .bind(update.last_address)
         .bind(update.last_agent)
         .bind(update.notes)
+        .bind(grant.claims.to_text())
         .execute(&mut **tx)
         .await?;
         Ok(())
@@ -638,7 +641,8 @@ where
         const TABLE: &str = "authorization_code";
         let row = sqlx::query::<DB>(
             "select client_id, client_epoch, subject, user_epoch, session_id, redirect_uri, \
-             code_challenge, nonce, scope, resources, auth_time, amr, dpop_jkt, expires_at, family_id \
+             code_challenge, nonce, scope, resources, auth_time, amr, dpop_jkt, expires_at, family_id, \
+             claims as asked_claims \
              from authorization_code where hash = $1",
         )
         .bind(hash.as_bytes().to_vec())
@@ -738,6 +742,10 @@ where
             auth_time: Self::time(row, table, "auth_time")?,
             amr: unlist(&text("amr")?, |amr| Some(amr.to_owned())).ok_or_else(|| bad("amr"))?,
             dpop_jkt: Self::column(row, table, "dpop_jkt")?,
+            claims: match Self::column::<Option<String>>(row, table, "asked_claims")? {
+                Some(claims) => RequestedClaims::parse(&claims).ok_or_else(|| bad("claims"))?,
+                None => RequestedClaims::default(),
+            },
         })
     }
 

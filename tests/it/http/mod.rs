@@ -34,6 +34,7 @@ mod jwks;
 mod log;
 mod metadata;
 mod metrics;
+mod openid;
 mod session;
 mod stop;
 mod sweeping;

@@ -12,6 +12,7 @@ use countersign::{
     clock::Timestamp,
     domain::{
         change::{Cause, Change},
+        claims::RequestedClaims,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         family::{
             EndReason, Family, FamilyQuery, Grant, Intent, Outcome, Presentation, Refusal,
@@ -76,6 +77,7 @@ async fn grant(store: &dyn Store, subject: u128, at: &str) -> Grant {
         auth_time: NOW,
         amr: vec!["pwd".to_owned()],
         dpop_jkt: None,
+        claims: RequestedClaims::default(),
     }
 }
 

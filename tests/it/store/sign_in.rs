@@ -6,6 +6,7 @@ use countersign::{
     clock::Timestamp,
     domain::{
         change::{Cause, Change, EventType, Position},
+        claims::RequestedClaims,
         client::Client,
         code::{AuthorizationCode, CODE_LIFE, Redeemed, Redemption},
         family::{
@@ -280,6 +281,10 @@ impl<'a> Site<'a> {
             auth_time: at(-5000),
             amr: vec!["pwd".to_owned()],
             dpop_jkt: None,
+            claims: RequestedClaims {
+                id_token: ["email".to_owned()].into(),
+                userinfo: ["name".to_owned(), "picture".to_owned()].into(),
+            },
         }
     }
 

@@ -8,6 +8,7 @@ use countersign::{
     clock::{AgreedClock, SystemClock, Timestamp},
     domain::{
         change::{Cause, Change, EventType},
+        claims::RequestedClaims,
         client::Client,
         code::{AuthorizationCode, CODE_LIFE, s256},
         family::{Family, Grant},
@@ -266,6 +267,7 @@ pub(crate) fn grant(client: &Client, user: &User, now: Timestamp) -> Grant {
         auth_time: now,
         amr: vec!["pwd".to_owned()],
         dpop_jkt: None,
+        claims: RequestedClaims::default(),
     }
 }
 

@@ -29,11 +29,13 @@ async fn a_resource_is_registered_listed_and_removed() {
 }
 
 #[tokio::test]
-async fn the_admin_interface_is_not_removed_and_nothing_is_taken_for_it() {
+async fn what_is_built_in_is_not_removed_and_nothing_is_taken_for_it() {
     let server = TestServer::start().await;
     let desk = Desk::of(&server, ALL).await;
-    let built_in = "/admin/v1/resources/00000000-0000-0000-0000-000000000000";
-    is_problem(&desk.delete(built_in).await, 409, "conflict");
+    for built_in in [0, 1] {
+        let built_in = format!("/admin/v1/resources/00000000-0000-0000-0000-00000000000{built_in}");
+        is_problem(&desk.delete(&built_in).await, 409, "conflict");
+    }
     for resource in [
         ADMIN,
         "https://issuer.example/admin/",
@@ -43,6 +45,8 @@ async fn the_admin_interface_is_not_removed_and_nothing_is_taken_for_it() {
         "https://issuer.example/x/../admin",
         "https://user@issuer.example/admin?a=b",
         "https://issuer.example/%61dmin",
+        "https://issuer.example/oauth2/userinfo",
+        "https://issuer.example/oauth2/UserInfo/",
     ] {
         let written = json!({ "resource": resource, "name": "Mine", "scopes": ["keys:rotate"] });
         let refused = desk.post("/admin/v1/resources", &written).await;

@@ -22,12 +22,12 @@ use crate::support::{
 };
 
 /// The S256 transformation of the verifier that codes are exchanged with (RFC 7636 Appendix B).
-const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
-const CALLBACK: &str = "https://app.example/cb?tenant=1";
-const STATE: &str = "a b&c=d%é";
+pub(super) const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
+pub(super) const CALLBACK: &str = "https://app.example/cb?tenant=1";
+pub(super) const STATE: &str = "a b&c=d%é";
 
 /// A request of the client `notes` that is in order.
-const REQUEST: [(&str, &str); 6] = [
+pub(super) const REQUEST: [(&str, &str); 6] = [
     ("client_id", "notes"),
     ("redirect_uri", CALLBACK),
     ("response_type", "code"),
@@ -37,13 +37,13 @@ const REQUEST: [(&str, &str); 6] = [
 ];
 
 /// A server with clients for browsers, and a user with a password.
-struct Site {
-    server: TestServer,
-    ada: UserId,
+pub(super) struct Site {
+    pub(super) server: TestServer,
+    pub(super) ada: UserId,
 }
 
 /// A client whose users come by way of their browsers.
-fn of_browsers() -> ClientMetadata {
+pub(super) fn of_browsers() -> ClientMetadata {
     ClientMetadata {
         client_name: "Field <b>Notes".to_owned(),
         token_endpoint_auth_method: Some("none".to_owned()),
@@ -53,15 +53,15 @@ fn of_browsers() -> ClientMetadata {
 }
 
 impl Site {
-    async fn on(engine: Engine) -> Self {
+    pub(super) async fn on(engine: Engine) -> Self {
         Self::of(Setup::new().on(engine)).await
     }
 
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::on(Engine::Sqlite).await
     }
 
-    async fn of(setup: Setup) -> Self {
+    pub(super) async fn of(setup: Setup) -> Self {
         let own = ClientMetadata {
             first_party: true,
             ..of_browsers()
@@ -74,7 +74,7 @@ impl Site {
         site
     }
 
-    async fn set_password(&self, user: UserId, password: &str) {
+    pub(super) async fn set_password(&self, user: UserId, password: &str) {
         let hash = hash_of(password).await;
         let now = self.server.clients.clock.now();
         update_user(self.server.store(), user, now, |user| {
@@ -83,7 +83,7 @@ impl Site {
         .await;
     }
 
-    fn browser(&self) -> Browser<'_> {
+    pub(super) fn browser(&self) -> Browser<'_> {
         // A clock that is moved on ends connections that nothing goes over.
         let http = client().redirect(Policy::none()).pool_max_idle_per_host(0);
         Browser {
@@ -94,7 +94,7 @@ impl Site {
     }
 
     /// What a code is exchanged for.
-    async fn exchanged(&self, code: &str) -> Answer {
+    pub(super) async fn exchanged(&self, code: &str) -> Answer {
         let form = [
             ("grant_type", "authorization_code"),
             ("client_id", "notes"),
@@ -107,14 +107,14 @@ impl Site {
 }
 
 /// A browser, with its cookies.
-struct Browser<'a> {
+pub(super) struct Browser<'a> {
     site: &'a Site,
     http: Client,
-    cookies: BTreeMap<String, String>,
+    pub(super) cookies: BTreeMap<String, String>,
 }
 
 impl Browser<'_> {
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let url = format!("http://{}{path}", self.site.server.public);
         let cookies = self.cookies.iter();
         let cookies: Vec<String> = cookies
@@ -129,7 +129,7 @@ impl Browser<'_> {
     }
 
     /// Sends a request and keeps the cookies of the answer.
-    async fn send(&mut self, request: RequestBuilder) -> Answer {
+    pub(super) async fn send(&mut self, request: RequestBuilder) -> Answer {
         let answer = answer(request).await;
         for cookie in answer.headers.get_all(SET_COOKIE) {
             let cookie = cookie.to_str().unwrap();
@@ -145,7 +145,7 @@ impl Browser<'_> {
     }
 
     /// Asks for a code, with some parameters replaced or added, or left out where they are empty.
-    async fn ask(&mut self, changes: &[(&str, &str)]) -> Answer {
+    pub(super) async fn ask(&mut self, changes: &[(&str, &str)]) -> Answer {
         let kept = REQUEST
             .iter()
             .filter(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
@@ -155,14 +155,19 @@ impl Browser<'_> {
         self.send(self.request(Method::GET, &path)).await
     }
 
-    async fn post(&mut self, path: &str, form: &[(&str, &str)]) -> Answer {
+    pub(super) async fn post(&mut self, path: &str, form: &[(&str, &str)]) -> Answer {
         let request = self.request(Method::POST, path).form(form);
         self.send(request.header("sec-fetch-site", "same-origin"))
             .await
     }
 
     /// Fills in the page on which users sign in.
-    async fn sign_in(&mut self, page: &Answer, username: &str, password: &str) -> Answer {
+    pub(super) async fn sign_in(
+        &mut self,
+        page: &Answer,
+        username: &str,
+        password: &str,
+    ) -> Answer {
         let flow = flow(page);
         let form = [
             ("flow", flow.as_str()),
@@ -172,14 +177,14 @@ impl Browser<'_> {
         self.post("/signin", &form).await
     }
 
-    async fn decide(&mut self, page: &Answer, decision: &str) -> Answer {
+    pub(super) async fn decide(&mut self, page: &Answer, decision: &str) -> Answer {
         let flow = flow(page);
         let form = [("flow", flow.as_str()), ("decision", decision)];
         self.post("/consent", &form).await
     }
 
     /// Signs Ada in and lets her allow what is asked for; the code.
-    async fn code(&mut self) -> String {
+    pub(super) async fn code(&mut self) -> String {
         let page = self.ask(&[]).await;
         let page = self.sign_in(&page, "ada", PASSWORD).await;
         let answer = self.decide(&page, "allow").await;
@@ -188,12 +193,12 @@ impl Browser<'_> {
 }
 
 /// The sealed request of a page.
-fn flow(page: &Answer) -> String {
+pub(super) fn flow(page: &Answer) -> String {
     hidden(page, "flow")
 }
 
 /// A hidden value of a page.
-fn hidden(page: &Answer, name: &str) -> String {
+pub(super) fn hidden(page: &Answer, name: &str) -> String {
     let start = format!("name=\"{name}\" value=\"");
     let (_, rest) = page
         .body
@@ -203,13 +208,13 @@ fn hidden(page: &Answer, name: &str) -> String {
 }
 
 /// The heading of a page.
-fn heading(page: &Answer) -> &str {
+pub(super) fn heading(page: &Answer) -> &str {
     let (_, rest) = page.body.split_once("<h1>").unwrap();
     rest.split("</h1>").next().unwrap()
 }
 
 /// What a browser takes back to the client.
-fn returned(answer: &Answer) -> BTreeMap<String, String> {
+pub(super) fn returned(answer: &Answer) -> BTreeMap<String, String> {
     assert_eq!(answer.status, 303, "{answer:?}");
     let location = answer.header("location").unwrap();
     assert!(location.starts_with(CALLBACK), "{location}");
@@ -218,7 +223,7 @@ fn returned(answer: &Answer) -> BTreeMap<String, String> {
 }
 
 /// The family of an answer's tokens.
-fn family_of(answer: &Answer) -> FamilyId {
+pub(super) fn family_of(answer: &Answer) -> FamilyId {
     let sid = &claims(&answer.access_token())["sid"];
     FamilyId::parse(sid.as_str().unwrap()).unwrap()
 }
