@@ -10,6 +10,7 @@ use super::{
 };
 use crate::domain::{
     digest::sha256,
+    factor::acr,
     id::{ClientId, FamilyId, UserId},
 };
 
@@ -41,6 +42,7 @@ struct Claims<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     nonce: Option<&'a str>,
     at_hash: String,
+    acr: &'a str,
     amr: &'a [String],
     sid: String,
     #[serde(flatten)]
@@ -68,6 +70,7 @@ impl Minter {
             auth_time: numeric_date(family.grant.auth_time),
             nonce: grant.nonce,
             at_hash: at_hash(&grant.access_token.token),
+            acr: acr(&family.grant.amr),
             amr: &family.grant.amr,
             sid: family.id.to_string(),
             others: grant.claims,

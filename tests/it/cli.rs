@@ -558,7 +558,9 @@ async fn a_resource_is_created_listed_and_deleted(database: &Database) {
     assert_eq!(created["scopes"], json!(["a", "b"]));
     let listed = terminal.json(&["resources", "list"]);
     assert_eq!(listed["items"][0]["resource"], format!("{ISSUER}/admin"));
-    assert_eq!(listed["items"][1], created);
+    let userinfo = format!("{ISSUER}/oauth2/userinfo");
+    assert_eq!(listed["items"][1]["resource"], userinfo);
+    assert_eq!(listed["items"][2], created);
     assert!(
         terminal
             .call(&create)
@@ -571,7 +573,7 @@ async fn a_resource_is_created_listed_and_deleted(database: &Database) {
             .as_array()
             .unwrap()
             .len(),
-        1
+        2
     );
 }
 

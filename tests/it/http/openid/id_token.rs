@@ -66,6 +66,7 @@ async fn a_code_gets_an_id_token_that_says_who_has_signed_in(engine: Engine) {
             "auth_time": NOW,
             "nonce": "n-0S6_WzA2Mj é",
             "at_hash": at_hash(&answer.access_token()),
+            "acr": "urn:countersign:acr:1",
             "amr": access_token["amr"],
             "sid": family_of(&answer).to_string(),
         })
@@ -85,7 +86,7 @@ async fn a_refresh_gets_an_id_token_without_a_nonce(engine: Engine) {
     let second = refreshed(&site.server, &first, &[]).await;
     let before = claims(&id_token(&first));
     let after = verified(&site.server, &id_token(&second)).await;
-    for name in ["iss", "sub", "aud", "auth_time", "amr", "sid"] {
+    for name in ["iss", "sub", "aud", "auth_time", "acr", "amr", "sid"] {
         assert_eq!(after[name], before[name], "{name}");
     }
     assert_eq!(after["iat"], NOW + 60);
