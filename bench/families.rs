@@ -31,6 +31,7 @@ use countersign::{
     clock::{AgreedClock, Clock as _, SystemClock},
     domain::{
         change::Cause,
+        claims::RequestedClaims,
         code::{AuthorizationCode, Redeemed, Redemption},
         family::{Grant, Intent, Outcome, Presentation, Terms, Turn, Verdict},
         id::{ClientId, FamilyId, UserId},
@@ -179,6 +180,7 @@ impl Bench {
                 auth_time: now,
                 amr: vec!["pwd".to_owned()],
                 dpop_jkt: None,
+                claims: RequestedClaims::default(),
             },
             redirect_uri: None,
             code_challenge: None,
