@@ -171,7 +171,8 @@ impl<'a> Trail<'a> {
             || family.ends_at() <= self.now
             || self.keys_gone.contains_key(&family.mac_version)
             || is_over_for_user(family, standing.user.as_ref())
-            || is_over_for_client(family, standing.client.as_ref());
+            || is_over_for_client(family, standing.client.as_ref())
+            || session_end(family, standing).is_some();
         if is_ended {
             return Some(Over::Ended);
         }
@@ -233,6 +234,9 @@ impl<'a> Trail<'a> {
         }
         if let Some(at) = self.keys_gone.get(&family.mac_version) {
             endings.push(Ending::at(Why::KeyRevoked, *at));
+        }
+        if let Some(at) = session_end(family, standing) {
+            endings.push(Ending::at(Why::Itself(Some(EndReason::SignedOut)), at));
         }
         let user = standing.user.as_ref();
         if is_over_for_user(family, user) {
@@ -396,6 +400,12 @@ fn add(endings: &mut Vec<Ending>, ending: Ending, latest: Option<Timestamp>) {
 
 fn is_over_for_user(family: &Family, user: Option<&UserStanding>) -> bool {
     user.is_none_or(|user| user.disabled || user.epoch != family.grant.user_epoch)
+}
+
+/// When the session was ended that has brought a family, unless it outlasts that.
+fn session_end(family: &Family, standing: &Standing) -> Option<Timestamp> {
+    let ended_at = standing.session_ended_at;
+    ended_at.filter(|_| !family.grant.outlasts_its_session())
 }
 
 fn is_over_for_client(family: &Family, client: Option<&ClientStanding>) -> bool {

@@ -75,6 +75,7 @@ impl EventFilter<'_> {
             after,
             kinds: kind.into_iter().collect(),
             subject: self.subject.map(str::to_owned),
+            concerning: None,
             latest_first: false,
             limit: u32::try_from(request.limit())
                 .unwrap_or(u32::MAX)

@@ -322,10 +322,37 @@ impl UserAdmin {
         password: Password,
         cause: &Cause,
     ) -> Result<User, AdminError> {
-        let username = self.show(id).await?.username;
-        let hash = self.hash(password, &username).await?;
+        let user = self.show(id).await?;
+        self.put_password(&user, password, |_| true, cause).await
+    }
+
+    /// The same, if the user's password and sessions are still those of `seen`: whoever asks has proved
+    /// to know that one.
+    pub async fn replace_password(
+        &self,
+        seen: &User,
+        password: Password,
+        cause: &Cause,
+    ) -> Result<User, AdminError> {
+        let is_so = |before: &User| {
+            before.password_hash == seen.password_hash && before.session_epoch == seen.session_epoch
+        };
+        self.put_password(seen, password, is_so, cause).await
+    }
+
+    async fn put_password(
+        &self,
+        user: &User,
+        password: Password,
+        is_expected: impl Fn(&User) -> bool + Send + Sync,
+        cause: &Cause,
+    ) -> Result<User, AdminError> {
+        let hash = self.hash(password, &user.username).await?;
         let now = self.clock.now();
         let change = |before: &User| {
+            if !is_expected(before) {
+                return Err(StoreError::Conflict.into());
+            }
             let user = User {
                 password_hash: Some(hash.clone()),
                 password_changed_at: Some(now),
@@ -333,7 +360,7 @@ impl UserAdmin {
             };
             Ok((user, EventType::UserPasswordChanged))
         };
-        self.change(id, change, cause).await
+        self.change(user.id, change, cause).await
     }
 
     /// Removes a user, with its sessions.

@@ -593,9 +593,17 @@ fn authorization(
 }
 
 /// What users do at their own account.
-fn accounts(context: &Context) -> Accounts {
+fn accounts(context: &Context, sync: &sync::Sync, sign_in: Arc<SignIn>) -> Accounts {
     Accounts {
+        store: Arc::clone(&context.store),
         sessions: sessions(context),
+        sign_in,
+        users: context.users(),
+        families: context.families(),
+        seals: seals(context, sync),
+        snapshots: sync.snapshots(),
+        clock: context.clock.clone(),
+        token_retention: context.config.policy.retention(),
     }
 }
 
@@ -670,7 +678,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
     let sign_in = Arc::new(sign_in);
     let issuer_path = path_of(&context.issuer);
     Services {
-        accounts: accounts(context),
+        accounts: accounts(context, sync, Arc::clone(&sign_in)),
         authorization: authorization(context, sync, Arc::clone(&sign_in)),
         brand: Brand::new(
             &config.pages.name,

@@ -53,6 +53,7 @@ impl Events {
             after: self.after,
             kinds: self.kind.into_iter().collect(),
             subject: self.subject,
+            concerning: None,
             latest_first: self.after.is_none(),
             limit: self.limit,
         };

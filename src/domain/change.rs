@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     client::{Client, Revision},
+    consent::Consent,
     family::EndReason,
     id::{ClientId, FamilyId, ResourceId, SessionId, UserId},
     key::KeySchedule,
@@ -126,8 +127,15 @@ pub enum Change {
         /// When the last token issued so far is dead.
         tokens_die_at: Timestamp,
     },
-    /// Takes back what a user has allowed a client, and ends the user's sign-ins there. Where nothing
-    /// was allowed, that is a conflict.
+    /// Keeps what a user has allowed a client, in place of what it had before.
+    PutConsent {
+        /// What.
+        consent: Box<Consent>,
+        /// When that was given which was seen before; another one now, or none, is a conflict.
+        expected: Option<Timestamp>,
+    },
+    /// Takes back what a user has allowed a client, and ends the user's sign-ins there and the codes
+    /// under way. Where nothing was allowed, that is a conflict.
     WithdrawConsent {
         /// Whose.
         subject: UserId,
@@ -197,6 +205,8 @@ named!(
         UserPasswordChanged = "user.password_changed",
         /// Every session of a user was ended.
         UserSessionsEnded = "user.sessions_ended",
+        /// A user has allowed a client something.
+        ConsentGiven = "consent.given",
         /// A user has taken back what it had allowed a client.
         ConsentWithdrawn = "consent.withdrawn",
         /// A session of a browser was ended.

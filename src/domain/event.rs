@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     change::{Cause, EventType},
-    id::EventId,
+    id::{EventId, UserId},
 };
 use crate::clock::Timestamp;
 
@@ -55,6 +55,8 @@ pub struct EventQuery {
     pub kinds: Vec<EventType>,
     /// Those about this target.
     pub subject: Option<String>,
+    /// The latest ones about this user, whatever their target is; then only `limit` counts.
+    pub concerning: Option<UserId>,
     /// The latest first, instead of the earliest.
     pub latest_first: bool,
     /// How many at most.

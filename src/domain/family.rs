@@ -112,6 +112,13 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// Whether it goes on after the session of the browser that has brought it.
+    pub fn outlasts_its_session(&self) -> bool {
+        self.scope.contains(OFFLINE)
+    }
+}
+
+impl Grant {
     /// What of this scope and these resources was not granted, if anything. No scope is all of it,
     /// and no resources are all of them.
     pub fn lacks(&self, (scope, resources): (Option<&Scope>, &[ResourceUri])) -> Option<Refusal> {
@@ -330,13 +337,20 @@ pub struct UserStanding {
     pub claims: Map<String, Value>,
 }
 
-/// Client and user of a family as they are now; none is one that has been removed.
+/// What a user is asked for when it signs in so that the app may go on without it (`OpenID` Connect
+/// Core §11).
+const OFFLINE: &str = "offline_access";
+
+/// Client, user and session of a family as they are now; none is one that has been removed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Standing {
     /// The client.
     pub client: Option<ClientStanding>,
     /// The user.
     pub user: Option<UserStanding>,
+    /// When the session of the browser was ended that has brought the family; none if it was not, or
+    /// there was none.
+    pub session_ended_at: Option<Timestamp>,
 }
 
 impl Standing {
@@ -351,6 +365,9 @@ impl Standing {
                 Some(Refusal::ClientSessionsEnded)
             }
             (_, Some(user)) if user.epoch != grant.user_epoch => Some(Refusal::UserSessionsEnded),
+            _ if self.session_ended_at.is_some() && !grant.outlasts_its_session() => {
+                Some(Refusal::Ended)
+            }
             _ => None,
         }
     }
@@ -781,6 +798,7 @@ mod tests {
         Standing {
             client: Some(client(policy)),
             user: Some(user()),
+            session_ended_at: None,
         }
     }
 
@@ -869,7 +887,11 @@ mod tests {
             prop::option::weighted(0.9, client),
             prop::option::weighted(0.9, user),
         );
-        (client, user).prop_map(|(client, user)| Standing { client, user })
+        (client, user).prop_map(|(client, user)| Standing {
+            client,
+            user,
+            session_ended_at: None,
+        })
     }
 
     fn presentations() -> impl Strategy<Value = Presentation> {
@@ -1018,6 +1040,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_session_has_brought_ends_with_it_unless_it_was_to_outlast_it() {
+        let ended = Standing {
+            session_ended_at: Some(Timestamp::from_seconds(1)),
+            ..standing(RefreshPolicy::Standard)
+        };
+        let brought = family(0).grant;
+        assert_eq!(ended.refusal(&brought), Some(Refusal::Ended));
+        let offline = Grant {
+            scope: Scope::parse("read offline_access").unwrap(),
+            ..brought
+        };
+        assert_eq!(ended.refusal(&offline), None);
+    }
+
     /// Whatever is wrong with client and user: what comes first is what is told.
     #[test]
     fn what_is_wrong_with_client_and_user_is_told_in_one_order() {
@@ -1064,6 +1101,7 @@ mod tests {
                 let standing = Standing {
                     client: client.clone(),
                     user: user.clone(),
+                    session_ended_at: None,
                 };
                 assert_eq!(standing.refusal(&family(0).grant), first, "{standing:?}");
             }

@@ -16,7 +16,7 @@ use super::{
     pages::{self, Brand},
 };
 use crate::{
-    domain::change::Origin,
+    domain::{change::Origin, secret::Ticket},
     oauth::{
         authorization::{
             endpoint::{Answer, Browser, Reply, Submitted},
@@ -110,14 +110,22 @@ pub(super) async fn form(
         Err(problem) => return error::body(&problem),
     };
     let visit = Visit::of(&request, &services, &origin);
-    let site = request.headers().get("sec-fetch-site");
-    if site.is_some_and(|site| site != "same-origin") {
-        return visit.refused(&OAuthError::malformed(
-            "the form is on a page of another site",
-        ));
+    if let Err(error) = of_another_site(&request) {
+        return visit.refused(&error);
     }
     let submitted = services.authorization.submit(page, &form, visit.browser());
     visit.answer(&submitted.await)
+}
+
+/// Refuses a form that is on no page of ours: browsers say where one was (Fetch Metadata).
+pub(super) fn of_another_site(request: &HttpRequest) -> Result<(), OAuthError> {
+    let site = request.headers().get("sec-fetch-site");
+    if site.is_none_or(|site| site == "same-origin") {
+        return Ok(());
+    }
+    Err(OAuthError::malformed(
+        "the form is on a page of another site",
+    ))
 }
 
 /// A request of a browser.
@@ -159,24 +167,29 @@ impl<'a> Visit<'a> {
     }
 
     pub(super) fn answer(&self, answer: &Answer) -> HttpResponse {
-        let mut response = match &answer.reply {
+        let response = match &answer.reply {
             Reply::SignIn(page) => pages::sign_in(self.brand(), page),
             Reply::Consent(page) => pages::consent(self.brand(), page),
             Reply::Return { to, parameters } => self.returned(to, parameters),
             Reply::Account => self.to_account(),
             Reply::Refused(error) => self.refused(error),
         };
-        let is_page = !matches!(answer.reply, Reply::Refused(_));
-        let is_kept = self.is_new && is_page;
-        let kept = is_kept.then(|| cookie(BINDING, self.binding.clone()));
-        let session = answer
-            .session
-            .as_ref()
-            .map(|session| cookie(SESSION, session.expose().to_owned()));
+        match answer.reply {
+            Reply::Refused(_) => response,
+            _ => self.keep(response, answer.session.as_ref()),
+        }
+    }
+
+    /// Lets the browser keep what tells it from others, and its session where that is another one.
+    pub(super) fn keep(
+        &self,
+        mut response: HttpResponse,
+        session: Option<&Ticket>,
+    ) -> HttpResponse {
+        let kept = self.is_new.then(|| cookie(BINDING, self.binding.clone()));
+        let session = session.map(|session| cookie(SESSION, session.expose().to_owned()));
         for cookie in kept.into_iter().chain(session) {
-            if let Ok(value) = HeaderValue::from_str(&cookie.to_string()) {
-                response.headers_mut().append(header::SET_COOKIE, value);
-            }
+            set(&mut response, &cookie);
         }
         response
     }
@@ -215,6 +228,20 @@ impl<'a> Visit<'a> {
                     .finish()
             }
         }
+    }
+}
+
+/// Lets a browser forget its session.
+pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
+    let mut gone = cookie(SESSION, String::new());
+    gone.set_max_age(actix_web::cookie::time::Duration::ZERO);
+    set(&mut response, &gone);
+    response
+}
+
+fn set(response: &mut HttpResponse, cookie: &Cookie<'_>) {
+    if let Ok(value) = HeaderValue::from_str(&cookie.to_string()) {
+        response.headers_mut().append(header::SET_COOKIE, value);
     }
 }
 

@@ -66,18 +66,26 @@ fn with_members(error: &OAuthError, challenge: bool, members: &[(&str, &str)]) -
         .iter()
         .map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
     document.extend(members);
-    let mut answer = refusal(status, document, error.reason());
+    let mut answer = explained(refusal(status, document, error.reason()), error);
     let headers = answer.headers_mut();
     if status == StatusCode::UNAUTHORIZED && challenge {
         let value =
             header::HeaderValue::from_static("Basic realm=\"countersign\", charset=\"UTF-8\"");
         headers.insert(header::WWW_AUTHENTICATE, value);
     }
-    let unavailable = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER);
+    answer
+}
+
+/// Says why a request was refused, and when to come back, whatever the answer looks like.
+pub(super) fn explained(mut answer: HttpResponse, error: &OAuthError) -> HttpResponse {
+    let is_unavailable = answer.status() == StatusCode::SERVICE_UNAVAILABLE;
+    let unavailable = is_unavailable.then_some(RETRY_AFTER);
     let retry_after = error.retry_after().map(RetryAfter::seconds);
     if let Some(seconds) = retry_after.or(unavailable) {
+        let headers = answer.headers_mut();
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
+    give_reason(&mut answer, error.reason());
     answer
 }
 

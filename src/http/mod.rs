@@ -263,6 +263,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         ("/signin/cancel", form(Submitted::Cancel)),
         ("/consent", form(Submitted::Consent)),
         (account::PATH, web::get().to(account::page)),
+        (account::FORMS_PATH, web::post().to(account::form)),
         (pages::STYLE_PATH, web::get().to(browser::style)),
         (
             pages::FORM_POST_PATH,

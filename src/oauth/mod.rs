@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Waits for the database, but no longer than a client would.
-async fn store_answer<T>(
+pub async fn store_answer<T>(
     clock: &AgreedClock,
     answer: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, OAuthError> {

@@ -261,7 +261,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<Outcome>, StoreError>;
 
     /// Stores an authorization code under its hash: whether that was done. Not done when client or
-    /// user has been disabled or removed since the grant, or their sessions were ended.
+    /// user has been disabled or removed since the grant, or their sessions were ended; nor where a
+    /// session of a browser has brought it, and the user has not allowed the client anything.
     async fn put_code(
         &self,
         hash: &SecretHash,
@@ -291,10 +292,12 @@ pub trait Store: Send + Sync + 'static {
         hash: &SecretHash,
     ) -> Result<Option<(BrowserSession, Option<UserStanding>)>, StoreError>;
 
-    /// The latest sessions of a user, the latest first, whatever has become of them.
+    /// The latest sessions of a user that live at `now`, used after `idle_since`, the latest first.
     async fn sessions(
         &self,
         subject: UserId,
+        idle_since: Timestamp,
+        now: Timestamp,
         limit: u32,
     ) -> Result<Vec<BrowserSession>, StoreError>;
 
@@ -315,9 +318,6 @@ pub trait Store: Send + Sync + 'static {
 
     /// What a user has allowed, by client.
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError>;
-
-    /// Stores what a user has allowed a client, in place of what it had before.
-    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError>;
 
     /// Stores an unfinished sign-in under the hash of its `auth_session`.
     async fn put_challenge(

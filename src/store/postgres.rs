@@ -48,8 +48,8 @@ impl Dialect for Postgres {
     const DATABASE_TIME: &'static str =
         "select (extract(epoch from clock_timestamp()) * 1000)::bigint";
 
-    const SHARE_SESSION: &'static str =
-        "select ended_at from browser_session where id = $1 for share";
+    const SHARE_CONSENT: &'static str = "select client_epoch from consent \
+         where subject = $1 and client_id = $2 for share";
 
     // A row that is locked is being refreshed, or deleted by another node: it is passed over, so that
     // nobody waits for anybody. The others are asked again when their locks are taken.

@@ -49,7 +49,8 @@ impl Dialect for Sqlite {
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
 
     // Whoever has begun to write is alone.
-    const SHARE_SESSION: &'static str = "select ended_at from browser_session where id = $1";
+    const SHARE_CONSENT: &'static str =
+        "select client_epoch from consent where subject = $1 and client_id = $2";
 
     // Nor does anybody else write.
     const DELETE_EXPIRED_FAMILIES: &'static str = "delete from family where id in \

@@ -217,9 +217,11 @@ impl Store for Watched {
     async fn sessions(
         &self,
         subject: UserId,
+        idle_since: Timestamp,
+        now: Timestamp,
         limit: u32,
     ) -> Result<Vec<BrowserSession>, StoreError> {
-        let call = self.inner.sessions(subject, limit);
+        let call = self.inner.sessions(subject, idle_since, now, limit);
         self.watch("sessions", call).await
     }
 
@@ -244,11 +246,6 @@ impl Store for Watched {
 
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
         self.watch("consents", self.inner.consents(subject)).await
-    }
-
-    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError> {
-        let call = self.inner.put_consent(consent);
-        self.watch("put_consent", call).await
     }
 
     async fn put_challenge(

@@ -238,9 +238,11 @@ impl Store for Contested {
     async fn sessions(
         &self,
         subject: UserId,
+        idle_since: Timestamp,
+        now: Timestamp,
         limit: u32,
     ) -> Result<Vec<BrowserSession>, StoreError> {
-        self.store.sessions(subject, limit).await
+        self.store.sessions(subject, idle_since, now, limit).await
     }
 
     async fn note_session(
@@ -262,10 +264,6 @@ impl Store for Contested {
 
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
         self.store.consents(subject).await
-    }
-
-    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError> {
-        self.store.put_consent(consent).await
     }
 
     async fn put_challenge(

@@ -12,8 +12,9 @@ use actix_web::{
 use askama::Template;
 use bytes::Bytes;
 
+use super::{account, error};
 use crate::{
-    account::AccountPage,
+    account::page::{AccountPage, Allowed},
     oauth::{
         authorization::{
             endpoint::{ConsentPage, SignInPage},
@@ -140,7 +141,12 @@ struct Consent<'a> {
 #[template(path = "account.html")]
 struct Account<'a> {
     brand: Frame<'a>,
-    username: &'a str,
+    action: String,
+    more: String,
+    page: &'a AccountPage,
+    /// What apps are allowed, in words.
+    allowed: Vec<(&'a Allowed, Vec<Granted>)>,
+    password_problem: Option<&'a str>,
 }
 
 #[derive(Template)]
@@ -166,33 +172,25 @@ struct FormPost<'a> {
 
 /// The page on which users sign in.
 pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
-    let status = match page.problem.as_ref().map(OAuthError::code) {
-        None => StatusCode::OK,
-        Some(ErrorCode::TooOften) => StatusCode::TOO_MANY_REQUESTS,
-        Some(ErrorCode::TemporarilyUnavailable) => StatusCode::SERVICE_UNAVAILABLE,
-        Some(ErrorCode::ServerError) => StatusCode::INTERNAL_SERVER_ERROR,
-        Some(_) => StatusCode::BAD_REQUEST,
-    };
+    let problem = page.problem.as_ref();
+    let status = problem.map_or(StatusCode::OK, status_of);
     let template = SignIn {
         brand: brand.frame(),
         base: &brand.base,
         client: page.client_name.as_deref(),
         username: &page.username,
-        problem: page.problem.as_ref().map(OAuthError::description),
+        problem: problem.map(OAuthError::description),
         flow: &page.flow,
     };
-    drawn(status, &template, "", page.client_name.is_some())
+    let response = drawn(status, &template, "", page.client_name.is_some());
+    match problem {
+        Some(problem) => error::explained(response, problem),
+        None => response,
+    }
 }
 
 /// The page on which users consent.
 pub(super) fn consent(brand: &Brand, page: &ConsentPage) -> HttpResponse {
-    let grants = page.grants.iter().map(|(token, resource)| Granted {
-        words: match token.as_str() {
-            "" => "Use your account".to_owned(),
-            token => in_words(token).unwrap_or(token).to_owned(),
-        },
-        place: format!("at {resource}"),
-    });
     let initial = page.client_name.chars().find(|c| c.is_alphanumeric());
     let template = Consent {
         brand: brand.frame(),
@@ -201,10 +199,22 @@ pub(super) fn consent(brand: &Brand, page: &ConsentPage) -> HttpResponse {
         initial: initial.map_or_else(String::new, |it| it.to_uppercase().to_string()),
         username: &page.username,
         host: &page.host,
-        grants: grants.collect(),
+        grants: granted(&page.grants),
         flow: &page.flow,
     };
     drawn(StatusCode::OK, &template, "", true)
+}
+
+/// What clients may do, in words: scope tokens with the names of their resources.
+fn granted(grants: &[(String, String)]) -> Vec<Granted> {
+    let grants = grants.iter().map(|(token, resource)| Granted {
+        words: match token.as_str() {
+            "" => "Use your account".to_owned(),
+            token => in_words(token).unwrap_or(token).to_owned(),
+        },
+        place: format!("at {resource}"),
+    });
+    grants.collect()
 }
 
 /// What the scopes of `OpenID` Connect mean to a user (Core §5.4, §11).
@@ -222,36 +232,47 @@ fn in_words(scope: &str) -> Option<&'static str> {
 
 /// The page of a user's own account.
 pub(super) fn account(brand: &Brand, page: &AccountPage) -> HttpResponse {
+    let base = &brand.base;
+    let problem = page.problem.as_ref();
+    let of_password = problem.filter(|problem| problem.is_of_password);
+    let allowed = page.allowed.iter();
     let template = Account {
         brand: brand.frame(),
-        username: &page.username,
+        action: format!("{base}{}", account::FORMS_PATH),
+        more: format!("{base}{}?{}", account::PATH, account::IN_FULL),
+        page,
+        allowed: allowed.map(|it| (it, granted(&it.grants))).collect(),
+        password_problem: of_password.map(|problem| &*problem.text),
     };
-    drawn(StatusCode::OK, &template, "", false)
+    let status = problem.map_or(StatusCode::OK, |problem| status_of(&problem.error));
+    let response = drawn(status, &template, "", false);
+    match problem {
+        Some(problem) => error::explained(response, &problem.error),
+        None => response,
+    }
 }
 
 /// The page that tells what is wrong, and sends nobody anywhere.
 pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> HttpResponse {
-    let (status, title, what, advice) = match error.code() {
-        ErrorCode::TemporarilyUnavailable | ErrorCode::TooOften => (
-            StatusCode::SERVICE_UNAVAILABLE,
+    let status = status_of(error);
+    let (title, what, advice) = match status {
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => (
             "Not right now",
             "Signing in does not work at the moment.",
             "Try again in a moment.",
         ),
-        ErrorCode::ServerError => (
-            StatusCode::INTERNAL_SERVER_ERROR,
+        StatusCode::INTERNAL_SERVER_ERROR => (
             "Something went wrong",
             "That was our fault, not yours.",
             "Try again. If it happens again, tell whoever runs this service.",
         ),
         _ => (
-            StatusCode::BAD_REQUEST,
             "This does not work",
             "What you were sent here with is not in order.",
             "Go back to the app and try again. If it happens again, tell whoever runs the app.",
         ),
     };
-    if status == StatusCode::INTERNAL_SERVER_ERROR {
+    if status.is_server_error() {
         let cause: &dyn std::error::Error = error;
         tracing::error!(cause, "request failed");
     }
@@ -264,7 +285,17 @@ pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> Ht
         detail: error.description(),
         request_id,
     };
-    drawn(status, &template, "", false)
+    error::explained(drawn(status, &template, "", false), error)
+}
+
+/// The status of a page that tells what is wrong.
+fn status_of(error: &OAuthError) -> StatusCode {
+    match error.code() {
+        ErrorCode::TooOften => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::TemporarilyUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::BAD_REQUEST,
+    }
 }
 
 /// The page that posts an answer to a client.

@@ -1,6 +1,6 @@
 //! The steps of signing in by way of a browser: a request, a sign-in, a consent, a code.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
     flow::{Errand, Flow, Shown},
@@ -9,11 +9,13 @@ use super::{
 use crate::{
     clock::AgreedClock,
     domain::{
-        change::{Cause, Origin},
+        change::{Cause, Change, Origin},
         claims::RequestedClaims,
+        client::Client,
         code::{AuthorizationCode, CODE_LIFE},
         consent::{Consent, Permission},
         family::{Grant, Party},
+        id::UserId,
         secret::Ticket,
     },
     entropy::Entropy,
@@ -29,9 +31,12 @@ use crate::{
         store_answer,
     },
     registry::Snapshots,
-    store::Store,
+    store::{self, Store, StoreError},
 };
 use countersign_verifier::base64url;
+
+/// How often a consent is kept anew when another one came in between.
+const ATTEMPTS: u32 = 8;
 
 /// What a browser has sent along.
 #[derive(Clone, Copy)]
@@ -334,8 +339,7 @@ impl AuthorizationEndpoint {
         let before = match &present {
             Some(present) if !request.client.first_party => {
                 let reading = self.store.consent(present.session.subject, client_id);
-                let consent = store_answer(&self.clock, reading).await?;
-                consent.filter(|consent| consent.client_epoch == request.client.session_epoch)
+                store_answer(&self.clock, reading).await?
             }
             _ => None,
         };
@@ -346,6 +350,7 @@ impl AuthorizationEndpoint {
             });
         let is_allowed = before
             .as_ref()
+            .filter(|consent| consent.client_epoch == request.client.session_epoch)
             .is_some_and(|consent| permissions.is_subset(&consent.permissions));
         let known = Known {
             session: present.as_ref().map(|present| &present.session),
@@ -356,16 +361,10 @@ impl AuthorizationEndpoint {
         if let (Step::Issue, Some(present), true) = (step, &present, has_consented)
             && !request.client.first_party
         {
-            let mut all = permissions.clone();
-            all.extend(before.into_iter().flat_map(|before| before.permissions));
-            let consent = Consent {
-                subject: present.session.subject,
-                client_id: client_id.clone(),
-                client_epoch: request.client.session_epoch,
-                permissions: all,
-                given_at: self.clock.now(),
-            };
-            store_answer(&self.clock, self.store.put_consent(&consent)).await?;
+            let subject = present.session.subject;
+            let cause = Cause::of_user(subject, browser.origin);
+            self.remember(&request.client, (subject, &permissions), before, &cause)
+                .await?;
         }
         match (step, present) {
             (Step::Issue, Some(present)) => self.issue(request, &present).await,
@@ -375,6 +374,47 @@ impl AuthorizationEndpoint {
             _ => {
                 let username = request.asked.login_hint.clone().unwrap_or_default();
                 self.ask(flow, Some(request), browser, username, None)
+            }
+        }
+    }
+
+    /// Keeps what a user has allowed a client now beside what it had before. What is taken back at this
+    /// moment stays so.
+    async fn remember(
+        &self,
+        client: &Client,
+        (subject, permissions): (UserId, &BTreeSet<Permission>),
+        mut before: Option<Consent>,
+        cause: &Cause,
+    ) -> Result<(), OAuthError> {
+        let mut attempt = 1;
+        loop {
+            let now = self.clock.now();
+            let expected = before.as_ref().map(|before| before.given_at);
+            let mut all = permissions.clone();
+            let before_that = before.filter(|it| it.client_epoch == client.session_epoch);
+            all.extend(before_that.into_iter().flat_map(|it| it.permissions));
+            let consent = Consent {
+                subject,
+                client_id: client.client_id.clone(),
+                client_epoch: client.session_epoch,
+                permissions: all,
+                // Each has a time of its own, by which it is known.
+                given_at: expected.map_or(now, |at| now.max(at.plus(Duration::from_millis(1)))),
+            };
+            let change = Change::PutConsent {
+                consent: Box::new(consent),
+                expected,
+            };
+            let applying = self.store.apply(&change, cause, now);
+            match store::in_time(&self.clock, applying).await {
+                Err(StoreError::Conflict) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    let reading = self.store.consent(subject, &client.client_id);
+                    before = store_answer(&self.clock, reading).await?;
+                }
+                Err(error) => return Err(OAuthError::of_store(error)),
+                Ok(_) => return Ok(()),
             }
         }
     }
@@ -436,7 +476,7 @@ impl AuthorizationEndpoint {
         let text = issued.ok_or(OAuthError::new(
             ErrorCode::AccessDenied,
             "sessions_ended",
-            "the sessions of the user, or of the client, have just been ended",
+            "the sessions of the user or the client, or what the user had allowed, have just been ended",
         ))?;
         Ok(Reply::Return {
             to: request.return_address.clone(),
@@ -511,7 +551,8 @@ fn told(refused: Refused) -> OAuthError {
     }
 }
 
-fn of_session(error: SessionError) -> OAuthError {
+/// What is told where a session could not be looked at.
+pub fn of_session(error: SessionError) -> OAuthError {
     match error {
         SessionError::Store(error) => OAuthError::of_store(error),
         SessionError::Entropy(error) => OAuthError::internal(error),

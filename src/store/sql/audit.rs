@@ -40,8 +40,8 @@ where
     ) -> Result<(), StoreError> {
         sqlx::query::<DB>(
             "insert into event (id, at, type, actor, target, address, user_agent, request_id, reason, \
-             before, after, seq) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+             before, after, seq, subject) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         )
         .bind(self.entropy.uuid_v7(now)?)
         .bind(now.millis())
@@ -55,6 +55,7 @@ where
         .bind(event.before.as_ref().map(Value::to_string))
         .bind(event.after.as_ref().map(Value::to_string))
         .bind(seq)
+        .bind(subject_of(event))
         .execute(&mut **tx)
         .await?;
         Ok(())
@@ -65,6 +66,18 @@ where
         connection: &mut DB::Connection,
         query: &EventQuery,
     ) -> Result<Vec<Event>, StoreError> {
+        if let Some(user) = query.concerning {
+            // Uses event_subject.
+            let rows = sqlx::query::<DB>(
+                "select id, at, type, actor, target, address, user_agent, request_id, reason, before, \
+                 after from event where subject = $1 order by seq desc limit $2",
+            )
+            .bind(user.to_string())
+            .bind(i64::from(query.limit))
+            .fetch_all(connection)
+            .await?;
+            return rows.iter().map(Self::event_of).collect();
+        }
         let sql = if query.latest_first {
             "select id, at, type, actor, target, address, user_agent, request_id, reason, before, after \
              from event \
@@ -136,4 +149,13 @@ where
             after: document("after")?,
         })
     }
+}
+
+/// The user whom an event is about, if it is about one.
+fn subject_of(event: &NewEvent) -> Option<String> {
+    if event.kind.as_str().starts_with("user.") {
+        return Some(event.target.clone());
+    }
+    let subject = event.after.as_ref()?.get("subject")?;
+    subject.as_str().map(str::to_owned)
 }

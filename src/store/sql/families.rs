@@ -37,9 +37,11 @@ macro_rules! select_families {
              c.session_epoch as client_session_epoch, c.disabled as client_disabled, c.refresh_policy, \
              c.tokens_not_before as client_not_before, \
              u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
-             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims \
+             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims, \
+             s.ended_at as session_ended_at \
              from family f left join client c on c.client_id = f.client_id \
-             left join end_user u on u.id = f.subject ",
+             left join end_user u on u.id = f.subject \
+             left join browser_session s on s.id = f.session_id ",
             $rest
         )
     };
@@ -425,11 +427,21 @@ where
     ) -> Result<bool, StoreError> {
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
         let standing = Self::read_standing(&mut tx, &code.grant).await?;
-        if standing.refusal(&code.grant).is_some() {
+        let grant = &code.grant;
+        let is_by_browser = grant.session_id.is_some();
+        let is_refused = standing.refusal(grant).is_some()
+            || is_by_browser
+                && !Self::has_consented(
+                    &mut tx,
+                    grant.subject,
+                    &grant.client_id,
+                    grant.client_epoch,
+                )
+                .await?;
+        if is_refused {
             tx.rollback().await?;
             return Ok(false);
         }
-        let grant = &code.grant;
         sqlx::query::<DB>(
             "insert into authorization_code (hash, client_id, client_epoch, subject, user_epoch, \
              session_id, redirect_uri, code_challenge, nonce, scope, resources, auth_time, amr, dpop_jkt, \
@@ -609,7 +621,7 @@ where
         Ok(())
     }
 
-    /// What client and user of a grant are now. They are not locked: whoever ends their sessions must
+    /// What client, user and session of a grant are now. They are not locked: whoever ends their sessions must
     /// never have to wait for those who sign in, and what is stored meanwhile carries epochs that are
     /// over.
     async fn read_standing(
@@ -620,18 +632,17 @@ where
             "select c.session_epoch as client_session_epoch, c.disabled as client_disabled, \
              c.refresh_policy, c.tokens_not_before as client_not_before, \
              u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
-             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims \
+             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims, \
+             s.ended_at as session_ended_at \
              from (select 1 as one) as it left join client c on c.client_id = $1 \
-             left join end_user u on u.id = $2",
+             left join end_user u on u.id = $2 left join browser_session s on s.id = $3",
         )
         .bind(grant.client_id.as_str().to_owned())
         .bind(grant.subject.uuid())
+        .bind(grant.session_id.map(SessionId::uuid))
         .fetch_one(connection)
         .await?;
-        Ok(Standing {
-            client: Self::client_standing(&row)?,
-            user: Self::user_standing(&row)?,
-        })
+        Self::standing(&row)
     }
 
     async fn read_code(
@@ -779,11 +790,16 @@ where
             },
             notes: Notes::parse(&notes).ok_or_else(|| corrupt(TABLE, "notes", &id))?,
         };
-        let standing = Standing {
+        Ok((family, Self::standing(row)?))
+    }
+
+    fn standing(row: &DB::Row) -> Result<Standing, StoreError> {
+        let ended_at: Option<i64> = Self::column(row, "browser_session", "session_ended_at")?;
+        Ok(Standing {
             client: Self::client_standing(row)?,
             user: Self::user_standing(row)?,
-        };
-        Ok((family, standing))
+            session_ended_at: ended_at.map(Timestamp::from_millis),
+        })
     }
 
     fn client_standing(row: &DB::Row) -> Result<Option<ClientStanding>, StoreError> {

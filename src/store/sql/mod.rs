@@ -102,8 +102,9 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     /// Selects the database's clock in milliseconds since 1970.
     const DATABASE_TIME: &'static str;
 
-    /// Selects `ended_at` of a session and keeps it as it is until the transaction ends.
-    const SHARE_SESSION: &'static str;
+    /// Selects `client_epoch` of what user `$1` has allowed client `$2`, and keeps it as it is until
+    /// the transaction ends.
+    const SHARE_CONSENT: &'static str;
 
     /// Deletes families that expired up to `$1`, at most `$2`, none that somebody else has locked.
     const DELETE_EXPIRED_FAMILIES: &'static str;
@@ -441,6 +442,9 @@ where
                 session,
                 tokens_die_at,
             } => Self::end_session(tx, *session, *tokens_die_at, now).await?,
+            Change::PutConsent { consent, expected } => {
+                Self::put_consent(tx, consent, *expected).await?
+            }
             Change::WithdrawConsent {
                 subject,
                 client_id,
@@ -835,10 +839,12 @@ where
     async fn sessions(
         &self,
         subject: UserId,
+        idle_since: Timestamp,
+        now: Timestamp,
         limit: u32,
     ) -> Result<Vec<BrowserSession>, StoreError> {
         let mut connection = self.readers().acquire().await?;
-        Self::read_sessions(&mut connection, subject, limit).await
+        Self::read_sessions(&mut connection, subject, (idle_since, now), limit).await
     }
 
     async fn note_session(
@@ -862,10 +868,6 @@ where
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
         let mut connection = self.readers().acquire().await?;
         Self::read_consents(&mut connection, subject).await
-    }
-
-    async fn put_consent(&self, consent: &Consent) -> Result<(), StoreError> {
-        self.upsert_consent(consent).await
     }
 
     async fn put_challenge(

@@ -34,9 +34,6 @@ macro_rules! select_sessions {
     };
 }
 
-/// What a user is asked for when it signs in without the app being there (`OpenID` Connect Core §11).
-const OFFLINE: &str = "offline_access";
-
 impl<DB: Dialect> SqlStore<DB>
 where
     DB::Arguments: IntoArguments<DB>,
@@ -100,17 +97,21 @@ where
             .transpose()
     }
 
-    /// The latest sessions of a user, the latest first.
+    /// The latest sessions of a user that live, the latest first.
     pub(super) async fn read_sessions(
         connection: &mut DB::Connection,
         subject: UserId,
+        (idle_since, now): (Timestamp, Timestamp),
         limit: u32,
     ) -> Result<Vec<BrowserSession>, StoreError> {
         // Uses browser_session_subject.
         let rows = sqlx::query::<DB>(select_sessions!(
-            "where s.subject = $1 order by s.id desc limit $2"
+            "where s.subject = $1 and s.ended_at is null and s.seen_at > $2 and s.expires_at > $3 \
+             and s.user_epoch = u.session_epoch order by s.id desc limit $4"
         ))
         .bind(subject.uuid())
+        .bind(idle_since.millis())
+        .bind(now.millis())
         .bind(i64::from(limit))
         .fetch_all(connection)
         .await?;
@@ -145,7 +146,8 @@ where
         tokens_die_at: Timestamp,
         now: Timestamp,
     ) -> Result<Done, StoreError> {
-        // Waits for whoever is exchanging a code of it, and keeps others from it.
+        // Waits for nobody. What whoever is exchanging a code of it opens meanwhile is dead: each use
+        // asks whether the session has ended.
         let ended = sqlx::query::<DB>(
             "update browser_session set ended_at = $2 where id = $1 and ended_at is null \
              returning subject",
@@ -165,7 +167,7 @@ where
         .await?;
         let ids = Self::ids(&rows)?;
         let families = Self::end_families(tx, &ids, EndReason::SignedOut, now, |grant| {
-            !grant.scope.contains(OFFLINE)
+            !grant.outlasts_its_session()
         })
         .await?;
         Ok(Self::ending_several(
@@ -177,21 +179,43 @@ where
         ))
     }
 
-    /// Whether a session has ended, or is no more. If it has not, whoever ends it waits for this
-    /// transaction: what it brings is seen by then.
+    /// Whether a session has ended, or is no more.
     pub(super) async fn has_ended(
         tx: &mut Transaction<'_, DB>,
         id: SessionId,
     ) -> Result<bool, StoreError> {
-        let row = sqlx::query::<DB>(DB::SHARE_SESSION)
-            .bind(id.uuid())
+        let row =
+            sqlx::query::<DB>("select id from browser_session where id = $1 and ended_at is null")
+                .bind(id.uuid())
+                .fetch_optional(&mut **tx)
+                .await?;
+        Ok(row.is_none())
+    }
+
+    /// Whether a user has allowed a client anything, or need not, as it is of the house. Who takes it
+    /// back waits for this transaction: what it brings is seen by then.
+    pub(super) async fn has_consented(
+        tx: &mut Transaction<'_, DB>,
+        subject: UserId,
+        client: &ClientId,
+        client_epoch: i64,
+    ) -> Result<bool, StoreError> {
+        let of_house = sqlx::query::<DB>(
+            "select client_id from client where client_id = $1 and first_party = 1",
+        )
+        .bind(client.as_str().to_owned())
+        .fetch_optional(&mut **tx)
+        .await?;
+        if of_house.is_some() {
+            return Ok(true);
+        }
+        let row = sqlx::query::<DB>(DB::SHARE_CONSENT)
+            .bind(subject.uuid())
+            .bind(client.as_str().to_owned())
             .fetch_optional(&mut **tx)
             .await?;
-        let Some(row) = row else {
-            return Ok(true);
-        };
-        let ended_at: Option<i64> = Self::column(&row, "browser_session", "ended_at")?;
-        Ok(ended_at.is_some())
+        let epoch = row.map(|row| Self::column::<i64>(&row, "consent", "client_epoch"));
+        Ok(epoch.transpose()? == Some(client_epoch))
     }
 
     pub(super) async fn read_consent(
@@ -225,27 +249,51 @@ where
         rows.iter().map(Self::consent_of).collect()
     }
 
-    pub(super) async fn upsert_consent(&self, consent: &Consent) -> Result<(), StoreError> {
-        sqlx::query::<DB>(
-            "insert into consent (subject, client_id, client_epoch, permissions, given_at) \
-             values ($1, $2, $3, $4, $5) \
-             on conflict (subject, client_id) do update set \
-             client_epoch = excluded.client_epoch, permissions = excluded.permissions, \
-             given_at = excluded.given_at",
-        )
-        .bind(consent.subject.uuid())
-        .bind(consent.client_id.as_str().to_owned())
-        .bind(consent.client_epoch)
-        .bind(list(
-            consent
-                .permissions
-                .iter()
-                .map(|(resource, token)| format!("{resource} {token}")),
-        ))
-        .bind(consent.given_at.millis())
-        .execute(&self.writers())
-        .await?;
-        Ok(())
+    /// Keeps what a user has allowed a client, in place of what was given at `expected`.
+    pub(super) async fn put_consent(
+        tx: &mut Transaction<'_, DB>,
+        consent: &Consent,
+        expected: Option<Timestamp>,
+    ) -> Result<Done, StoreError> {
+        // Nothing is kept of a user who is removed at this moment.
+        let sql = match expected {
+            None => {
+                "insert into consent (subject, client_id, client_epoch, permissions, given_at) \
+                 select $1, $2, $3, $4, $5 from end_user where id = $1 and $6 = 0 \
+                 on conflict (subject, client_id) do nothing returning subject"
+            }
+            Some(_) => {
+                "update consent set client_epoch = $3, permissions = $4, given_at = $5 \
+                 where subject = $1 and client_id = $2 and given_at = $6 returning subject"
+            }
+        };
+        let lines = consent.permissions.iter();
+        let lines: Vec<String> = lines
+            .map(|(resource, token)| format!("{resource} {token}"))
+            .collect();
+        sqlx::query::<DB>(sql)
+            .bind(consent.subject.uuid())
+            .bind(consent.client_id.as_str().to_owned())
+            .bind(consent.client_epoch)
+            .bind(list(&lines))
+            .bind(consent.given_at.millis())
+            .bind(expected.map_or(0, Timestamp::millis))
+            .fetch_optional(&mut **tx)
+            .await?
+            .ok_or(StoreError::Conflict)?;
+        Ok(Done {
+            revision: 1,
+            event: NewEvent {
+                kind: EventType::ConsentGiven,
+                target: consent.client_id.to_string(),
+                before: None,
+                after: Some(json!({
+                    "subject": consent.subject.to_string(),
+                    "permissions": lines,
+                })),
+            },
+            published: vec![Published::of(Topic::User, &consent.subject)],
+        })
     }
 
     /// Takes back what a user has allowed a client, and ends the user's sign-ins there.
@@ -264,6 +312,16 @@ where
         .fetch_optional(&mut **tx)
         .await?
         .ok_or(StoreError::Conflict)?;
+        // Uses authorization_code_subject. Waits for whoever is exchanging one: what that opens is
+        // seen by then. One that was exchanged stays, to tell when it comes again.
+        sqlx::query::<DB>(
+            "delete from authorization_code \
+             where subject = $1 and client_id = $2 and family_id is null",
+        )
+        .bind(subject.uuid())
+        .bind(client.as_str().to_owned())
+        .execute(&mut **tx)
+        .await?;
         // Uses family_subject.
         let rows = sqlx::query::<DB>(
             "select id from family where subject = $1 and client_id = $2 and revoked_at is null \

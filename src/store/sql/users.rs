@@ -156,6 +156,10 @@ where
         .fetch_optional(&mut **tx)
         .await?
         .ok_or(StoreError::Conflict)?;
+        sqlx::query::<DB>("delete from consent where subject = $1")
+            .bind(id.uuid())
+            .execute(&mut **tx)
+            .await?;
         Ok(Done {
             revision: expected,
             event: NewEvent {

@@ -117,7 +117,9 @@ on_both_engines! {
     sessions {
         a_session_is_read_back_as_it_was_put,
         the_end_of_a_session_ends_what_was_not_to_outlast_it,
+        a_family_that_comes_after_the_end_of_its_session_is_dead,
         a_consent_is_replaced_and_withdrawn,
+        nothing_is_kept_of_what_a_removed_user_had_allowed,
         sessions_are_swept_when_they_expired_long_ago,
         a_restored_database_has_no_living_session_unless_told_otherwise,
         a_session_shows_what_has_become_of_its_user,

@@ -10,7 +10,7 @@ use countersign::{
         code::{CodeRefusal, Redeemed},
         consent::{Consent, Permission},
         event::EventQuery,
-        family::{EndReason, Family, Grant, RefreshPolicy, Refusal},
+        family::{EndReason, Family, Grant, Outcome, RefreshPolicy, Refusal, Verdict},
         id::{SessionId, UserId},
         revocation::RevocationKind,
     },
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{
     sample::{NOW, TOKENS_DIE_AT, apply, end_sessions},
-    sign_in::{Site, at, code, hash, party, redemption, resources, scope},
+    sign_in::{Site, TERMS, at, code, hash, party, redemption, refresh, resources, scope},
 };
 use crate::support::database::Database;
 
@@ -46,7 +46,41 @@ pub(super) async fn opened(site: &Site<'_>, number: u128) -> BrowserSession {
     let session = session(site, number).await;
     let is_put = site.store.put_session(&hash(number), &session).await;
     assert!(is_put.unwrap());
+    if site
+        .store
+        .consent(site.user, &site.client)
+        .await
+        .unwrap()
+        .is_none()
+    {
+        let consent = consent(site, &[("urn:other", "read")], 0).await;
+        put_consent(site, &consent, None).await.unwrap();
+    }
     session
+}
+
+/// What the site's user allows its client so many milliseconds after now.
+async fn consent(site: &Site<'_>, lines: &[(&str, &str)], millis: i64) -> Consent {
+    let client = site.store.client(&site.client).await.unwrap().unwrap();
+    Consent {
+        subject: site.user,
+        client_id: site.client.clone(),
+        client_epoch: client.session_epoch,
+        permissions: permissions(lines),
+        given_at: at(millis),
+    }
+}
+
+async fn put_consent(
+    site: &Site<'_>,
+    consent: &Consent,
+    expected: Option<Timestamp>,
+) -> Result<Applied, StoreError> {
+    let change = Change::PutConsent {
+        consent: Box::new(consent.clone()),
+        expected,
+    };
+    apply(&*site.store, change).await
 }
 
 fn permissions(lines: &[(&str, &str)]) -> BTreeSet<Permission> {
@@ -120,10 +154,23 @@ pub(super) async fn a_session_is_read_back_as_it_was_put(database: &Database) {
     };
     assert_eq!(found(&site, 2).await, Some(expected));
     let second = opened(&site, 5).await;
-    let listed = site.store.sessions(site.user, 9).await.unwrap();
-    let listed: Vec<_> = listed.iter().map(|session| session.id).collect();
-    assert_eq!(listed, [second.id, session.id]);
-    assert_eq!(site.store.sessions(site.user, 1).await.unwrap().len(), 1);
+    let listed = async |idle_since: i64, now: i64, limit: u32| {
+        let reading = site
+            .store
+            .sessions(site.user, at(idle_since), at(now), limit);
+        let sessions = reading.await.unwrap();
+        sessions.iter().map(|it| it.id).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(-1, 1, 9).await, [second.id, session.id]);
+    assert_eq!(listed(-1, 1, 1).await, [second.id]);
+    // Those that do not live any more leave room for those that do.
+    assert_eq!(listed(0, 1, 1).await, [session.id]);
+    assert_eq!(listed(-1, 100_000, 1).await, [session.id]);
+    assert_eq!(listed(-1, 200_000, 1).await, [] as [SessionId; 0]);
+    ended(&site, second.id).await.unwrap();
+    assert_eq!(listed(-1, 1, 1).await, [session.id]);
+    apply(&*site.store, end_sessions(site.user)).await.unwrap();
+    assert_eq!(listed(-1, 1, 9).await, [] as [SessionId; 0]);
 }
 
 pub(super) async fn the_end_of_a_session_ends_what_was_not_to_outlast_it(database: &Database) {
@@ -171,16 +218,35 @@ pub(super) async fn the_end_of_a_session_ends_what_was_not_to_outlast_it(databas
     assert_eq!(events[0].target, session.id.to_string());
 }
 
+/// Whoever ends a session waits for nobody, so that a code may be exchanged at that very moment.
+pub(super) async fn a_family_that_comes_after_the_end_of_its_session_is_dead(database: &Database) {
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let session = opened(&site, 1).await;
+    let family = brought(&site, 1, session.id, "read").await;
+    let offline = brought(&site, 2, session.id, "offline_access read").await;
+    // As it is then: the session has ended, and nobody has ended the family.
+    let moment = NOW.millis();
+    let sql = format!("update browser_session set ended_at = {moment}");
+    database.execute(&sql).await;
+    let batch = [refresh(&family, 0), refresh(&offline, 0)];
+    let outcomes = site.store.rotate(&batch, &TERMS, at(1)).await.unwrap();
+    let verdicts: Vec<Verdict> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Outcome::Judged { verdict, .. } => *verdict,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(verdicts[0], Verdict::Refused(Refusal::Ended));
+    assert!(matches!(verdicts[1], Verdict::Granted(_)), "{verdicts:?}");
+    let (row, standing) = site.store.family(family.id).await.unwrap().unwrap();
+    assert_eq!(row.ending(&standing, at(1)), Some(Refusal::Ended));
+    assert_eq!(standing.session_ended_at, Some(NOW));
+}
+
 pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {
     let site = Site::of(database, RefreshPolicy::Standard).await;
-    let client = site.store.client(&site.client).await.unwrap().unwrap();
-    let consent = Consent {
-        subject: site.user,
-        client_id: site.client.clone(),
-        client_epoch: client.session_epoch,
-        permissions: permissions(&[("urn:other", "read"), ("urn:other", "")]),
-        given_at: NOW,
-    };
+    let first = consent(&site, &[("urn:other", "read"), ("urn:other", "")], 0).await;
     let read = async || site.store.consent(site.user, &site.client).await.unwrap();
     let withdraw = async || {
         let change = Change::WithdrawConsent {
@@ -192,15 +258,20 @@ pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {
     };
     assert_eq!(read().await, None);
     assert!(matches!(withdraw().await, Err(StoreError::Conflict)));
-    site.store.put_consent(&consent).await.unwrap();
-    assert_eq!(read().await, Some(consent.clone()));
-    let more = Consent {
-        permissions: permissions(&[("urn:other", "read"), ("https://api.example", "write")]),
-        given_at: at(5),
-        ..consent
-    };
-    site.store.put_consent(&more).await.unwrap();
-    assert_eq!(site.store.consents(site.user).await.unwrap(), [more]);
+    put_consent(&site, &first, None).await.unwrap();
+    assert_eq!(read().await, Some(first.clone()));
+    let lines = [("urn:other", "read"), ("https://api.example", "write")];
+    let more = consent(&site, &lines, 5).await;
+    // Only in place of what was seen.
+    for expected in [None, Some(at(1))] {
+        let late = put_consent(&site, &more, expected).await;
+        assert!(matches!(late, Err(StoreError::Conflict)), "{late:?}");
+    }
+    put_consent(&site, &more, Some(NOW)).await.unwrap();
+    assert_eq!(
+        site.store.consents(site.user).await.unwrap(),
+        std::slice::from_ref(&more)
+    );
     let elsewhere = Site::at(
         database,
         site.store.clone(),
@@ -209,12 +280,58 @@ pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {
         RefreshPolicy::Standard,
     )
     .await;
+    let session = opened(&site, 7).await;
     let (family, spared) = (site.open(1).await, elsewhere.open(2).await);
+    let by_browser = code(Grant {
+        session_id: Some(session.id),
+        ..site.grant().await
+    });
+    let unused = site.store.put_code(&hash(5), &by_browser).await;
+    assert!(unused.unwrap());
     withdraw().await.unwrap();
     assert_eq!(read().await, None);
     let row = site.row(&family).await;
     assert_eq!(row.revoke_reason, Some(EndReason::ConsentWithdrawn));
     assert_eq!(elsewhere.row(&spared).await, spared);
+    // A code under way is over, nobody gets another one, and nobody brings back what was seen before.
+    let redeemed = site
+        .store
+        .redeem_code(&redemption(5, &by_browser), at(1))
+        .await;
+    let refused = redeemed.unwrap();
+    assert!(
+        matches!(refused, Redeemed::Refused(CodeRefusal::Unknown)),
+        "{refused:?}"
+    );
+    let refused = site.store.put_code(&hash(6), &by_browser).await;
+    assert!(!refused.unwrap());
+    let late = put_consent(&site, &more, Some(at(5))).await;
+    assert!(matches!(late, Err(StoreError::Conflict)), "{late:?}");
+    // The trail tells the user of both.
+    let query = EventQuery {
+        concerning: Some(site.user),
+        limit: 9,
+        ..EventQuery::default()
+    };
+    let events = site.store.events(&query).await.unwrap();
+    let kinds: Vec<&str> = events.iter().map(|event| event.kind.as_str()).collect();
+    let expected = [
+        "consent.withdrawn",
+        "consent.given",
+        "consent.given",
+        "user.created",
+    ];
+    assert_eq!(kinds, expected);
+}
+
+pub(super) async fn nothing_is_kept_of_what_a_removed_user_had_allowed(database: &Database) {
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let allowed = consent(&site, &[("urn:other", "read")], 0).await;
+    put_consent(&site, &allowed, None).await.unwrap();
+    site.delete_user().await;
+    assert_eq!(site.store.consents(site.user).await.unwrap(), []);
+    let late = put_consent(&site, &allowed, None).await;
+    assert!(matches!(late, Err(StoreError::Conflict)), "{late:?}");
 }
 
 pub(super) async fn sessions_are_swept_when_they_expired_long_ago(database: &Database) {

@@ -136,10 +136,16 @@ impl Browser<'_> {
             let (pair, attributes) = cookie.split_once("; ").unwrap();
             let mut attributes: Vec<&str> = attributes.split("; ").collect();
             attributes.sort_unstable();
+            let is_gone = attributes.contains(&"Max-Age=0");
+            attributes.retain(|attribute| *attribute != "Max-Age=0");
             assert_eq!(attributes, ["HttpOnly", "Path=/", "SameSite=Lax", "Secure"]);
             let (name, value) = pair.split_once('=').unwrap();
             assert!(name.starts_with("__Host-"), "{name}");
-            self.cookies.insert(name.to_owned(), value.to_owned());
+            if is_gone {
+                self.cookies.remove(name);
+            } else {
+                self.cookies.insert(name.to_owned(), value.to_owned());
+            }
         }
         answer
     }

@@ -6,7 +6,7 @@ use super::{Site, heading};
 use crate::support::{server::Answer, sign_in::PASSWORD};
 
 /// Framing, sniffing, leaking by referrer, caching, scripts: none of them.
-fn is_guarded(page: &Answer) {
+pub(super) fn is_guarded(page: &Answer) {
     assert_eq!(
         page.header("content-type"),
         Some("text/html; charset=utf-8")
