@@ -61,6 +61,7 @@ use crate::{
         introspection::Introspection,
         limits::Limits,
         live_token::LiveTokens,
+        logout::endpoint::LogoutEndpoint,
         metadata,
         refresh_tokens::RefreshTokens,
         revocation::Revocation,
@@ -607,6 +608,17 @@ fn accounts(context: &Context, sync: &sync::Sync, sign_in: Arc<SignIn>) -> Accou
     }
 }
 
+/// What signs users out of their browsers.
+fn logout(context: &Context, sync: &sync::Sync) -> LogoutEndpoint {
+    LogoutEndpoint {
+        issuer: context.issuer.clone(),
+        sessions: sessions(context),
+        snapshots: sync.snapshots(),
+        seals: seals(context, sync),
+        clock: context.clock.clone(),
+    }
+}
+
 /// Who has signed in where.
 fn sessions(context: &Context) -> Sessions {
     let config = &context.config;
@@ -679,6 +691,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
     let issuer_path = path_of(&context.issuer);
     Services {
         accounts: accounts(context, sync, Arc::clone(&sign_in)),
+        logout: logout(context, sync),
         authorization: authorization(context, sync, Arc::clone(&sign_in)),
         brand: Brand::new(
             &config.pages.name,

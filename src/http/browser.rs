@@ -48,11 +48,12 @@ pub(super) async fn authorize(
     visit.answer(&answer.await)
 }
 
-/// `POST /oauth2/authorize` (`OpenID` Connect Core §3.1.2.1).
+/// `POST /oauth2/authorize` (`OpenID` Connect Core §3.1.2.1) and `POST /oauth2/logout` (RP-Initiated
+/// Logout §2).
 ///
 /// Browsers send no cookies along with a form of another site, so that a user who has signed in would
 /// have to again: the request comes back by itself, as a reading.
-pub(super) async fn post_authorize(
+pub(super) async fn as_reading(
     request: HttpRequest,
     payload: Payload,
     services: Data<Services>,

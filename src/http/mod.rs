@@ -17,6 +17,7 @@ mod cors;
 mod error;
 mod head;
 mod log;
+mod logout;
 mod metrics;
 mod pages;
 mod public;
@@ -48,6 +49,7 @@ use crate::{
         authorization::endpoint::{AuthorizationEndpoint, Submitted},
         challenge::ChallengeEndpoint,
         introspection::Introspection,
+        logout::endpoint::LogoutEndpoint,
         metadata,
         revocation::Revocation,
         token::TokenEndpoint,
@@ -65,6 +67,8 @@ pub struct Services {
     pub authorization: AuthorizationEndpoint,
     /// The accounts of users who are signed in.
     pub accounts: Accounts,
+    /// Signs users out of their browsers.
+    pub logout: LogoutEndpoint,
     /// What pages carry of whoever runs the service.
     pub brand: Brand,
     /// Tells whether tokens are good.
@@ -251,7 +255,12 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
     config.service(
         Resource::new(below(metadata::AUTHORIZATION_PATH))
             .route(web::get().to(browser::authorize))
-            .route(web::post().to(browser::post_authorize)),
+            .route(web::post().to(browser::as_reading)),
+    );
+    config.service(
+        Resource::new(below(metadata::LOGOUT_PATH))
+            .route(web::get().to(logout::logout))
+            .route(web::post().to(browser::as_reading)),
     );
     let form = |page| {
         web::post().to(move |request, payload, services, origin| {
@@ -264,6 +273,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         ("/consent", form(Submitted::Consent)),
         (account::PATH, web::get().to(account::page)),
         (account::FORMS_PATH, web::post().to(account::form)),
+        (logout::DECISION_PATH, web::post().to(logout::decide)),
         (pages::STYLE_PATH, web::get().to(browser::style)),
         (
             pages::FORM_POST_PATH,

@@ -14,6 +14,8 @@ pub const TOKEN_PATH: &str = "/oauth2/token";
 pub const CHALLENGE_PATH: &str = "/oauth2/challenge";
 /// Where tokens are introspected, below the issuer.
 pub const INTROSPECTION_PATH: &str = "/oauth2/introspect";
+/// Where users sign out, below the issuer.
+pub const LOGOUT_PATH: &str = "/oauth2/logout";
 /// Where tokens are revoked, below the issuer.
 pub const REVOCATION_PATH: &str = "/oauth2/revoke";
 
@@ -41,6 +43,7 @@ pub fn document(issuer: &str) -> Value {
         "introspection_endpoint": format!("{issuer}{INTROSPECTION_PATH}"),
         "introspection_endpoint_auth_methods_supported": methods.iter().filter(|name| **name != "none").collect::<Vec<_>>(),
         "introspection_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,
+        "end_session_endpoint": format!("{issuer}{LOGOUT_PATH}"),
         "revocation_endpoint": format!("{issuer}{REVOCATION_PATH}"),
         "revocation_endpoint_auth_methods_supported": methods,
         "revocation_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,

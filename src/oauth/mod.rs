@@ -18,6 +18,7 @@ pub mod id_token;
 pub mod introspection;
 pub mod limits;
 pub mod live_token;
+pub mod logout;
 pub mod metadata;
 pub mod refresh_tokens;
 pub mod revocation;

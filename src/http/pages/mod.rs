@@ -12,7 +12,7 @@ use actix_web::{
 use askama::Template;
 use bytes::Bytes;
 
-use super::{account, error};
+use super::{account, error, logout};
 use crate::{
     account::page::{AccountPage, Allowed},
     oauth::{
@@ -21,6 +21,7 @@ use crate::{
             request::ReturnAddress,
         },
         error::{ErrorCode, OAuthError},
+        logout::endpoint::SignOutPage,
     },
 };
 
@@ -150,6 +151,23 @@ struct Account<'a> {
 }
 
 #[derive(Template)]
+#[template(path = "sign_out.html")]
+struct SignOut<'a> {
+    brand: Frame<'a>,
+    action: String,
+    username: &'a str,
+    client: Option<&'a str>,
+    form: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "signed_out.html")]
+struct SignedOut<'a> {
+    brand: Frame<'a>,
+    account: String,
+}
+
+#[derive(Template)]
 #[template(path = "error.html")]
 struct Refused<'a> {
     brand: Frame<'a>,
@@ -250,6 +268,27 @@ pub(super) fn account(brand: &Brand, page: &AccountPage) -> HttpResponse {
         Some(problem) => error::explained(response, &problem.error),
         None => response,
     }
+}
+
+/// The page on which users are asked whether they want to sign out.
+pub(super) fn sign_out(brand: &Brand, page: &SignOutPage) -> HttpResponse {
+    let template = SignOut {
+        brand: brand.frame(),
+        action: format!("{}{}", brand.base, logout::DECISION_PATH),
+        username: &page.username,
+        client: page.client_name.as_deref(),
+        form: &page.form,
+    };
+    drawn(StatusCode::OK, &template, "", true)
+}
+
+/// The page that tells that nobody is signed in any more.
+pub(super) fn signed_out(brand: &Brand) -> HttpResponse {
+    let template = SignedOut {
+        brand: brand.frame(),
+        account: format!("{}{}", brand.base, account::PATH),
+    };
+    drawn(StatusCode::OK, &template, "", false)
 }
 
 /// The page that tells what is wrong, and sends nobody anywhere.

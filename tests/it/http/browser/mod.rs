@@ -3,6 +3,7 @@
 mod account;
 mod authorize;
 mod chromium;
+mod logout;
 mod pages;
 
 use std::collections::BTreeMap;
