@@ -147,6 +147,7 @@ fn client(now: Timestamp) -> Client {
         redirect_uris: Vec::new(),
         post_logout_redirect_uris: Vec::new(),
         require_pkce: true,
+        second_factor_required: false,
         first_party: false,
         refresh_policy: RefreshPolicy::Standard,
         refresh_sharing_acknowledged: false,

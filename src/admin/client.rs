@@ -63,6 +63,8 @@ pub struct ClientMetadata {
     /// Whether its codes are bound to a verifier; true when absent. As long as there are no ID tokens,
     /// all are.
     pub require_pkce: Option<bool>,
+    /// Whether a password alone is not enough for anybody to sign in to it.
+    pub second_factor_required: bool,
     /// Every scope token it may be given, separated by spaces.
     pub scope: String,
     /// Every resource it may ask tokens for.
@@ -508,6 +510,7 @@ impl ClientAdmin {
             redirect_uris,
             post_logout_redirect_uris,
             require_pkce,
+            second_factor_required: written.second_factor_required,
             allowed_origins: written.allowed_origins.clone(),
             access_token_ttl_seconds: written.access_token_ttl_seconds,
             first_party: written.first_party,
@@ -764,6 +767,7 @@ fn metadata_of(client: &Client) -> ClientMetadata {
         redirect_uris: texts(&client.redirect_uris),
         post_logout_redirect_uris: texts(&client.post_logout_redirect_uris),
         require_pkce: Some(client.require_pkce),
+        second_factor_required: client.second_factor_required,
         scope: client.scope.to_string(),
         resources: texts(&client.resources),
         default_resource: client.default_resource.as_ref().map(ToString::to_string),

@@ -19,11 +19,12 @@ use crate::{
 const MOST_EVENTS: u32 = 100;
 
 /// What ends every session of a user.
-const OF_USER: [EventType; 4] = [
+const OF_USER: [EventType; 5] = [
     EventType::UserDeleted,
     EventType::UserDisabled,
     EventType::UserPasswordChanged,
     EventType::UserSessionsEnded,
+    EventType::UserFactorsReset,
 ];
 
 /// What ends every session at a client.

@@ -1,6 +1,10 @@
 //! Signing keys, refresh-MAC keys, and the master keys that seal them.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -30,6 +34,9 @@ use crate::{
 
 /// How often a change is worked out anew when another node was faster.
 const ATTEMPTS: u32 = 8;
+
+/// How many secrets of users are read at once to be sealed anew.
+const REWRAPPED_AT_ONCE: u32 = 200;
 
 /// How to rotate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +145,7 @@ pub struct MasterKeyStatus {
     pub is_primary: bool,
     /// Whether this process holds it.
     pub is_here: bool,
-    /// How many keys are sealed under it.
+    /// How many keys and secrets of second factors are sealed under it.
     pub seals: usize,
 }
 
@@ -365,7 +372,8 @@ impl KeyAdmin {
         Ok(())
     }
 
-    /// Seals every key anew under the primary master key; tells how many were moved.
+    /// Seals every key, and the secrets of users' second factors, anew under the primary master key;
+    /// tells how many were moved.
     pub async fn rewrap(&self, cause: &Cause) -> Result<usize, AdminError> {
         let masters = self.masters.load()?;
         let (mut moved, mut primary) = (0, None);
@@ -387,6 +395,9 @@ impl KeyAdmin {
             .await?;
             moved += count;
         }
+        if let Some(primary) = primary {
+            moved += self.rewrap_factors(&masters, primary).await?;
+        }
         // Nothing to move although a newer master key waits: the order was mistaken.
         let newer = masters.ids().filter(|id| Some(*id) > primary).last();
         match (newer, primary) {
@@ -394,6 +405,32 @@ impl KeyAdmin {
                 "every key is sealed under the primary master key {primary} already; promote {newer} first"
             ))),
             _ => Ok(moved),
+        }
+    }
+
+    /// Seals the secrets of second factors anew, some at a time: there may be as many as users.
+    async fn rewrap_factors(
+        &self,
+        masters: &MasterKeys,
+        primary: MasterKeyId,
+    ) -> Result<usize, AdminError> {
+        let mut moved = 0;
+        loop {
+            let elsewhere = self
+                .store
+                .factors_sealed_elsewhere(primary, REWRAPPED_AT_ONCE);
+            let elsewhere = elsewhere.await?;
+            let before = moved;
+            for secret in &elsewhere {
+                let (subject, sealed) = (secret.subject, &secret.sealed);
+                let plain = sealing::open_totp(masters, subject, sealed)?;
+                let after = sealing::seal_totp(masters, primary, subject, &plain, &self.entropy)?;
+                moved += usize::from(self.store.reseal_factor(secret, &after).await?);
+            }
+            // Nothing more can be moved where another master key was promoted meanwhile.
+            if moved == before {
+                return Ok(moved);
+            }
         }
     }
 
@@ -408,7 +445,7 @@ impl KeyAdmin {
         let seals = sealed.under(id);
         if seals > 0 {
             return Err(AdminError::Conflict(format!(
-                "{seals} keys are still sealed under master key {id}; run countersign keys rewrap first"
+                "{seals} keys or second factors are still sealed under master key {id}; run countersign keys rewrap first"
             )));
         }
         Ok(self.masters.remove(id)?)
@@ -467,10 +504,17 @@ impl KeyAdmin {
         let signing = self.schedule(KeyUse::Signing).await?;
         let refresh_mac = self.schedule(KeyUse::RefreshMac).await?;
         let keys = signing.keys.iter().chain(&refresh_mac.keys);
+        let mut under = BTreeMap::new();
+        for key in keys {
+            *under.entry(key.sealed.master_id).or_default() += 1;
+        }
+        for (master, secrets) in self.store.factors_sealed().await? {
+            *under.entry(master).or_default() += secrets;
+        }
         Ok(Sealed {
             // The earlier reading: whatever was sealed under another one before is in the later.
             primary: signing.primary_master,
-            under: keys.map(|key| key.sealed.master_id).collect(),
+            under,
         })
     }
 
@@ -626,18 +670,18 @@ fn key_document(kid: &Kid, state: KeyState, times: &KeyTimes, own: &(&str, Value
 struct Sealed {
     /// The one that seals new keys.
     primary: Option<MasterKeyId>,
-    /// The one of each key.
-    under: Vec<MasterKeyId>,
+    /// How many keys, and secrets of users, each of them seals.
+    under: BTreeMap<MasterKeyId, usize>,
 }
 
 impl Sealed {
     fn needed(&self) -> BTreeSet<MasterKeyId> {
-        self.under.iter().copied().chain(self.primary).collect()
+        self.under.keys().copied().chain(self.primary).collect()
     }
 
-    /// How many keys are sealed under this one.
+    /// How many keys and secrets are sealed under this one.
     fn under(&self, id: MasterKeyId) -> usize {
-        self.under.iter().filter(|under| **under == id).count()
+        self.under.get(&id).copied().unwrap_or_default()
     }
 }
 

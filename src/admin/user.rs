@@ -122,6 +122,8 @@ pub struct UserMetadata {
     pub claims: Map<String, Value>,
     /// Whether it is refused.
     pub disabled: bool,
+    /// Whether a password alone is not enough for it to sign in.
+    pub second_factor_required: bool,
 }
 
 /// A new password as an operator writes it.
@@ -237,6 +239,7 @@ impl UserAdmin {
             roles: written.roles.clone(),
             claims: written.claims.clone(),
             disabled: written.disabled,
+            second_factor_required: written.second_factor_required,
             demo,
             session_epoch: 0,
             tokens_not_before: None,
@@ -288,6 +291,7 @@ impl UserAdmin {
                 roles: written.roles,
                 claims: written.claims,
                 disabled: written.disabled,
+                second_factor_required: written.second_factor_required,
                 ..before.clone()
             };
             Ok((user, event))
@@ -361,6 +365,19 @@ impl UserAdmin {
             Ok((user, EventType::UserPasswordChanged))
         };
         self.change(user.id, change, cause).await
+    }
+
+    /// Removes all that a user has enrolled beside its password, as when its telephone is lost, and
+    /// ends its sessions: somebody may have found it.
+    pub async fn reset_factors(&self, id: UserId, cause: &Cause) -> Result<(), AdminError> {
+        self.show(id).await?;
+        let now = self.clock.now();
+        let change = Change::ResetFactors {
+            id,
+            tokens_die_at: now.plus(self.token_retention),
+        };
+        self.store.apply(&change, cause, now).await?;
+        Ok(())
     }
 
     /// Removes a user, with its sessions.
@@ -480,6 +497,7 @@ fn patched(user: &User, patch: &Value) -> (UserMetadata, Vec<FieldError>) {
         roles: user.roles.clone(),
         claims: user.claims.clone(),
         disabled: user.disabled,
+        second_factor_required: user.second_factor_required,
     };
     let mut document = serde_json::to_value(metadata).unwrap_or_default();
     let patch = document::without_shown(patch, &user.document(), &SHOWN_ONLY);
@@ -570,6 +588,7 @@ mod tests {
             roles: serde_json::from_value(roles).unwrap(),
             claims: serde_json::from_value(claims).unwrap(),
             disabled: false,
+            second_factor_required: false,
         };
         match check(&written, Vec::new()) {
             Ok(_) => Vec::new(),

@@ -160,6 +160,9 @@ struct Details {
     /// Whether its codes are bound to a verifier; `false` is for clients that authenticate and send a nonce
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     require_pkce: Option<bool>,
+    /// Whether a password alone is not enough for anybody to sign in to it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    second_factor_required: Option<bool>,
     /// Every scope token it may be given, separated by spaces
     #[arg(long)]
     scope: Option<String>,
@@ -380,6 +383,9 @@ impl Details {
         if let Some(require_pkce) = self.require_pkce {
             put("require_pkce", require_pkce.into());
         }
+        if let Some(required) = self.second_factor_required {
+            put("second_factor_required", required.into());
+        }
         if let Some(scope) = self.scope {
             put("scope", scope.into());
         }
@@ -475,6 +481,10 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
             words(after_sign_out.map(RedirectUri::as_str)),
         ),
         ("PKCE required", yes_or_no(client.require_pkce).to_owned()),
+        (
+            "second factor required",
+            yes_or_no(client.second_factor_required).to_owned(),
+        ),
         ("scope", words(client.scope.iter())),
         ("resources", words(uris)),
         ("default resource", words(default)),

@@ -115,6 +115,7 @@ fn in_flags(error: &FieldError) -> String {
         "resource" | "resources" => "--resource",
         "roles" => "--role",
         "scope" | "scopes" => "--scope",
+        "second_factor_required" => "--second-factor-required",
         "username" => "--username",
         other => other,
     };

@@ -31,6 +31,8 @@ pub(super) enum Command {
     Update(Update),
     /// Give a user another password, and end its sessions
     SetPassword(SetPassword),
+    /// Remove what a user has enrolled beside its password, and end its sessions
+    ResetFactors(Switch),
     /// Refuse a user from now on, and end its sessions
     Disable(Switch),
     /// Accept a user again
@@ -64,6 +66,9 @@ pub(super) struct Create {
     /// Refuse the user until it is enabled
     #[arg(long)]
     disabled: bool,
+    /// Let it sign in with a second factor only: it enrols one when it first signs in
+    #[arg(long)]
+    second_factor_required: bool,
     /// A role, for the claim `roles` of its tokens; repeatable
     #[arg(long = "role", value_name = "ROLE")]
     roles: Vec<String>,
@@ -96,6 +101,9 @@ pub(super) struct Update {
     /// Have no claims any more
     #[arg(long, conflicts_with = "claims")]
     no_claims: bool,
+    /// Whether a password alone is not enough for it to sign in
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    second_factor_required: Option<bool>,
     /// Change it only if it is still at this revision
     #[arg(long)]
     revision: Option<Revision>,
@@ -143,6 +151,7 @@ impl Command {
             Self::Create(create) => create.run(context, json).await,
             Self::Update(update) => update.run(context, json).await,
             Self::SetPassword(set) => set.run(context, json).await,
+            Self::ResetFactors(reset) => reset.reset_factors(context, json).await,
             Self::Disable(switch) => switch.run(context, true, json).await,
             Self::Enable(switch) => switch.run(context, false, json).await,
             Self::Delete(delete) => delete.delete(context, json).await,
@@ -190,6 +199,7 @@ impl Create {
             roles: self.roles,
             claims: self.claims.unwrap_or_default(),
             disabled: self.disabled,
+            second_factor_required: self.second_factor_required,
         };
         let (password, generated) = self.password.take(context)?;
         let cause = self.reason.cause();
@@ -213,6 +223,9 @@ impl Update {
         }
         if let Some(claims) = self.claims {
             patch.insert("claims".to_owned(), claims.into());
+        }
+        if let Some(required) = self.second_factor_required {
+            patch.insert("second_factor_required".to_owned(), required.into());
         }
         if patch.is_empty() {
             return Err(Failure::Usage(
@@ -262,6 +275,20 @@ impl Switch {
             "is enabled, and may sign in"
         };
         Ok(output::line(&format!("User {} {done}.", user.username))?)
+    }
+
+    async fn reset_factors(self, context: &Context, json: bool) -> Result<(), Failure> {
+        let user = find(context, &self.user).await?;
+        let cause = self.reason.cause();
+        context.users().reset_factors(user.id, &cause).await?;
+        if !json {
+            let done = format!(
+                "User {} has no second factor any more, and every session of it is ended.",
+                user.username
+            );
+            output::line(&done)?;
+        }
+        Ok(())
     }
 
     async fn delete(self, context: &Context, json: bool) -> Result<(), Failure> {
@@ -376,6 +403,15 @@ fn shown(user: &User, json: bool) -> Result<(), Failure> {
         ("username", user.username.to_string()),
         ("state", state(user).to_owned()),
         ("password", password),
+        (
+            "second factor required",
+            if user.second_factor_required {
+                "yes"
+            } else {
+                "no"
+            }
+            .to_owned(),
+        ),
         ("roles", words(&user.roles)),
         ("claims", claims),
         ("revision", user.revision.to_string()),

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     client::{Client, Revision},
     consent::Consent,
+    factor::FactorChange,
     family::EndReason,
     id::{ClientId, FamilyId, ResourceId, SessionId, UserId},
     key::KeySchedule,
@@ -144,6 +145,25 @@ pub enum Change {
         /// When the last token issued so far is dead.
         tokens_die_at: Timestamp,
     },
+    /// Changes what a user has enrolled beside its password. Where there is no such user, or not with
+    /// this epoch, or where what is to be removed is not there, that is a conflict.
+    ///
+    /// Recovery codes go with the last factor that they stand in for.
+    ChangeFactors {
+        /// Whose.
+        subject: UserId,
+        /// The epoch of the user that was seen: with another one now, whoever asks may do so no more.
+        user_epoch: i64,
+        /// What is done.
+        change: FactorChange,
+    },
+    /// Removes all that a user has enrolled beside its password, and ends every session of the user.
+    ResetFactors {
+        /// Whose.
+        id: UserId,
+        /// When the last token issued to the user by now is dead.
+        tokens_die_at: Timestamp,
+    },
     /// Begins a new epoch after a backup was restored: every node reads everything again.
     Restore {
         /// Leaves alone the tokens of which nobody knows any more whether they were revoked.
@@ -187,12 +207,24 @@ named!(
         KeysRewrapped = "keys.rewrapped",
         /// Another master key became the primary one.
         MasterKeyPromoted = "master_key.promoted",
+        /// A user has added a passkey.
+        PasskeyAdded = "passkey.added",
+        /// A user has removed a passkey.
+        PasskeyRemoved = "passkey.removed",
+        /// A user has used a recovery code in place of a second factor.
+        RecoveryCodeUsed = "recovery_code.used",
+        /// A user has made recovery codes, in place of those before.
+        RecoveryCodesMade = "recovery_codes.made",
         /// A resource was registered.
         ResourceCreated = "resource.created",
         /// A resource was removed.
         ResourceDeleted = "resource.deleted",
         /// An access token was revoked.
         TokenRevoked = "token.revoked",
+        /// A user has enrolled an app that makes one-time passwords.
+        TotpEnrolled = "totp.enrolled",
+        /// A user has removed it.
+        TotpRemoved = "totp.removed",
         /// A user was created.
         UserCreated = "user.created",
         /// A user was removed.
@@ -201,6 +233,8 @@ named!(
         UserDisabled = "user.disabled",
         /// A user was enabled again.
         UserEnabled = "user.enabled",
+        /// All second factors of a user were removed, and its sessions ended.
+        UserFactorsReset = "user.factors_reset",
         /// The password of a user was changed or removed.
         UserPasswordChanged = "user.password_changed",
         /// Every session of a user was ended.

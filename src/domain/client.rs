@@ -90,6 +90,8 @@ pub struct Client {
     /// Whether its codes are bound to a verifier (RFC 7636). Only a client that authenticates and
     /// uses `OpenID` Connect, whose `nonce` does the like, may do without.
     pub require_pkce: bool,
+    /// Whether a password alone is not enough for anybody to sign in to it.
+    pub second_factor_required: bool,
     /// Origins whose pages may call the token endpoint in this client's name.
     pub allowed_origins: Vec<String>,
     /// Life of its access tokens in seconds; the service's own setting when absent.
@@ -163,6 +165,7 @@ impl Client {
             "redirect_uris": texts(&self.redirect_uris),
             "post_logout_redirect_uris": texts(&self.post_logout_redirect_uris),
             "require_pkce": self.require_pkce,
+            "second_factor_required": self.second_factor_required,
             "scope": self.scope.to_string(),
             "resources": texts(&self.resources),
             "default_resource": self.default_resource.as_ref().map(ResourceUri::as_str),

@@ -7,6 +7,7 @@ use countersign_verifier::base64url;
 use super::{
     change::Cause,
     digest::sha256,
+    factor::Proved,
     family::{Family, Grant, Refusal, Standing, Terms},
     id::{ClientId, FamilyId},
     resource::ResourceUri,
@@ -178,6 +179,8 @@ pub struct ChallengeSession {
     pub failures: u32,
     /// When it is over.
     pub expires_at: Timestamp,
+    /// What was proved so far; none before the password.
+    pub proved: Option<Proved>,
 }
 
 #[cfg(test)]

@@ -161,6 +161,8 @@ pub struct User {
     pub claims: Map<String, Value>,
     /// A disabled user has no session and gets none.
     pub disabled: bool,
+    /// Whether a password alone is not enough for it to sign in.
+    pub second_factor_required: bool,
     /// Made by the development start; production refuses a database that holds one.
     pub demo: bool,
     /// What codes and families carry while they live: drawn anew by the store, it ends them all.
@@ -186,6 +188,7 @@ impl User {
             "roles": self.roles,
             "claims": self.claims,
             "disabled": self.disabled,
+            "second_factor_required": self.second_factor_required,
             "has_password": self.password_hash.is_some(),
             "revision": self.revision,
             "created_at": self.created_at.seconds(),

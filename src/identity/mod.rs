@@ -7,6 +7,7 @@
 //! To add a way of proving to be a user: a file of its own, which answers with a
 //! [`User`](crate::domain::user::User) or a refusal that does not tell whether there is such a user.
 
+pub mod factor;
 pub mod password;
 pub mod session;
 pub mod sign_in;

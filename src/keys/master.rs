@@ -65,6 +65,7 @@ pub enum MasterKeyError {
 pub struct MasterKey {
     sealing: LessSafeKey,
     wrapping: LessSafeKey,
+    factors: LessSafeKey,
 }
 
 impl MasterKey {
@@ -78,6 +79,7 @@ impl MasterKey {
         Some(Self {
             sealing: output(b"sealing v1")?,
             wrapping: output(b"wrapping of MAC keys v1")?,
+            factors: output(b"sealing of second factors v1")?,
         })
     }
 
@@ -87,6 +89,11 @@ impl MasterKey {
             KeyUse::Signing => &self.sealing,
             KeyUse::RefreshMac => &self.wrapping,
         }
+    }
+
+    /// The key that seals secrets of second factors.
+    pub(super) fn factors(&self) -> &LessSafeKey {
+        &self.factors
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
-        id::{Kid, MasterKeyId},
+        id::{Kid, MasterKeyId, UserId},
         key::{KeyAlgorithm, KeyRecord, KeyTimes, KeyUse, SealedKey},
     },
     entropy::{Entropy, EntropyError},
@@ -41,6 +41,11 @@ pub enum SealingError {
         "the stored key {0} does not open with its master key: the row or the master key was altered"
     )]
     Altered(Kid),
+    /// The same of the second factor of a user.
+    #[error(
+        "the second factor of user {0} does not open with its master key: the row or the master key was altered"
+    )]
+    AlteredFactor(UserId),
     /// A new key could not be made.
     #[error("a key could not be generated")]
     Generation,
@@ -243,6 +248,72 @@ fn unseal(masters: &MasterKeys, record: &KeyRecord) -> Result<Zeroizing<Vec<u8>>
     Ok(opened)
 }
 
+/// What the secret of an app that makes one-time passwords is bound to: a row of another user, or
+/// under another master key, does not open.
+fn of_totp(master_id: MasterKeyId, subject: UserId) -> Aad<Vec<u8>> {
+    let (master, subject) = (master_id.uuid(), subject.uuid());
+    Aad::from(
+        [
+            &[VERSION],
+            &master.as_bytes()[..],
+            b"totp\0",
+            subject.as_bytes(),
+        ]
+        .concat(),
+    )
+}
+
+/// Seals the secret of a user's app that makes one-time passwords under the master key `master_id`.
+pub fn seal_totp(
+    masters: &MasterKeys,
+    master_id: MasterKeyId,
+    subject: UserId,
+    secret: &[u8],
+    entropy: &Entropy,
+) -> Result<SealedKey, SealingError> {
+    let nonce: [u8; NONCE_LEN] = entropy.bytes()?;
+    let mut encrypted = secret.to_vec();
+    master_of(masters, master_id)?
+        .factors()
+        .seal_in_place_append_tag(
+            Nonce::assume_unique_for_key(nonce),
+            of_totp(master_id, subject),
+            &mut encrypted,
+        )
+        .map_err(|_| SealingError::Generation)?;
+    Ok(SealedKey {
+        master_id,
+        ciphertext: [&[VERSION], &nonce[..], &encrypted].concat(),
+    })
+}
+
+/// Opens the secret of a user's app that makes one-time passwords.
+pub fn open_totp(
+    masters: &MasterKeys,
+    subject: UserId,
+    sealed: &SealedKey,
+) -> Result<Zeroizing<Vec<u8>>, SealingError> {
+    let altered = || SealingError::AlteredFactor(subject);
+    let master = master_of(masters, sealed.master_id)?;
+    let (version, rest) = sealed.ciphertext.split_first().ok_or_else(altered)?;
+    let (nonce, encrypted) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(altered)?;
+    if *version != VERSION {
+        return Err(altered());
+    }
+    let mut opened = Zeroizing::new(encrypted.to_vec());
+    let length = master
+        .factors()
+        .open_in_place(
+            Nonce::assume_unique_for_key(*nonce),
+            of_totp(sealed.master_id, subject),
+            &mut opened,
+        )
+        .map_err(|_| altered())?
+        .len();
+    opened.truncate(length);
+    Ok(opened)
+}
+
 fn kid_of(pair: &EcdsaKeyPair) -> Option<Kid> {
     let public = PublicKey::from_uncompressed(pair.public_key().as_ref()).ok()?;
     Kid::parse(public.kid()).ok()
@@ -293,6 +364,25 @@ mod tests {
         record.sealed = reseal(&masters, &record, two, &entropy).unwrap();
         assert_eq!(record.sealed.master_id, two);
         assert!(open(&masters, &record, &entropy).is_ok());
+    }
+
+    #[test]
+    fn the_secret_of_a_user_opens_for_that_user_only() {
+        let (_place, masters, one, two) = two_masters();
+        let user = |number| UserId::from_uuid(uuid::Uuid::from_u128(number));
+        let sealed = seal_totp(&masters, one, user(1), b"secret", &Entropy::new()).unwrap();
+        assert_eq!(&**open_totp(&masters, user(1), &sealed).unwrap(), b"secret");
+        let moved = SealedKey {
+            master_id: two,
+            ..sealed.clone()
+        };
+        assert!(open_totp(&masters, user(1), &moved).is_err());
+        assert!(open_totp(&masters, user(2), &sealed).is_err());
+        for index in 0..sealed.ciphertext.len() {
+            let mut flipped = sealed.clone();
+            flipped.ciphertext[index] ^= 1;
+            assert!(open_totp(&masters, user(1), &flipped).is_err(), "{index}");
+        }
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl ChallengeEndpoint {
             dpop_jkt: None,
             failures: 0,
             expires_at: self.clock.now().plus(CHALLENGE_LIFE),
+            proved: None,
         };
         Ok(Attempt {
             session,

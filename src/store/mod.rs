@@ -35,11 +35,12 @@ use crate::{
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         consent::Consent,
         event::{Event, EventQuery},
+        factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, NodeId, SessionId, UserId},
-        key::{KeySchedule, KeyUse},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
+        key::{KeySchedule, KeyUse, SealedKey},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -308,6 +309,38 @@ pub trait Store: Send + Sync + 'static {
         party: &Party,
         now: Timestamp,
     ) -> Result<(), StoreError>;
+
+    /// What a user has enrolled beside its password; nothing of one that is not there.
+    async fn factors(&self, subject: UserId) -> Result<Factors, StoreError>;
+
+    /// Takes a step of one-time passwords (RFC 6238 §5.2): whether it is later than all that were
+    /// taken before. Of those who present a code at once, one has it.
+    async fn take_totp_step(&self, subject: UserId, step: i64) -> Result<bool, StoreError>;
+
+    /// One passkey, if there is one of this id.
+    async fn passkey(&self, id: &PasskeyId) -> Result<Option<Passkey>, StoreError>;
+
+    /// Notes that a passkey was used, with its counter and what else is known of it by now: whether
+    /// the counter has gone on, where it counts.
+    async fn note_passkey(&self, passkey: &Passkey, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// How many secrets of second factors each master key seals.
+    async fn factors_sealed(&self) -> Result<Vec<(MasterKeyId, usize)>, StoreError>;
+
+    /// Secrets of second factors that another master key seals, at most `limit`.
+    async fn factors_sealed_elsewhere(
+        &self,
+        master: MasterKeyId,
+        limit: u32,
+    ) -> Result<Vec<SealedTotp>, StoreError>;
+
+    /// Replaces a sealed secret by the same, sealed anew: whether that was done. Not done when it was
+    /// replaced already, or the master key is not the primary one any more.
+    async fn reseal_factor(
+        &self,
+        before: &SealedTotp,
+        after: &SealedKey,
+    ) -> Result<bool, StoreError>;
 
     /// What a user has allowed a client.
     async fn consent(

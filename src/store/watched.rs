@@ -16,12 +16,13 @@ use crate::{
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
         consent::Consent,
         event::{Event, EventQuery},
+        factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
             EndReason, Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms,
             UserStanding, Verdict,
         },
-        id::{ClientId, FamilyId, NodeId, SessionId, UserId},
-        key::{KeySchedule, KeyUse},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
+        key::{KeySchedule, KeyUse, SealedKey},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -233,6 +234,47 @@ impl Store for Watched {
     ) -> Result<(), StoreError> {
         let call = self.inner.note_session(id, party, now);
         self.watch("note_session", call).await
+    }
+
+    async fn factors(&self, subject: UserId) -> Result<Factors, StoreError> {
+        self.watch("factors", self.inner.factors(subject)).await
+    }
+
+    async fn take_totp_step(&self, subject: UserId, step: i64) -> Result<bool, StoreError> {
+        let call = self.inner.take_totp_step(subject, step);
+        self.watch("take_totp_step", call).await
+    }
+
+    async fn passkey(&self, id: &PasskeyId) -> Result<Option<Passkey>, StoreError> {
+        self.watch("passkey", self.inner.passkey(id)).await
+    }
+
+    async fn note_passkey(&self, passkey: &Passkey, now: Timestamp) -> Result<bool, StoreError> {
+        let call = self.inner.note_passkey(passkey, now);
+        self.watch("note_passkey", call).await
+    }
+
+    async fn factors_sealed(&self) -> Result<Vec<(MasterKeyId, usize)>, StoreError> {
+        self.watch("factors_sealed", self.inner.factors_sealed())
+            .await
+    }
+
+    async fn factors_sealed_elsewhere(
+        &self,
+        master: MasterKeyId,
+        limit: u32,
+    ) -> Result<Vec<SealedTotp>, StoreError> {
+        let call = self.inner.factors_sealed_elsewhere(master, limit);
+        self.watch("factors_sealed_elsewhere", call).await
+    }
+
+    async fn reseal_factor(
+        &self,
+        before: &SealedTotp,
+        after: &SealedKey,
+    ) -> Result<bool, StoreError> {
+        let call = self.inner.reseal_factor(before, after);
+        self.watch("reseal_factor", call).await
     }
 
     async fn consent(

@@ -25,11 +25,12 @@ use countersign::{
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         consent::Consent,
         event::{Event, EventQuery},
+        factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
         id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
-        key::{KeySchedule, KeyUse},
+        key::{KeySchedule, KeyUse, SealedKey},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -252,6 +253,42 @@ impl Store for Contested {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.store.note_session(id, party, now).await
+    }
+
+    async fn factors(&self, subject: UserId) -> Result<Factors, StoreError> {
+        self.store.factors(subject).await
+    }
+
+    async fn take_totp_step(&self, subject: UserId, step: i64) -> Result<bool, StoreError> {
+        self.store.take_totp_step(subject, step).await
+    }
+
+    async fn passkey(&self, id: &PasskeyId) -> Result<Option<Passkey>, StoreError> {
+        self.store.passkey(id).await
+    }
+
+    async fn note_passkey(&self, passkey: &Passkey, now: Timestamp) -> Result<bool, StoreError> {
+        self.store.note_passkey(passkey, now).await
+    }
+
+    async fn factors_sealed(&self) -> Result<Vec<(MasterKeyId, usize)>, StoreError> {
+        self.store.factors_sealed().await
+    }
+
+    async fn factors_sealed_elsewhere(
+        &self,
+        master: MasterKeyId,
+        limit: u32,
+    ) -> Result<Vec<SealedTotp>, StoreError> {
+        self.store.factors_sealed_elsewhere(master, limit).await
+    }
+
+    async fn reseal_factor(
+        &self,
+        before: &SealedTotp,
+        after: &SealedKey,
+    ) -> Result<bool, StoreError> {
+        self.store.reseal_factor(before, after).await
     }
 
     async fn consent(

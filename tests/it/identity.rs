@@ -110,6 +110,7 @@ impl Hall {
             roles: Vec::new(),
             claims: Map::new(),
             disabled: false,
+            second_factor_required: false,
             demo: false,
             session_epoch: 0,
             tokens_not_before: None,

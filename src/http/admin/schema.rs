@@ -34,6 +34,8 @@ pub(super) struct Client {
     post_logout_redirect_uris: Vec<String>,
     /// Whether its codes are bound to a verifier. As long as there are no ID tokens, all are.
     require_pkce: bool,
+    /// Whether a password alone is not enough for anybody to sign in to it.
+    second_factor_required: bool,
     /// Every scope token it may be given, separated by spaces.
     scope: String,
     /// Every resource it may ask tokens for.
@@ -145,6 +147,8 @@ pub(super) struct User {
     claims: Value,
     /// Whether it is refused.
     disabled: bool,
+    /// Whether a password alone is not enough for it to sign in.
+    second_factor_required: bool,
     /// Whether it can sign in with a password.
     has_password: bool,
     /// Grows by one with each change.

@@ -80,7 +80,7 @@ const JSON: &[&str] = &["application/json"];
 const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 
 /// Every call. Those of one path stand together.
-pub(super) static OPERATIONS: [Operation; 24] = [
+pub(super) static OPERATIONS: [Operation; 25] = [
     Operation {
         id: "listKeys",
         method: Verb::Get,
@@ -401,6 +401,19 @@ pub(super) static OPERATIONS: [Operation; 24] = [
         success: Success::Document("User"),
         refusals: &[Invalid, NotFound, Conflict, Busy],
         handler: |call| Box::pin(users::set_password(call)),
+    },
+    Operation {
+        id: "resetUserFactors",
+        method: Verb::Delete,
+        path: "/admin/v1/users/{id}/factors",
+        scope: "users:write",
+        summary: "Remove the second factors of a user",
+        description: "As when its telephone is lost: all passkeys, recovery codes and apps that make one-time \
+            passwords. Ends the sessions of the user and revokes its access tokens.",
+        body: None,
+        success: Success::Removed,
+        refusals: &[NotFound, Conflict],
+        handler: |call| Box::pin(users::reset_factors(call)),
     },
     Operation {
         id: "revoke",

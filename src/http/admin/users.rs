@@ -53,6 +53,13 @@ pub(super) async fn delete(call: Call) -> Outcome {
     Ok(removed())
 }
 
+pub(super) async fn reset_factors(call: Call) -> Outcome {
+    let id = user_id(&call)?;
+    let cause = call.cause(None);
+    call.admin().users.reset_factors(id, &cause).await?;
+    Ok(removed())
+}
+
 fn user_id(call: &Call) -> Result<UserId, Problem> {
     call.id("id", "user", UserId::parse)
 }

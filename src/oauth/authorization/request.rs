@@ -471,6 +471,7 @@ mod tests {
             ],
             post_logout_redirect_uris: Vec::new(),
             require_pkce: true,
+            second_factor_required: false,
             allowed_origins: Vec::new(),
             access_token_ttl_seconds: None,
             first_party: false,

@@ -13,6 +13,7 @@ use crate::{
         change::{Cause, EventType},
         claims::RequestedClaims,
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
+        factor::Proved,
         family::{
             ClientStanding, EndReason, Family, FamilyQuery, Grant, NoteKind, Notes, Outcome, Party,
             Presentation, Refusal, Standing, Terms, UserStanding, Verdict, judge,
@@ -680,8 +681,8 @@ where
     ) -> Result<(), StoreError> {
         sqlx::query::<DB>(
             "insert into challenge_session (hash, client_id, client_epoch, username, code_challenge, \
-             scope, resources, dpop_jkt, failures, expires_at) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+             scope, resources, dpop_jkt, failures, expires_at, proved) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(hash.as_bytes().to_vec())
         .bind(session.client_id.as_str().to_owned())
@@ -693,6 +694,7 @@ where
         .bind(session.dpop_jkt.clone())
         .bind(i64::from(session.failures))
         .bind(session.expires_at.millis())
+        .bind(session.proved.as_ref().map(Proved::to_json))
         .execute(&self.writers())
         .await?;
         Ok(())
@@ -709,7 +711,7 @@ where
         let row = sqlx::query::<DB>(
             "delete from challenge_session where hash = $1 and client_id = $2 and expires_at > $3 \
              returning client_id, client_epoch, username, code_challenge, scope, resources, dpop_jkt, \
-             failures, expires_at",
+             failures, expires_at, proved",
         )
         .bind(hash.as_bytes().to_vec())
         .bind(client.as_str().to_owned())
@@ -733,6 +735,9 @@ where
             failures: u32::try_from(Self::column::<i64>(&row, TABLE, "failures")?)
                 .map_err(|_| bad("failures"))?,
             expires_at: Self::time(&row, TABLE, "expires_at")?,
+            proved: Self::column::<Option<String>>(&row, TABLE, "proved")?
+                .map(|json| Proved::from_json(&json).ok_or_else(|| bad("proved")))
+                .transpose()?,
         }))
     }
 

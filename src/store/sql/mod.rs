@@ -3,10 +3,11 @@
 //! Portable means: `$1` placeholders, `on conflict`, `returning`, `uuid` ids, 64-bit integers for
 //! everything that counts or tells time, `text`. Lists and documents are JSON text.
 //!
-//! One file per family of tables: `registry`, `users`, `keys`, `families`, `revocations`, `audit`. The
+//! One file per family of tables: `registry`, `users`, `factors`, `keys`, `families`, `revocations`, `audit`. The
 //! bounds of the generic store stand in each, as Rust cannot name them once.
 
 mod audit;
+mod factors;
 mod families;
 mod keys;
 mod registry;
@@ -40,11 +41,12 @@ use crate::{
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
         consent::Consent,
         event::{Event, EventQuery},
+        factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
         id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
-        key::{KeySchedule, KeyUse},
+        key::{KeySchedule, KeyUse, SealedKey},
         node::{Environment, Node},
         resource::Resource,
         revocation::{LONGEST_CHANGE, Revocation},
@@ -453,6 +455,15 @@ where
                 let die_at = *tokens_die_at;
                 Self::withdraw_consent(tx, *subject, client_id, die_at, now).await?
             }
+            Change::ChangeFactors {
+                subject,
+                user_epoch,
+                change,
+            } => Self::change_factors(tx, *subject, *user_epoch, change).await?,
+            Change::ResetFactors { id, tokens_die_at } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.reset_factors(tx, *id, spans).await?
+            }
             Change::Restore {
                 keep_tokens,
                 tokens_die_at,
@@ -854,6 +865,48 @@ where
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.note_use(id, party, now).await
+    }
+
+    async fn factors(&self, subject: UserId) -> Result<Factors, StoreError> {
+        let mut tx = self.readers().begin_with(DB::BEGIN_READ).await?;
+        let factors = Self::read_factors(&mut tx, subject).await?;
+        tx.rollback().await?;
+        Ok(factors)
+    }
+
+    async fn take_totp_step(&self, subject: UserId, step: i64) -> Result<bool, StoreError> {
+        Self::uncontended(|| self.take_step(subject, step)).await
+    }
+
+    async fn passkey(&self, id: &PasskeyId) -> Result<Option<Passkey>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_passkey(&mut connection, id).await
+    }
+
+    async fn note_passkey(&self, passkey: &Passkey, now: Timestamp) -> Result<bool, StoreError> {
+        Self::uncontended(|| self.note_use_of_passkey(passkey, now)).await
+    }
+
+    async fn factors_sealed(&self) -> Result<Vec<(MasterKeyId, usize)>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::count_totp(&mut connection).await
+    }
+
+    async fn factors_sealed_elsewhere(
+        &self,
+        master: MasterKeyId,
+        limit: u32,
+    ) -> Result<Vec<SealedTotp>, StoreError> {
+        let mut connection = self.readers().acquire().await?;
+        Self::read_totp_elsewhere(&mut connection, master, limit).await
+    }
+
+    async fn reseal_factor(
+        &self,
+        before: &SealedTotp,
+        after: &SealedKey,
+    ) -> Result<bool, StoreError> {
+        Self::uncontended(|| self.replace_totp(before, after)).await
     }
 
     async fn consent(

@@ -30,7 +30,8 @@ macro_rules! client_columns {
         "client_id, client_name, auth_method, grant_types, scope, resources, default_resource, \
          allowed_origins, access_token_ttl_seconds, disabled, demo, revision, created_at, updated_at, \
          jwks, jwks_uri, tokens_not_before, first_party, refresh_policy, refresh_sharing_acknowledged, \
-         session_epoch, redirect_uris, post_logout_redirect_uris, require_pkce"
+         session_epoch, redirect_uris, post_logout_redirect_uris, require_pkce, \
+         second_factor_required"
     };
 }
 
@@ -84,7 +85,7 @@ where
                     "insert into client (",
                     client_columns!(),
                     ") \
-                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24) \
+                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25) \
                      on conflict (client_id) do nothing \
                      returning client_id"
                 )
@@ -96,7 +97,8 @@ where
                  created_at = $13, updated_at = $14, jwks = $15, jwks_uri = $16, \
                  tokens_not_before = $17, first_party = $18, refresh_policy = $19, \
                  refresh_sharing_acknowledged = $20, session_epoch = $21, redirect_uris = $22, \
-                 post_logout_redirect_uris = $23, require_pkce = $24 \
+                 post_logout_redirect_uris = $23, require_pkce = $24, \
+                 second_factor_required = $25 \
                  where client_id = $1 and revision = $12 - 1 \
                  returning client_id"
             }
@@ -136,6 +138,7 @@ where
                     .map(RedirectUri::as_str),
             ))
             .bind(i64::from(after.require_pkce))
+            .bind(i64::from(after.second_factor_required))
             .fetch_optional(&mut **tx)
             .await?;
         if written.is_none() {
@@ -417,6 +420,7 @@ where
             redirect_uris: redirects("redirect_uris")?,
             post_logout_redirect_uris: redirects("post_logout_redirect_uris")?,
             require_pkce: Self::column::<i64>(row, TABLE, "require_pkce")? != 0,
+            second_factor_required: Self::column::<i64>(row, TABLE, "second_factor_required")? != 0,
             access_token_ttl_seconds: ttl,
             first_party: Self::column::<i64>(row, TABLE, "first_party")? != 0,
             refresh_policy: text("refresh_policy")?

@@ -26,7 +26,8 @@ use crate::{
 macro_rules! user_columns {
     () => {
         "id, username, password_hash, roles, claims, disabled, demo, session_epoch, \
-         tokens_not_before, revision, created_at, updated_at, password_changed_at"
+         tokens_not_before, revision, created_at, updated_at, password_changed_at, \
+         second_factor_required"
     };
 }
 
@@ -87,7 +88,8 @@ where
                 "insert into end_user (",
                 user_columns!(),
                 ", username_key) \
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+                 $15) \
                  on conflict (id) do nothing \
                  returning id"
             ),
@@ -95,7 +97,7 @@ where
                 "update end_user set username = $2, password_hash = $3, roles = $4, claims = $5, \
                  disabled = $6, demo = $7, session_epoch = $8, tokens_not_before = $9, \
                  revision = $10, created_at = $11, updated_at = $12, password_changed_at = $13, \
-                 username_key = $14 \
+                 second_factor_required = $14, username_key = $15 \
                  where id = $1 and revision = $10 - 1 \
                  returning id"
             }
@@ -120,6 +122,7 @@ where
             .bind(after.created_at.millis())
             .bind(after.updated_at.millis())
             .bind(after.password_changed_at.map(Timestamp::millis))
+            .bind(i64::from(after.second_factor_required))
             .bind(after.username.key().as_str().to_owned())
             .fetch_optional(&mut **tx)
             .await?;
@@ -296,6 +299,7 @@ where
             created_at: Self::time(row, TABLE, "created_at")?,
             updated_at: Self::time(row, TABLE, "updated_at")?,
             password_changed_at: moment("password_changed_at")?,
+            second_factor_required: Self::column::<i64>(row, TABLE, "second_factor_required")? != 0,
         })
     }
 }

@@ -8,6 +8,7 @@ use countersign::{
         client::Client,
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
         event::EventQuery,
+        factor::Proved,
         family::{
             EndReason, Family, Grant, Note, NoteKind, RefreshPolicy, Refusal, Terms, Verdict,
         },
@@ -19,7 +20,7 @@ use countersign::{
 use tokio::task::JoinSet;
 
 use super::{
-    sample::{NOW, TOKENS_DIE_AT, apply, client, create, delete},
+    sample::{NOW, TOKENS_DIE_AT, apply, client, create, delete, user},
     sign_in::{
         IDLE, LIFETIME, Site, TERMS, at, cause, code, hash, id, party, redemption, refresh,
         resources, scope,
@@ -530,6 +531,7 @@ fn challenge() -> ChallengeSession {
         dpop_jkt: Some("key".to_owned()),
         failures: u32::MAX,
         expires_at: at(1000),
+        proved: Some(Proved::new(&user(1), vec!["pwd".to_owned()], at(-1))),
     }
 }
 

@@ -280,6 +280,7 @@ pub(super) async fn codes_and_unfinished_sign_ins_are_swept_when_they_are_over(
             dpop_jkt: None,
             failures: 0,
             expires_at: NOW.plus(Duration::from_secs(60 + u64::from(number == 3))),
+            proved: None,
         };
         let hash = SecretHash::of(&format!("session {number}"));
         store.put_challenge(&hash, &session).await.unwrap();

@@ -7,6 +7,7 @@ mod changes;
 mod clients;
 mod codes;
 mod events;
+mod factors;
 mod families;
 mod keys;
 mod model;
@@ -113,6 +114,19 @@ on_both_engines! {
         events_about_users_hold_no_hash,
         a_user_row_that_cannot_be_read_is_named,
         a_demo_user_is_found_by_whatever_name,
+    }
+    factors {
+        factors_are_read_back_as_they_were_added,
+        what_cannot_be_added_or_removed_conflicts_and_changes_nothing,
+        of_32_who_present_a_one_time_password_at_once_one_has_it,
+        of_32_who_present_a_recovery_code_at_once_one_uses_it,
+        new_recovery_codes_replace_all_that_there_were,
+        of_32_uses_of_a_passkey_with_one_count_one_is_noted,
+        recovery_codes_go_with_the_last_factor,
+        the_last_factor_of_a_user_who_needs_one_stays,
+        what_a_user_has_goes_with_it_or_by_a_reset,
+        sealed_factors_are_counted_and_sealed_anew_once,
+        every_change_of_factors_leaves_its_event_and_no_secret,
     }
     sessions {
         a_session_is_read_back_as_it_was_put,

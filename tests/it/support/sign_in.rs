@@ -211,6 +211,7 @@ pub(crate) async fn create_user(store: &dyn Store, name: &str, now: Timestamp) -
         roles: Vec::new(),
         claims: Map::new(),
         disabled: false,
+        second_factor_required: false,
         demo: false,
         session_epoch: 0,
         tokens_not_before: None,

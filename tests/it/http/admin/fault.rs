@@ -153,6 +153,8 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
     change("setUserPassword", "PUT", place, password, ending).await;
     let disabled = json!({ "disabled": true });
     change("updateUser", "PATCH", user.clone(), disabled, ending).await;
+    let place = format!("{user}/factors");
+    change("resetUserFactors", "DELETE", place, Value::Null, ending).await;
     let subject = json!({ "subject": id });
     let revocations = "/admin/v1/revocations".to_owned();
     change("revoke", "POST", revocations, subject, ending).await;
