@@ -61,6 +61,7 @@ fn words(
         let client_id = event.after.as_ref()?.get("client_id")?.as_str()?;
         Some(name_of(client_id, registry))
     };
+    let of_passkey = || event.after.as_ref()?.get("name")?.as_str();
     Some(match kind {
         EventType::UserCreated => ("Your account was created.".to_owned(), false),
         EventType::UserPasswordChanged => (
@@ -115,6 +116,26 @@ fn words(
             let app = name_of(&event.target, registry);
             (format!("You took back what {app} was allowed."), false)
         }
+        EventType::TotpEnrolled => (
+            own(
+                "You set up an app for two-step verification.",
+                "An app was set up for two-step verification.",
+            ),
+            !is_own,
+        ),
+        EventType::TotpRemoved => (
+            "The app for two-step verification was removed.".to_owned(),
+            true,
+        ),
+        EventType::RecoveryCodesMade => ("New recovery codes were made.".to_owned(), !is_own),
+        EventType::RecoveryCodeUsed => ("A recovery code was used to sign in.".to_owned(), true),
+        EventType::PasskeyAdded => (format!("The passkey {} was added.", of_passkey()?), !is_own),
+        EventType::PasskeyRemoved => (format!("The passkey {} was removed.", of_passkey()?), true),
+        EventType::UserFactorsReset => (
+            "An administrator removed your two-step verification, and ended all your sessions."
+                .to_owned(),
+            true,
+        ),
         EventType::UserDeleted
         | EventType::ClientCreated
         | EventType::ClientDeleted

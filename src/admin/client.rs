@@ -38,6 +38,10 @@ const SHOWN_ONLY: [&str; 4] = ["client_id", "created_at", "secrets", "updated_at
 const ATTEMPTS: u32 = 8;
 
 /// A client as an operator writes it: the writable part of RFC 7591 §2 and our own.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "describes a document, whose members they are"
+)]
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientMetadata {

@@ -48,6 +48,7 @@ use crate::{
         self, AdminServices, Brand, ConnectionLimits, Listeners, Servers, Services, TrustedProxies,
     },
     identity::{
+        factor::SecondFactors,
         password::{NewPasswordError, Passwords},
         session::Sessions,
         sign_in::{self, SignIn},
@@ -310,6 +311,19 @@ impl Context {
             self.metrics.clone(),
         );
         Ok(sign_in.await?)
+    }
+
+    /// The use case of second factors.
+    pub fn second_factors(&self) -> SecondFactors {
+        let config = &self.config;
+        SecondFactors {
+            store: Arc::clone(&self.store),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            masters: config.master_keys.clone(),
+            failures: Throttle::per_minute(config.limits.password_failures_per_minute),
+            service: config.pages.name.clone(),
+        }
     }
 
     /// What the development start has made, of which production wants nothing: each row in words. Of
@@ -580,14 +594,36 @@ fn authorization(
     context: &Context,
     sync: &sync::Sync,
     sign_in: Arc<SignIn>,
+    factors: Arc<SecondFactors>,
 ) -> AuthorizationEndpoint {
     AuthorizationEndpoint {
         issuer: context.issuer.clone(),
         sign_in,
+        factors,
         sessions: sessions(context),
         store: Arc::clone(&context.store),
         snapshots: sync.snapshots(),
         seals: seals(context, sync),
+        clock: context.clock.clone(),
+        entropy: context.entropy.clone(),
+    }
+}
+
+/// Signs users in without a browser.
+fn challenge(
+    context: &Context,
+    sync: &sync::Sync,
+    authenticator: Arc<Authenticator>,
+    (sign_in, factors): (Arc<SignIn>, Arc<SecondFactors>),
+) -> ChallengeEndpoint {
+    let limits = &context.config.limits;
+    ChallengeEndpoint {
+        authenticator,
+        sign_in,
+        factors,
+        begun: Throttle::per_minute(limits.password_failures_per_address_per_minute),
+        store: Arc::clone(&context.store),
+        snapshots: sync.snapshots(),
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
     }
@@ -688,11 +724,12 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
     };
     let rotations = RotationQueue::default();
     let sign_in = Arc::new(sign_in);
+    let factors = Arc::new(context.second_factors());
     let issuer_path = path_of(&context.issuer);
     Services {
         accounts: accounts(context, sync, Arc::clone(&sign_in)),
         logout: logout(context, sync),
-        authorization: authorization(context, sync, Arc::clone(&sign_in)),
+        authorization: authorization(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
         brand: Brand::new(
             &config.pages.name,
             &config.pages.logo,
@@ -700,15 +737,12 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
             &issuer_path,
         ),
         admin: admin_services(context, tokens.clone()),
-        challenge: ChallengeEndpoint {
-            authenticator: Arc::clone(&authenticator),
-            sign_in,
-            begun: Throttle::per_minute(limits.password_failures_per_address_per_minute),
-            store: Arc::clone(&context.store),
-            snapshots: sync.snapshots(),
-            clock: context.clock.clone(),
-            entropy: context.entropy.clone(),
-        },
+        challenge: challenge(
+            context,
+            sync,
+            Arc::clone(&authenticator),
+            (sign_in, factors),
+        ),
         introspection: Introspection {
             authenticator: Arc::clone(&authenticator),
             tokens: tokens.clone(),

@@ -126,7 +126,9 @@ impl Command {
                 told(
                     json,
                     &json!({ "rewrapped": moved }),
-                    &format!("{moved} keys were sealed anew under the primary master key."),
+                    &format!(
+                        "{moved} keys and second factors were sealed anew under the primary master key."
+                    ),
                 )
             }
             Self::RemoveMaster(RemoveMaster { id }) => {

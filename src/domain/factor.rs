@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 
 /// Names of methods (RFC 8176 §2).
 pub mod method {
-    /// "Proof-of-Possession (PoP) of a hardware-secured key": a passkey that stays on its device.
+    /// "Proof-of-Possession (`PoP`) of a hardware-secured key": a passkey that stays on its device.
     pub const HARDWARE_KEY: &str = "hwk";
     /// "Multiple-factor authentication": stands beside the methods it was made of.
     pub const MULTIPLE: &str = "mfa";
@@ -20,7 +20,7 @@ pub mod method {
     pub const ONE_TIME: &str = "otp";
     /// "Password-based authentication".
     pub const PASSWORD: &str = "pwd";
-    /// "Proof-of-Possession (PoP) of a software-secured key": a passkey that its user's devices share.
+    /// "Proof-of-Possession (`PoP`) of a software-secured key": a passkey that its user's devices share.
     pub const SOFTWARE_KEY: &str = "swk";
     /// "User presence test".
     pub const USER: &str = "user";

@@ -170,6 +170,9 @@ impl<'a> Visit<'a> {
     pub(super) fn answer(&self, answer: &Answer) -> HttpResponse {
         let response = match &answer.reply {
             Reply::SignIn(page) => pages::sign_in(self.brand(), page),
+            Reply::Factor(page) => pages::factor(self.brand(), page),
+            Reply::Enrol(page) => pages::enrol(self.brand(), page),
+            Reply::Codes(page) => pages::codes(self.brand(), page, "/signin/continue"),
             Reply::Consent(page) => pages::consent(self.brand(), page),
             Reply::Return { to, parameters } => self.returned(to, parameters),
             Reply::Account => self.to_account(),

@@ -29,10 +29,10 @@ pub(super) fn oauth(error: &OAuthError, challenge: bool) -> HttpResponse {
 /// The answer to a sign-in that can be gone on with (draft-ietf-oauth-first-party-apps §5.2.2). Its
 /// client is authenticated.
 pub(super) fn unfinished(error: &OAuthError, next: &NextStep) -> HttpResponse {
-    let members = [
-        ("auth_session", next.auth_session.expose()),
-        ("needed", next.needed.as_str()),
-    ];
+    let session = next.auth_session.as_ref();
+    let session = session.map(|session| ("auth_session", session.expose()));
+    let needed = ("needed", next.needed.as_str());
+    let members: Vec<_> = session.into_iter().chain([needed]).collect();
     with_members(error, false, &members)
 }
 
@@ -48,6 +48,7 @@ fn with_members(error: &OAuthError, challenge: bool, members: &[(&str, &str)]) -
         | ErrorCode::InvalidSession
         | ErrorCode::InvalidTarget
         | ErrorCode::LoginRequired
+        | ErrorCode::RedirectToWeb
         | ErrorCode::RequestNotSupported
         | ErrorCode::RequestUriNotSupported
         | ErrorCode::UnauthorizedClient

@@ -270,6 +270,9 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
     for (path, handler) in [
         ("/signin", form(Submitted::SignIn)),
         ("/signin/cancel", form(Submitted::Cancel)),
+        ("/signin/factor", form(Submitted::Factor)),
+        ("/signin/enrol", form(Submitted::Enrol)),
+        ("/signin/continue", form(Submitted::Continue)),
         ("/consent", form(Submitted::Consent)),
         (account::PATH, web::get().to(account::page)),
         (account::FORMS_PATH, web::post().to(account::form)),

@@ -107,9 +107,6 @@ impl Limits {
     }
 }
 
-/// How a user authenticates here (RFC 8176 §2).
-pub const METHOD: &str = "pwd";
-
 /// Why somebody is not signed in.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {

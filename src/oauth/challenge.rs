@@ -1,8 +1,9 @@
 //! Signing in without a browser (draft-ietf-oauth-first-party-apps): an app of the service's own takes
 //! its user's credentials and gets an authorization code.
 //!
-//! To add a factor: a variant of [`Needed`], the order of which is the order of the steps; what has
-//! been proved so far goes into the stored [`ChallengeSession`], which is handed on from step to step.
+//! After the password comes a second factor, if the user has one or needs one; what needs a browser is
+//! left to one. What has been proved so far goes into the stored [`ChallengeSession`], which is handed
+//! on from step to step.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     access_token::Target,
+    authorization::second_factor::of_factor,
     client_auth::Authenticator,
     codes,
     error::{ErrorCode, OAuthError},
@@ -19,10 +21,11 @@ use super::{
 use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
-        change::Origin,
+        change::{Cause, Origin},
         claims::RequestedClaims,
         client::Client,
         code::{AuthorizationCode, CHALLENGE_LIFE, CODE_LIFE, ChallengeSession},
+        factor::{Proved, method},
         family::Grant,
         name::named,
         resource::ResourceUri,
@@ -31,7 +34,10 @@ use crate::{
         user::{User, Username},
     },
     entropy::Entropy,
-    identity::sign_in::{METHOD, Place, Refused, SignIn},
+    identity::{
+        factor::{FactorRefused, Next, SecondFactors, Wanted, next},
+        sign_in::{Place, Refused, SignIn},
+    },
     registry::Snapshots,
     store::Store,
     throttle::Throttle,
@@ -43,6 +49,12 @@ const MOST_FAILURES: u32 = 5;
 named!(
     /// What a sign-in still needs. Whatever the user has enrolled is asked for, and nothing skipped.
     Needed {
+        /// A second factor that the user has yet to enrol: in a browser.
+        Enrolment = "enrolment",
+        /// A one-time password of the user's app, or a recovery code, in the parameter `otp`.
+        Otp = "otp",
+        /// One of the user's passkeys: in a browser.
+        Passkey = "passkey",
         /// The user's password, in the parameter `password`.
         Password = "password",
     }
@@ -67,8 +79,9 @@ pub struct Unfinished {
 
 /// How a sign-in is gone on with.
 pub struct NextStep {
-    /// What it is named by; takes the place of the one that was presented.
-    pub auth_session: Ticket,
+    /// What it is named by; takes the place of the one that was presented. None where it takes a
+    /// browser.
+    pub auth_session: Option<Ticket>,
     /// What is to be sent with it.
     pub needed: Needed,
 }
@@ -85,6 +98,8 @@ pub struct ChallengeEndpoint {
     pub authenticator: Arc<Authenticator>,
     /// Tells whether credentials are right.
     pub sign_in: Arc<SignIn>,
+    /// Second factors.
+    pub factors: Arc<SecondFactors>,
     /// How often sign-ins may be begun at a place without being gone through with: each time something
     /// is stored.
     pub begun: Throttle<Place>,
@@ -125,22 +140,128 @@ impl ChallengeEndpoint {
         check_client(&client)?;
         check_response_type(&form)?;
         let place = place(&client, &form, origin)?;
-        let password = form.one("password")?;
+        let (password, otp) = (form.one("password")?, form.one("otp")?);
         let attempt = match form.one("auth_session")? {
             Some(auth_session) => self.resume(&client, &form, auth_session).await?,
             None => self.begin(&client, &form)?,
         };
+        let place = place.as_ref();
+        if let Some(proved) = attempt.session.proved.clone() {
+            let user = self.proved(&proved).await?;
+            let Some(otp) = otp else {
+                return Err(self.ask_for(Needed::Otp, attempt, place).await?);
+            };
+            return self.second_step(attempt, user, otp, place, origin).await;
+        }
         let Some(password) = password else {
-            return Err(self
-                .ask_for(Needed::Password, attempt, place.as_ref())
-                .await?);
+            return Err(self.ask_for(Needed::Password, attempt, place).await?);
         };
         let username = &attempt.session.username;
-        let place = place.as_ref();
-        match self.sign_in.verify(username, password, place).await {
-            Ok(user) => self.issue(attempt, user, place).await,
-            Err(refused) => Err(self.refuse(refused, attempt).await?),
+        let user = match self.sign_in.verify(username, password, place).await {
+            Ok(user) => user,
+            Err(refused) => return Err(self.refuse(refused, attempt).await?),
+        };
+        self.after_password(
+            attempt,
+            user,
+            (client.second_factor_required, otp),
+            place,
+            origin,
+        )
+        .await
+    }
+
+    /// Goes on with a user whose password was right.
+    async fn after_password(
+        &self,
+        mut attempt: Attempt,
+        user: User,
+        (client_requires, otp): (bool, Option<&str>),
+        place: Option<&Place>,
+        origin: &Origin,
+    ) -> Result<ChallengeResponse, Unfinished> {
+        let factors = self.factors.of(user.id).await;
+        let factors = factors.map_err(OAuthError::of_store)?;
+        let amr = vec![method::PASSWORD.to_owned()];
+        let wanted = Wanted {
+            required: user.second_factor_required || client_requires,
+            is_fresh: true,
+            ..Wanted::default()
+        };
+        match next(factors.is_enrolled(), wanted, &amr) {
+            Next::Nothing => self.issue(attempt, user, amr, place).await,
+            Next::Enrol => Err(in_a_browser(Needed::Enrolment)),
+            Next::Prove if factors.totp.is_none() && factors.recovery_codes == 0 => {
+                Err(in_a_browser(Needed::Passkey))
+            }
+            Next::Prove => {
+                attempt.session.proved = Some(Proved::new(&user, amr, self.clock.now()));
+                match otp {
+                    Some(otp) => self.second_step(attempt, user, otp, place, origin).await,
+                    None => Err(self.ask_for(Needed::Otp, attempt, place).await?),
+                }
+            }
         }
+    }
+
+    /// Takes a code of a user whose password was right.
+    async fn second_step(
+        &self,
+        attempt: Attempt,
+        user: User,
+        otp: &str,
+        place: Option<&Place>,
+        origin: &Origin,
+    ) -> Result<ChallengeResponse, Unfinished> {
+        let cause = Cause::of_user(user.id, origin);
+        match self.factors.verify(&user, otp, place, &cause).await {
+            Ok(more) => {
+                let proved = attempt.session.proved.clone();
+                let before = proved.map(|proved| proved.amr).unwrap_or_default();
+                let amr = before.into_iter().chain(more).collect();
+                self.issue(attempt, user, amr, place).await
+            }
+            Err(refused) => Err(self.refuse_code(refused, attempt).await?),
+        }
+    }
+
+    /// Who has proved something in an earlier step, if that still counts.
+    async fn proved(&self, proved: &Proved) -> Result<User, OAuthError> {
+        let reading = self.store.user(proved.subject());
+        let user = store_answer(&self.clock, reading).await?;
+        let now = self.clock.now();
+        user.filter(|user| proved.is_of(user, now))
+            .ok_or_else(invalid_session)
+    }
+
+    /// Ends an attempt whose code was wrong.
+    async fn refuse_code(
+        &self,
+        refused: FactorRefused,
+        attempt: Attempt,
+    ) -> Result<Unfinished, OAuthError> {
+        let mut session = attempt.session;
+        let is_wrong = matches!(refused, FactorRefused::Wrong);
+        let error = match of_factor(refused) {
+            // What was stored is lost with the database.
+            error if !is_wrong && error.code() != ErrorCode::TooOften => return Err(error),
+            error if !is_wrong => error,
+            _ => OAuthError::new(
+                ErrorCode::InvalidGrant,
+                "otp",
+                "the code is wrong, or was used before",
+            ),
+        };
+        session.failures += u32::from(is_wrong);
+        let goes_on = session.failures < MOST_FAILURES;
+        Ok(Unfinished {
+            error,
+            next: if goes_on {
+                Some(self.keep(&session, Needed::Otp).await?)
+            } else {
+                None
+            },
+        })
     }
 
     /// What a first step asks for.
@@ -293,6 +414,7 @@ impl ChallengeEndpoint {
         &self,
         attempt: Attempt,
         user: User,
+        amr: Vec<String>,
         place: Option<&Place>,
     ) -> Result<ChallengeResponse, Unfinished> {
         let Attempt {
@@ -318,7 +440,7 @@ impl ChallengeEndpoint {
                 scope: session.scope,
                 resources: session.resources,
                 auth_time: now,
-                amr: vec![METHOD.to_owned()],
+                amr,
                 dpop_jkt: session.dpop_jkt,
                 claims: RequestedClaims::default(),
             },
@@ -346,9 +468,24 @@ impl ChallengeEndpoint {
         let hash = auth_session.hash();
         store_answer(&self.clock, self.store.put_challenge(&hash, session)).await?;
         Ok(NextStep {
-            auth_session,
+            auth_session: Some(auth_session),
             needed,
         })
+    }
+}
+
+/// What a client cannot ask its user for: that takes a browser.
+fn in_a_browser(needed: Needed) -> Unfinished {
+    Unfinished {
+        error: OAuthError::new(
+            ErrorCode::RedirectToWeb,
+            needed.as_str(),
+            "the user has to sign in with a browser",
+        ),
+        next: Some(NextStep {
+            auth_session: None,
+            needed,
+        }),
     }
 }
 

@@ -27,6 +27,9 @@ pub enum ErrorCode {
     InvalidScope,
     /// "The Authorization Server requires End-User authentication" (`OpenID` Connect Core §3.1.2.6).
     LoginRequired,
+    /// "The request is not able to be fulfilled with any further direct interaction with the user":
+    /// by a browser, it is (draft-ietf-oauth-first-party-apps §5.2.2.1).
+    RedirectToWeb,
     /// "The OP does not support use of the request parameter" (`OpenID` Connect Core §3.1.2.6).
     RequestNotSupported,
     /// "The OP does not support use of the `request_uri` parameter" (`OpenID` Connect Core §3.1.2.6).
@@ -58,6 +61,7 @@ impl ErrorCode {
             Self::AccessDenied => "access_denied",
             Self::ConsentRequired => "consent_required",
             Self::LoginRequired => "login_required",
+            Self::RedirectToWeb => "redirect_to_web",
             Self::RequestNotSupported => "request_not_supported",
             Self::RequestUriNotSupported => "request_uri_not_supported",
             Self::InsufficientAuthorization => "insufficient_authorization",

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::client::{AuthMethod, GrantType};
+use crate::domain::{
+    client::{AuthMethod, GrantType},
+    factor::ACR_VALUES,
+};
 
 /// Where the endpoints are, below the issuer.
 pub const JWKS_PATH: &str = "/.well-known/jwks.json";
@@ -48,6 +51,7 @@ pub fn document(issuer: &str) -> Value {
         "revocation_endpoint_auth_methods_supported": methods,
         "revocation_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,
         "authorization_challenge_endpoint": format!("{issuer}{CHALLENGE_PATH}"),
+        "acr_values_supported": ACR_VALUES,
         "code_challenge_methods_supported": ["S256"],
         "grant_types_supported": grants,
         "response_types_supported": ["code"],

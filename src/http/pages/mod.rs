@@ -15,10 +15,12 @@ use bytes::Bytes;
 use super::{account, error, logout};
 use crate::{
     account::page::{AccountPage, Allowed},
+    identity::factor::recovery::RecoveryCode,
     oauth::{
         authorization::{
             endpoint::{ConsentPage, SignInPage},
             request::ReturnAddress,
+            second_factor::{CodesPage, EnrolPage, FactorPage},
         },
         error::{ErrorCode, OAuthError},
         logout::endpoint::SignOutPage,
@@ -168,6 +170,41 @@ struct SignedOut<'a> {
 }
 
 #[derive(Template)]
+#[template(path = "factor.html")]
+struct Factor<'a> {
+    brand: Frame<'a>,
+    base: &'a str,
+    username: &'a str,
+    has_app: bool,
+    has_codes: bool,
+    problem: Option<&'a str>,
+    flow: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "enrol.html")]
+struct Enrol<'a> {
+    brand: Frame<'a>,
+    base: &'a str,
+    username: &'a str,
+    secret: &'a str,
+    url: &'a str,
+    picture: &'a str,
+    problem: Option<&'a str>,
+    flow: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "codes.html")]
+struct RecoveryCodes<'a> {
+    brand: Frame<'a>,
+    base: &'a str,
+    codes: Vec<&'a str>,
+    action: &'a str,
+    flow: &'a str,
+}
+
+#[derive(Template)]
 #[template(path = "error.html")]
 struct Refused<'a> {
     brand: Frame<'a>,
@@ -191,7 +228,6 @@ struct FormPost<'a> {
 /// The page on which users sign in.
 pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
     let problem = page.problem.as_ref();
-    let status = problem.map_or(StatusCode::OK, status_of);
     let template = SignIn {
         brand: brand.frame(),
         base: &brand.base,
@@ -200,11 +236,58 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
         problem: problem.map(OAuthError::description),
         flow: &page.flow,
     };
-    let response = drawn(status, &template, "", page.client_name.is_some());
+    asked(&template, problem, page.client_name.is_some())
+}
+
+/// Draws a page on which something may have been wrong with the last try.
+fn asked(template: &impl Template, problem: Option<&OAuthError>, for_client: bool) -> HttpResponse {
+    let status = problem.map_or(StatusCode::OK, status_of);
+    let response = drawn(status, template, "", for_client);
     match problem {
         Some(problem) => error::explained(response, problem),
         None => response,
     }
+}
+
+/// The page on which users prove a second factor.
+pub(super) fn factor(brand: &Brand, page: &FactorPage) -> HttpResponse {
+    let template = Factor {
+        brand: brand.frame(),
+        base: &brand.base,
+        username: &page.username,
+        has_app: page.has_app,
+        has_codes: page.has_codes,
+        problem: page.problem.as_ref().map(OAuthError::description),
+        flow: &page.flow,
+    };
+    asked(&template, page.problem.as_ref(), page.for_client)
+}
+
+/// The page on which users enrol an app because they have to.
+pub(super) fn enrol(brand: &Brand, page: &EnrolPage) -> HttpResponse {
+    let template = Enrol {
+        brand: brand.frame(),
+        base: &brand.base,
+        username: &page.username,
+        secret: &page.secret,
+        url: &page.url,
+        picture: &page.picture,
+        problem: page.problem.as_ref().map(OAuthError::description),
+        flow: &page.flow,
+    };
+    asked(&template, page.problem.as_ref(), page.for_client)
+}
+
+/// The page that shows recovery codes, once; its form goes to `action`.
+pub(super) fn codes(brand: &Brand, page: &CodesPage, action: &str) -> HttpResponse {
+    let template = RecoveryCodes {
+        brand: brand.frame(),
+        base: &brand.base,
+        codes: page.codes.iter().map(RecoveryCode::expose).collect(),
+        action,
+        flow: &page.flow,
+    };
+    drawn(StatusCode::OK, &template, "", page.for_client)
 }
 
 /// The page on which users consent.

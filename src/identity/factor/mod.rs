@@ -168,12 +168,12 @@ impl SecondFactors {
         let begun = self.clock.monotonic();
         self.failures.take(&by, begun)?;
         let result = self.judge(user, code, cause).await;
-        // Our own failures are nobody's.
-        if !matches!(result, Err(FactorRefused::Wrong)) {
+        if matches!(result, Err(FactorRefused::Wrong)) {
+            tracing::info!(user = %user.id, "a second factor was refused");
+        } else {
+            // Our own failures are nobody's.
             let now = self.clock.monotonic();
             self.failures.give_back(&by, begun, now);
-        } else {
-            tracing::info!(user = %user.id, "a second factor was refused");
         }
         result.map(|()| names(&[method::ONE_TIME, method::MULTIPLE]))
     }

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use super::{
     flow::{Errand, Flow, Shown},
     request::{AuthorizationRequest, Known, Rejection, ReturnAddress, Step},
+    second_factor::{CodesPage, EnrolPage, FactorPage},
 };
 use crate::{
     clock::AgreedClock,
@@ -14,14 +15,16 @@ use crate::{
         client::Client,
         code::{AuthorizationCode, CODE_LIFE},
         consent::{Consent, Permission},
+        factor::method,
         family::{Grant, Party},
         id::UserId,
         secret::Ticket,
     },
     entropy::Entropy,
     identity::{
+        factor::SecondFactors,
         session::{Present, SessionError, Sessions},
-        sign_in::{METHOD, Place, Refused, SignIn},
+        sign_in::{Place, Refused, SignIn},
     },
     oauth::{
         codes,
@@ -69,6 +72,12 @@ pub enum Submitted {
     Cancel,
     /// That of the consent: a decision.
     Consent,
+    /// That of the second factor: a code.
+    Factor,
+    /// That of the enrolment of an app: its first code.
+    Enrol,
+    /// That of the recovery codes: the user has kept them.
+    Continue,
 }
 
 /// What a request has come to.
@@ -92,6 +101,12 @@ impl From<Reply> for Answer {
 pub enum Reply {
     /// The user is asked to sign in.
     SignIn(SignInPage),
+    /// The user is asked for a second factor.
+    Factor(FactorPage),
+    /// The user has to enrol a second factor.
+    Enrol(EnrolPage),
+    /// The user is shown recovery codes, once.
+    Codes(CodesPage),
     /// The user is asked for consent.
     Consent(ConsentPage),
     /// The client gets its answer, by way of the browser.
@@ -139,6 +154,8 @@ pub struct AuthorizationEndpoint {
     pub issuer: String,
     /// Tells whether passwords are right.
     pub sign_in: Arc<SignIn>,
+    /// Second factors.
+    pub factors: Arc<SecondFactors>,
     /// Who has signed in where.
     pub sessions: Sessions,
     /// Where codes and consents are kept.
@@ -200,6 +217,9 @@ impl AuthorizationEndpoint {
         let flow = Flow::of_form(&form, &self.seals, browser.binding)?;
         match page {
             Submitted::SignIn => self.sign_in(&form, &flow, browser).await,
+            Submitted::Factor => self.take_code(&form, &flow, browser).await,
+            Submitted::Enrol => self.take_enrolment(&form, &flow, browser).await,
+            Submitted::Continue => Ok(self.go_on(&flow, browser, None, false).await),
             Submitted::Consent if form.one("decision")? == Some("allow") => {
                 Ok(self.go_on(&flow, browser, None, true).await)
             }
@@ -222,15 +242,8 @@ impl AuthorizationEndpoint {
             Ok(user) => user,
             Err(refused) => return self.ask_again(flow, browser, username, told(refused)),
         };
-        let before = browser.present(&self.sessions).await?;
-        let cause = Cause::of_user(user.id, browser.origin);
-        let amr = vec![METHOD.to_owned()];
-        let opened = self.sessions.open(&user, amr, &cause, before.as_ref());
-        let (present, cookie) = opened.await.map_err(of_session)?;
-        Ok(Answer {
-            session: Some(cookie),
-            ..self.go_on(flow, browser, Some(present), false).await
-        })
+        let amr = vec![method::PASSWORD.to_owned()];
+        self.after_password(flow, &user, amr, browser).await
     }
 
     fn turn_down(&self, flow: &Flow) -> Answer {
@@ -288,7 +301,7 @@ impl AuthorizationEndpoint {
     }
 
     /// Does what is left to do for a request, up to the next question to its user.
-    async fn go_on(
+    pub(super) async fn go_on(
         &self,
         flow: &Flow,
         browser: Browser<'_>,
@@ -358,6 +371,11 @@ impl AuthorizationEndpoint {
             has_consented,
         };
         let step = request.next(known, flow.begun_at(), self.clock.now())?;
+        if let (Step::Issue | Step::Consent, Some(present)) = (step, &present)
+            && let Some(asked) = self.step_up(flow, request, present, browser).await?
+        {
+            return Ok(asked);
+        }
         if let (Step::Issue, Some(present), true) = (step, &present, has_consented)
             && !request.client.first_party
         {
@@ -485,7 +503,7 @@ impl AuthorizationEndpoint {
     }
 
     /// The request of a client, as clients and resources are now; none where no client has asked.
-    fn read(&self, errand: &Errand) -> Result<Option<AuthorizationRequest>, Rejection> {
+    pub(super) fn read(&self, errand: &Errand) -> Result<Option<AuthorizationRequest>, Rejection> {
         let Errand::Authorize { query } = errand else {
             return Ok(None);
         };
@@ -493,7 +511,7 @@ impl AuthorizationEndpoint {
         AuthorizationRequest::read(&form, &self.snapshots.registry()).map(Some)
     }
 
-    fn rejected(rejection: Rejection) -> Answer {
+    pub(super) fn rejected(rejection: Rejection) -> Answer {
         match rejection {
             Rejection::Shown(error) => Reply::Refused(error).into(),
             Rejection::Returned(to, error) => refused(*to, &error),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::request::AuthorizationRequest;
 use crate::{
     clock::Timestamp,
-    domain::consent::Permission,
+    domain::{consent::Permission, factor::Proved},
     identity::session::Present,
     oauth::{
         error::OAuthError,
@@ -40,6 +40,10 @@ pub(super) struct Flow {
     pub(super) begun_at: i64,
     /// What was shown on a page of consent; none on others.
     pub(super) shown: Option<Shown>,
+    /// What was proved, before a second factor is.
+    pub(super) proved: Option<Proved>,
+    /// The secret that an app is to share, in base64url: nothing is stored before it does.
+    pub(super) enrolling: Option<String>,
 }
 
 impl Flow {
@@ -49,7 +53,23 @@ impl Flow {
             errand,
             begun_at: now.millis(),
             shown: None,
+            proved: None,
+            enrolling: None,
         }
+    }
+
+    /// The same without what was proved on the way: a session has that now.
+    pub(super) fn after_steps(&self) -> Self {
+        Self {
+            proved: None,
+            enrolling: None,
+            ..self.clone()
+        }
+    }
+
+    /// Whether a client has asked.
+    pub(super) const fn is_for_client(&self) -> bool {
+        matches!(self.errand, Errand::Authorize { .. })
     }
 
     /// When the first step was taken.

@@ -6,3 +6,4 @@
 pub mod endpoint;
 mod flow;
 pub mod request;
+pub mod second_factor;

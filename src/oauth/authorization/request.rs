@@ -12,6 +12,7 @@ use crate::{
         browser_session::BrowserSession,
         client::Client,
         consent::Permission,
+        factor::{ACR_VALUES, TWO_FACTORS},
         id::ClientId,
         name::named,
         resource::ResourceUri,
@@ -133,6 +134,8 @@ pub struct Asked {
     pub prompts: Vec<Prompt>,
     /// How long ago the user may have authenticated.
     pub max_age: Option<Duration>,
+    /// Whether the client would rather have two factors than one (`acr_values`).
+    pub two_factors: bool,
     /// Whom the client expects.
     pub login_hint: Option<String>,
     /// An ID Token of whom the client expects.
@@ -199,9 +202,15 @@ impl Asked {
             nonce,
             prompts: prompts(form)?,
             max_age: max_age(form)?,
+            two_factors: two_factors(form)?,
             login_hint: text(form, "login_hint", LONGEST_HINT)?,
             id_token_hint: form.one("id_token_hint")?.map(str::to_owned),
         })
+    }
+
+    /// Whether the user is to be asked nothing.
+    pub fn is_silent(&self) -> bool {
+        self.asks_for(Prompt::None)
     }
 
     /// Whether the user is to be asked this.
@@ -308,6 +317,14 @@ impl AuthorizationRequest {
             )),
         }
     }
+}
+
+/// "Requested Authentication Context Class Reference values … in order of preference" (`OpenID`
+/// Connect Core §3.1.2.1): the first one that is known decides.
+fn two_factors(form: &Form) -> Result<bool, OAuthError> {
+    let values = form.one("acr_values")?.unwrap_or_default();
+    let known = values.split(' ').find(|value| ACR_VALUES.contains(value));
+    Ok(known == Some(TWO_FACTORS))
 }
 
 fn client(form: &Form, registry: &Registry) -> Result<Arc<Client>, OAuthError> {

@@ -97,8 +97,7 @@ where
                  created_at = $13, updated_at = $14, jwks = $15, jwks_uri = $16, \
                  tokens_not_before = $17, first_party = $18, refresh_policy = $19, \
                  refresh_sharing_acknowledged = $20, session_epoch = $21, redirect_uris = $22, \
-                 post_logout_redirect_uris = $23, require_pkce = $24, \
-                 second_factor_required = $25 \
+                 post_logout_redirect_uris = $23, require_pkce = $24, second_factor_required = $25 \
                  where client_id = $1 and revision = $12 - 1 \
                  returning client_id"
             }

@@ -4,9 +4,10 @@ use std::{collections::HashSet, time::Duration};
 
 use countersign::{
     admin::client::ClientMetadata,
-    clock::{ManualClock, Timestamp},
+    clock::{Clock as _, ManualClock, Timestamp},
     domain::{
-        change::{Change, EventType},
+        change::{Cause, Change, EventType},
+        factor::{FactorChange, Passkey, PasskeyId},
         id::{ClientId, UserId},
         secret::SecretHash,
     },
@@ -24,7 +25,7 @@ use crate::support::{
     database::{Database, Engine},
     server::{API, Answer, FILES, FORM, ISSUER, Registered, Setup, TestServer, answer},
     sign_in::{PASSWORD, VERIFIER, by, claims, hash_of, public, redeem, refresh, update_user},
-    soon,
+    soon, totp,
 };
 
 on_both_engines! {
@@ -36,6 +37,7 @@ on_both_engines! {
     whoever_is_no_user_gets_the_answers_of_one,
     names_that_nobody_can_have_are_unknown_names,
     a_code_lives_a_minute,
+    an_enrolled_factor_is_asked_for_after_the_password,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -761,4 +763,199 @@ async fn who_is_disabled_is_signed_out() {
     let request = site.server.by(site.phone(), &refresh(&token));
     refused(request, (400, "invalid_grant", "user_disabled")).await;
     refused(site.by_phone(&go_on(&session, PASSWORD)), CREDENTIALS).await;
+}
+
+const OTP: Refusal = (400, "insufficient_authorization", "otp");
+const WRONG_CODE: Refusal = (400, "invalid_grant", "otp");
+
+/// A site whose clock stands still, where Ada has an app and recovery codes.
+struct Secured {
+    site: Site,
+    clock: ManualClock,
+    secret: Vec<u8>,
+    recovery_codes: Vec<String>,
+}
+
+impl Secured {
+    async fn on(engine: Engine) -> Self {
+        Self::of(Setup::new().on(engine)).await
+    }
+
+    async fn of(setup: Setup) -> Self {
+        let clock = ManualClock::new(NOW);
+        let site = Site::of(setup.clock(clock.clone())).await;
+        let user = site.server.store().user(site.ada).await.unwrap().unwrap();
+        let (factors, cause) = (site.server.factors(), Cause::system());
+        let secret = b"12345678901234567890".to_vec();
+        let code = totp::code(&secret, NOW);
+        factors.enrol(&user, &secret, &code, &cause).await.unwrap();
+        let codes = factors.make_codes(&user, &cause).await.unwrap();
+        clock.advance(Duration::from_secs(30));
+        Self {
+            site,
+            clock,
+            secret,
+            recovery_codes: codes.iter().map(|code| code.expose().to_owned()).collect(),
+        }
+    }
+
+    fn code(&self) -> String {
+        totp::code(&self.secret, self.clock.now())
+    }
+
+    fn wrong(&self) -> String {
+        totp::wrong_code(&self.secret, self.clock.now())
+    }
+
+    /// The step after the password.
+    async fn after_password(&self) -> String {
+        let session = self.site.begin("ada").await;
+        let request = self.site.by_phone(&go_on(&session, PASSWORD));
+        asks_for_code(&refused(request, OTP).await)
+    }
+
+    fn with_code(&self, session: &str, code: &str) -> RequestBuilder {
+        self.site
+            .by_phone(&[("auth_session", session), ("otp", code)])
+    }
+
+    async fn strength(&self, answered: &Answer) -> (Value, Value) {
+        let phone = self.site.phone();
+        let tokens = self.site.server.redeem(phone, &code(answered)).await;
+        let claims = claims(&tokens.access_token());
+        (claims["acr"].clone(), claims["amr"].clone())
+    }
+}
+
+fn asks_for_code(answer: &Answer) -> String {
+    let body = answer.json();
+    assert_eq!(body["needed"], "otp");
+    body["auth_session"].as_str().unwrap().to_owned()
+}
+
+fn two_factors() -> (Value, Value) {
+    (json!("urn:countersign:acr:2"), json!(["pwd", "otp", "mfa"]))
+}
+
+async fn an_enrolled_factor_is_asked_for_after_the_password(engine: Engine) {
+    let site = Secured::on(engine).await;
+    let session = site.after_password().await;
+    let again = refused(site.with_code(&session, &site.wrong()), WRONG_CODE).await;
+    let next = asks_for_code(&again);
+    assert_ne!(next, session);
+    refused(site.with_code(&session, &site.code()), INVALID_SESSION).await;
+    let right = site.code();
+    let answered = answer(site.with_code(&next, &right)).await;
+    assert_eq!(site.strength(&answered).await, two_factors());
+    // A code is taken once, and a recovery code, too; the latter also in one request.
+    let session = site.after_password().await;
+    refused(site.with_code(&session, &right), WRONG_CODE).await;
+    let recovery = site.recovery_codes[0].as_str();
+    let whole = [&at_once("ada", PASSWORD)[..], &[("otp", recovery)]].concat();
+    let answered = answer(site.site.by_phone(&whole)).await;
+    assert_eq!(site.strength(&answered).await, two_factors());
+    let again = refused(site.site.by_phone(&whole), WRONG_CODE).await;
+    asks_for_code(&again);
+}
+
+/// "An enrolled factor is never skipped": whatever is sent instead.
+#[tokio::test]
+async fn a_second_factor_is_not_to_be_skipped() {
+    let site = Secured::on(Engine::Sqlite).await;
+    let ada = site.site.ada;
+    let server = &site.site.server;
+    // The code before the password is no step.
+    let first = site.site.begin("ada").await;
+    let request = site.with_code(&first, &site.code());
+    let first = auth_session(&refused(request, INSUFFICIENT).await);
+    // Nor does the password count twice.
+    let request = site.site.by_phone(&go_on(&first, PASSWORD));
+    let second = asks_for_code(&refused(request, OTP).await);
+    let request = site.site.by_phone(&go_on(&second, PASSWORD));
+    let second = asks_for_code(&refused(request, OTP).await);
+    // What changes meanwhile ends it.
+    let end = Change::EndUserSessions {
+        id: ada,
+        tokens_die_at: NOW,
+    };
+    server.apply(end).await;
+    refused(site.with_code(&second, &site.code()), INVALID_SESSION).await;
+    let third = site.after_password().await;
+    update_user(server.store(), ada, NOW, |user| user.disabled = true).await;
+    refused(site.with_code(&third, &site.code()), INVALID_SESSION).await;
+    update_user(server.store(), ada, NOW, |user| user.disabled = false).await;
+    // Five wrong ones end it, too.
+    let mut session = site.after_password().await;
+    for _ in 0..4 {
+        let request = site.with_code(&session, &site.wrong());
+        session = asks_for_code(&refused(request, WRONG_CODE).await);
+    }
+    let last = refused(site.with_code(&session, &site.wrong()), WRONG_CODE).await;
+    assert!(last.json()["auth_session"].is_null());
+    refused(site.with_code(&session, &site.code()), INVALID_SESSION).await;
+}
+
+#[tokio::test]
+async fn wrong_codes_are_limited_and_the_sign_in_waits() {
+    let setup = Setup::new().set("limits.password_failures_per_minute", "2");
+    let site = Secured::of(setup).await;
+    let mut session = site.after_password().await;
+    for _ in 0..2 {
+        let request = site.with_code(&session, &site.wrong());
+        session = asks_for_code(&refused(request, WRONG_CODE).await);
+    }
+    let limited = (429, "temporarily_unavailable", "rate_limited");
+    let turned_away = refused(site.with_code(&session, &site.code()), limited).await;
+    assert_eq!(turned_away.header("retry-after"), Some("30"));
+    session = asks_for_code(&turned_away);
+    site.clock.advance(Duration::from_secs(30));
+    code(&answer(site.with_code(&session, &site.code())).await);
+}
+
+/// §5.2.2.1: what only a browser can ask for is left to a browser.
+#[tokio::test]
+async fn what_needs_a_browser_is_left_to_one() {
+    let site = Site::start().await;
+    let store = site.server.store();
+    let whole = || site.by_phone(&at_once("ada", PASSWORD));
+    let told = |needed: &'static str| (400, "redirect_to_web", needed);
+    // Who needs a second factor and has none has to enrol one.
+    update_user(store, site.ada, NOW, |user| {
+        user.second_factor_required = true;
+    })
+    .await;
+    let answered = refused(whole(), told("enrolment")).await;
+    assert_eq!(answered.json()["needed"], "enrolment");
+    update_user(store, site.ada, NOW, |user| {
+        user.second_factor_required = false;
+    })
+    .await;
+    site.server
+        .update(site.phone(), json!({ "second_factor_required": true }))
+        .await;
+    site.server.renewed().await;
+    refused(whole(), told("enrolment")).await;
+    // Nor can an app ask for a passkey.
+    let user = store.user(site.ada).await.unwrap().unwrap();
+    let passkey = Passkey {
+        id: PasskeyId::from_bytes(b"x").unwrap(),
+        subject: site.ada,
+        name: "Key".to_owned(),
+        credential: String::new(),
+        counter: 0,
+        created_at: NOW,
+        last_used_at: None,
+    };
+    site.server
+        .apply(Change::ChangeFactors {
+            subject: site.ada,
+            user_epoch: user.session_epoch,
+            change: FactorChange::AddPasskey(Box::new(passkey)),
+        })
+        .await;
+    let answered = refused(whole(), told("passkey")).await;
+    assert_eq!(answered.json()["needed"], "passkey");
+    assert!(answered.json()["auth_session"].is_null());
+    // Before the password nobody learns of it.
+    refused(site.by_phone(&at_once("ada", "wrong")), CREDENTIALS).await;
 }

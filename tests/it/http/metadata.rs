@@ -41,6 +41,7 @@ async fn the_metadata_says_what_is_there_and_no_more() {
                     ["client_secret_basic", "client_secret_post", "none", "private_key_jwt"],
                 "revocation_endpoint_auth_signing_alg_values_supported": ["ES256"],
                 "authorization_challenge_endpoint": "https://issuer.example/oauth2/challenge",
+                "acr_values_supported": ["urn:countersign:acr:1", "urn:countersign:acr:2"],
                 "code_challenge_methods_supported": ["S256"],
                 "grant_types_supported":
                     ["authorization_code", "client_credentials", "refresh_token"],

@@ -206,10 +206,10 @@ pub(super) async fn of_32_who_present_a_one_time_password_at_once_one_has_it(dat
 pub(super) async fn of_32_who_present_a_recovery_code_at_once_one_uses_it(database: &Database) {
     let store = opened(database).await;
     let user = equipped(&*store, 1).await;
-    let mut users = JoinSet::new();
+    let mut writers = JoinSet::new();
     for _ in 0..32 {
         let (store, user) = (store.clone(), user.clone());
-        users.spawn(async move {
+        writers.spawn(async move {
             let using = of(&user, FactorChange::UseRecoveryCode(hash(2)));
             match apply(&*store, using).await {
                 Ok(_) => true,
@@ -218,8 +218,8 @@ pub(super) async fn of_32_who_present_a_recovery_code_at_once_one_uses_it(databa
             }
         });
     }
-    let used = users.join_all().await.into_iter().filter(|won| *won);
-    assert_eq!(used.count(), 1);
+    let won = writers.join_all().await.into_iter().filter(|won| *won);
+    assert_eq!(won.count(), 1);
     assert_eq!(store.factors(user.id).await.unwrap().recovery_codes, 2);
     let query = EventQuery {
         kinds: vec![EventType::RecoveryCodeUsed],
@@ -235,8 +235,8 @@ pub(super) async fn new_recovery_codes_replace_all_that_there_were(database: &Da
     apply(&*store, make_codes(&user, 4..=13)).await.unwrap();
     let old = of(&user, FactorChange::UseRecoveryCode(hash(1)));
     assert_conflict(database, &*store, old).await;
-    let used = of(&user, FactorChange::UseRecoveryCode(hash(13)));
-    apply(&*store, used).await.unwrap();
+    let new = of(&user, FactorChange::UseRecoveryCode(hash(13)));
+    apply(&*store, new).await.unwrap();
     assert_eq!(store.factors(user.id).await.unwrap().recovery_codes, 9);
     assert_eq!(store.factors(other.id).await.unwrap().recovery_codes, 3);
 }
@@ -255,12 +255,12 @@ pub(super) async fn of_32_uses_of_a_passkey_with_one_count_one_is_noted(database
     for _ in 0..2 {
         assert!(store.note_passkey(&counted(0), at).await.unwrap());
     }
-    let mut uses = JoinSet::new();
+    let mut takers = JoinSet::new();
     for _ in 0..32 {
-        let (store, used) = (store.clone(), counted(7));
-        uses.spawn(async move { store.note_passkey(&used, at).await.unwrap() });
+        let (store, passkey) = (store.clone(), counted(7));
+        takers.spawn(async move { store.note_passkey(&passkey, at).await.unwrap() });
     }
-    let noted = uses.join_all().await.into_iter().filter(|noted| *noted);
+    let noted = takers.join_all().await.into_iter().filter(|noted| *noted);
     assert_eq!(noted.count(), 1);
     for (counter, expected) in [(0, false), (6, false), (7, false), (8, true)] {
         let noted = store.note_passkey(&counted(counter), at).await.unwrap();

@@ -12,6 +12,7 @@ pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod sign_in;
 pub(crate) mod site;
+pub(crate) mod totp;
 
 use std::time::Duration;
 

@@ -19,7 +19,9 @@ use countersign::{
         id::{ClientId, SecretId},
     },
     entropy::Entropy,
+    identity::factor::SecondFactors,
     store::Access,
+    throttle::Throttle,
 };
 use reqwest::{
     Method, RequestBuilder,
@@ -297,6 +299,18 @@ pub(crate) struct TestServer {
 impl TestServer {
     pub(crate) async fn start() -> Self {
         Setup::new().start().await
+    }
+
+    /// What enrols second factors beside the server.
+    pub(crate) fn factors(&self) -> SecondFactors {
+        SecondFactors {
+            store: Arc::clone(&self.clients.store),
+            clock: self.clients.clock.clone(),
+            entropy: Entropy::new(),
+            masters: self.config.master_keys.clone(),
+            failures: Throttle::per_minute(0),
+            service: "Countersign".to_owned(),
+        }
     }
 
     /// A client of [`Setup::client`].

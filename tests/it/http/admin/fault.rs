@@ -133,14 +133,8 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
     );
     let id = created.await.json()["id"].as_str().unwrap().to_owned();
     let resource = format!("{resources}/{id}");
-    change(
-        "deleteResource",
-        "DELETE",
-        resource,
-        Value::Null,
-        &["resource"],
-    )
-    .await;
+    let own = &["resource"];
+    change("deleteResource", "DELETE", resource, Value::Null, own).await;
 
     let users = "/admin/v1/users".to_owned();
     let written = json!({ "username": "made", "password": "zwölf Boxkämpfer jagen Eva" });

@@ -5,6 +5,7 @@ mod authorize;
 mod chromium;
 mod logout;
 mod pages;
+mod second_factor;
 
 use std::collections::BTreeMap;
 
@@ -91,6 +92,14 @@ impl Site {
             site: self,
             http: http.build().unwrap(),
             cookies: BTreeMap::new(),
+        }
+    }
+
+    /// One more browser with the cookies of another: what somebody has who has read them.
+    fn browser_of(&self, other: &Browser<'_>) -> Browser<'_> {
+        Browser {
+            cookies: other.cookies.clone(),
+            ..self.browser()
         }
     }
 

@@ -52,8 +52,8 @@ pub(in crate::http) async fn refused(
 
     let body = answer.json();
     let members = body.as_object().unwrap();
-    let goes_on = members.contains_key("auth_session");
-    assert_eq!(members.len(), if goes_on { 4 } else { 2 }, "{body}");
+    let more = ["auth_session", "needed"].map(|name| usize::from(members.contains_key(name)));
+    assert_eq!(members.len(), 2 + more[0] + more[1], "{body}");
     assert_eq!(members["error"], error);
     let description = members["error_description"].as_str().unwrap();
     // %x20-21 / %x23-5B / %x5D-7E

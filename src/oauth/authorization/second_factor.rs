@@ -1,0 +1,367 @@
+//! The step of a sign-in that comes after the password: a second factor, or its enrolment.
+//!
+//! What was proved before goes into the sealed flow, so that no step can be left out: a session is
+//! opened by [`AuthorizationEndpoint::open`] alone, for what [`next`] finds to be enough.
+
+use countersign_verifier::base64url;
+
+use super::{
+    endpoint::{Answer, AuthorizationEndpoint, Browser, Reply, of_session},
+    flow::Flow,
+    request::AuthorizationRequest,
+};
+use crate::{
+    domain::{
+        change::Cause,
+        factor::{Factors, ONE_FACTOR, Proved, acr},
+        user::User,
+    },
+    identity::{
+        factor::{FactorRefused, Next, Wanted, next, recovery::RecoveryCode},
+        session::Present,
+        sign_in::Place,
+    },
+    oauth::{
+        error::{ErrorCode, OAuthError},
+        form::Form,
+        seals::over,
+        store_answer,
+    },
+};
+
+/// What the page says on which users prove a second factor.
+pub struct FactorPage {
+    /// Who signs in.
+    pub username: String,
+    /// Whether the user has an app that makes one-time passwords.
+    pub has_app: bool,
+    /// Whether recovery codes are left.
+    pub has_codes: bool,
+    /// What was wrong with the last try.
+    pub problem: Option<OAuthError>,
+    /// Whether it leads to a client.
+    pub for_client: bool,
+    /// The request, sealed.
+    pub flow: String,
+}
+
+/// What the page says on which users enrol an app because they have to.
+pub struct EnrolPage {
+    /// Who signs in.
+    pub username: String,
+    /// The secret as it is typed.
+    pub secret: String,
+    /// The same for apps on this device.
+    pub url: String,
+    /// The same for cameras: SVG.
+    pub picture: String,
+    /// What was wrong with the last try.
+    pub problem: Option<OAuthError>,
+    /// Whether it leads to a client.
+    pub for_client: bool,
+    /// The request, sealed.
+    pub flow: String,
+}
+
+/// What the page says that shows recovery codes, once.
+pub struct CodesPage {
+    /// The codes.
+    pub codes: Vec<RecoveryCode>,
+    /// Whether it leads to a client.
+    pub for_client: bool,
+    /// The request, sealed.
+    pub flow: String,
+}
+
+impl AuthorizationEndpoint {
+    /// Goes on with a user who has authenticated by these methods just now: to a second factor, if one
+    /// is needed, or with a session.
+    pub(super) async fn after_password(
+        &self,
+        flow: &Flow,
+        user: &User,
+        amr: Vec<String>,
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let request = match self.read(&flow.errand) {
+            Ok(request) => request,
+            Err(rejection) => return Ok(Self::rejected(rejection)),
+        };
+        let factors = self.factors_of(user).await?;
+        let wanted = Wanted {
+            is_fresh: true,
+            ..wanted(user, request.as_ref())
+        };
+        match next(factors.is_enrolled(), wanted, &amr) {
+            Next::Nothing => self.open(flow, user, amr, browser).await,
+            asked => {
+                let reply = self.ask_for_factor(flow, user, amr, &factors, asked, browser);
+                reply.map(Answer::from)
+            }
+        }
+    }
+
+    /// What is to be asked of a user who has a session already, if that is not enough for a request.
+    pub(super) async fn step_up(
+        &self,
+        flow: &Flow,
+        request: &AuthorizationRequest,
+        present: &Present,
+        browser: Browser<'_>,
+    ) -> Result<Option<Reply>, OAuthError> {
+        let session = &present.session;
+        if acr(&session.amr) != ONE_FACTOR {
+            return Ok(None);
+        }
+        let reading = self.store.user(session.subject);
+        let user = store_answer(&self.clock, reading).await?;
+        let user = user.filter(|user| user.session_epoch == session.user_epoch);
+        let Some(user) = user else {
+            return Err(sessions_ended());
+        };
+        let wanted = wanted(&user, Some(request));
+        if !wanted.required && !wanted.asked_for {
+            return Ok(None);
+        }
+        let factors = self.factors_of(&user).await?;
+        let asked = next(factors.is_enrolled(), wanted, &session.amr);
+        if asked == Next::Nothing {
+            return Ok(None);
+        }
+        if request.asked.is_silent() {
+            // What is voluntary is done without (OpenID Connect Core §5.5.1.1).
+            return if wanted.required {
+                Err(OAuthError::new(
+                    ErrorCode::LoginRequired,
+                    "second_factor_required",
+                    "the user has to prove a second factor",
+                ))
+            } else {
+                Ok(None)
+            };
+        }
+        let amr = session.amr.clone();
+        let reply = self.ask_for_factor(flow, &user, amr, &factors, asked, browser);
+        reply.map(Some)
+    }
+
+    fn ask_for_factor(
+        &self,
+        flow: &Flow,
+        user: &User,
+        amr: Vec<String>,
+        factors: &Factors,
+        asked: Next,
+        browser: Browser<'_>,
+    ) -> Result<Reply, OAuthError> {
+        let proved = Flow {
+            proved: Some(Proved::new(user, amr, self.clock.now())),
+            enrolling: None,
+            ..flow.clone()
+        };
+        if asked == Next::Enrol {
+            let begun = self.factors.begin(user.username.as_str());
+            let secret = begun.map_err(of_factor)?.secret;
+            let proved = Flow {
+                enrolling: Some(base64url::encode(secret.expose())),
+                ..proved
+            };
+            return self.enrolment(&proved, user, None, browser);
+        }
+        self.factor_page(&proved, user, factors, None, browser)
+    }
+
+    fn factor_page(
+        &self,
+        flow: &Flow,
+        user: &User,
+        factors: &Factors,
+        problem: Option<OAuthError>,
+        browser: Browser<'_>,
+    ) -> Result<Reply, OAuthError> {
+        Ok(Reply::Factor(FactorPage {
+            username: user.username.to_string(),
+            has_app: factors.totp.is_some(),
+            has_codes: factors.recovery_codes > 0,
+            problem,
+            for_client: flow.is_for_client(),
+            flow: flow.seal(&self.seals, browser.binding)?,
+        }))
+    }
+
+    fn enrolment(
+        &self,
+        flow: &Flow,
+        user: &User,
+        problem: Option<OAuthError>,
+        browser: Browser<'_>,
+    ) -> Result<Reply, OAuthError> {
+        let (secret, username) = (secret_of(flow)?, user.username.as_str());
+        let enrolment = self.factors.begin_again(&secret, username);
+        let enrolment = enrolment.map_err(of_factor)?;
+        Ok(Reply::Enrol(EnrolPage {
+            username: user.username.to_string(),
+            secret: enrolment.secret.text(),
+            url: enrolment.url,
+            picture: enrolment.picture,
+            problem,
+            for_client: flow.is_for_client(),
+            flow: flow.seal(&self.seals, browser.binding)?,
+        }))
+    }
+
+    /// Takes a code, as a second factor.
+    pub(super) async fn take_code(
+        &self,
+        form: &Form,
+        flow: &Flow,
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let (user, proved) = self.proved(flow).await?;
+        let code = form.one("code")?.unwrap_or_default();
+        let cause = Cause::of_user(user.id, browser.origin);
+        let place = Place::of_browser(browser.origin);
+        let verified = self.factors.verify(&user, code, place.as_ref(), &cause);
+        match verified.await {
+            Ok(more) => {
+                let amr = proved.amr.into_iter().chain(more).collect();
+                self.open(flow, &user, amr, browser).await
+            }
+            Err(refused) => {
+                let problem = of_factor(refused);
+                let factors = self.factors_of(&user).await?;
+                let page = self.factor_page(flow, &user, &factors, Some(problem), browser);
+                page.map(Answer::from)
+            }
+        }
+    }
+
+    /// Takes the first code of an app that is being enrolled; then shows recovery codes.
+    pub(super) async fn take_enrolment(
+        &self,
+        form: &Form,
+        flow: &Flow,
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let (user, proved) = self.proved(flow).await?;
+        let secret = secret_of(flow)?;
+        // Whoever has one by now proves that one.
+        if self.factors_of(&user).await?.is_enrolled() {
+            return Err(over());
+        }
+        let code = form.one("code")?.unwrap_or_default();
+        let cause = Cause::of_user(user.id, browser.origin);
+        let more = match self.factors.enrol(&user, &secret, code, &cause).await {
+            Ok(more) => more,
+            Err(FactorRefused::Conflict) => return Err(over()),
+            Err(refused) => {
+                let page = self.enrolment(flow, &user, Some(of_factor(refused)), browser);
+                return page.map(Answer::from);
+            }
+        };
+        let codes = self.factors.make_codes(&user, &cause).await;
+        let codes = codes.map_err(of_factor)?;
+        let amr = proved.amr.into_iter().chain(more).collect();
+        let before = browser.present(&self.sessions).await?;
+        let opened = self.sessions.open(&user, amr, &cause, before.as_ref());
+        let (_, cookie) = opened.await.map_err(of_session)?;
+        let after = flow.after_steps();
+        Ok(Answer {
+            session: Some(cookie),
+            ..Reply::Codes(CodesPage {
+                codes,
+                for_client: after.is_for_client(),
+                flow: after.seal(&self.seals, browser.binding)?,
+            })
+            .into()
+        })
+    }
+
+    /// Opens a session for a user who has authenticated by these methods, and goes on.
+    async fn open(
+        &self,
+        flow: &Flow,
+        user: &User,
+        amr: Vec<String>,
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let before = browser.present(&self.sessions).await?;
+        let cause = Cause::of_user(user.id, browser.origin);
+        let opened = self.sessions.open(user, amr, &cause, before.as_ref());
+        let (present, cookie) = opened.await.map_err(of_session)?;
+        let after = flow.after_steps();
+        Ok(Answer {
+            session: Some(cookie),
+            ..self.go_on(&after, browser, Some(present), false).await
+        })
+    }
+
+    /// Who a flow is of, and what was proved in it. The user is what it was then: nobody has changed
+    /// the password, or disabled it, since.
+    async fn proved(&self, flow: &Flow) -> Result<(User, Proved), OAuthError> {
+        let proved = flow.proved.clone().ok_or_else(over)?;
+        let reading = self.store.user(proved.subject());
+        let user = store_answer(&self.clock, reading).await?;
+        let now = self.clock.now();
+        let user = user.filter(|user| proved.is_of(user, now));
+        Ok((user.ok_or_else(over)?, proved))
+    }
+
+    async fn factors_of(&self, user: &User) -> Result<Factors, OAuthError> {
+        let reading = self.factors.of(user.id).await;
+        reading.map_err(OAuthError::of_store)
+    }
+}
+
+/// Who wants a second factor of this user.
+fn wanted(user: &User, request: Option<&AuthorizationRequest>) -> Wanted {
+    let of_client = request.is_some_and(|request| request.client.second_factor_required);
+    Wanted {
+        required: user.second_factor_required || of_client,
+        asked_for: request.is_some_and(|request| request.asked.two_factors),
+        is_fresh: false,
+    }
+}
+
+fn secret_of(flow: &Flow) -> Result<zeroize::Zeroizing<Vec<u8>>, OAuthError> {
+    let text = flow.enrolling.as_deref().ok_or_else(over)?;
+    let secret = base64url::decode(text).map_err(|_| over())?;
+    Ok(zeroize::Zeroizing::new(secret))
+}
+
+const fn sessions_ended() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::AccessDenied,
+        "sessions_ended",
+        "the sessions of the user have just been ended",
+    )
+}
+
+/// What is said to whoever has not proved a second factor.
+pub(in crate::oauth) fn of_factor(refused: FactorRefused) -> OAuthError {
+    match refused {
+        FactorRefused::Wrong => OAuthError::new(
+            ErrorCode::AccessDenied,
+            "second_factor",
+            "The code is wrong, or was used before.",
+        ),
+        FactorRefused::TooOften(wait) => {
+            OAuthError::too_often(wait, "Too many codes were wrong. Try again in a moment.")
+        }
+        FactorRefused::Conflict => OAuthError::new(
+            ErrorCode::AccessDenied,
+            "conflict",
+            "Something has changed meanwhile. Look again.",
+        ),
+        FactorRefused::Last => OAuthError::new(
+            ErrorCode::AccessDenied,
+            "last_factor",
+            "You need a second factor, and this is your last one. Add another one first.",
+        ),
+        FactorRefused::Store(error) => OAuthError::of_store(error),
+        error @ (FactorRefused::Sealing(_)
+        | FactorRefused::MasterKey(_)
+        | FactorRefused::NoMasterKey
+        | FactorRefused::Entropy(_)) => OAuthError::internal(error),
+    }
+}

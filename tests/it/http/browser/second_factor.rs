@@ -1,0 +1,425 @@
+//! The step after the password: one-time passwords (RFC 6238), recovery codes, and who asks for them.
+
+use std::time::Duration;
+
+use countersign::{
+    admin::client::ClientMetadata,
+    clock::{Clock as _, ManualClock, Timestamp},
+    domain::{
+        change::{Change, EventType},
+        event::EventQuery,
+    },
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{Browser, Site, flow, heading, of_browsers, returned};
+use crate::support::{
+    database::Engine,
+    server::{Answer, Setup},
+    sign_in::{PASSWORD, claims, update_user},
+    totp,
+};
+
+on_both_engines! {
+    a_user_who_needs_a_second_factor_enrols_one_before_anything_is_issued,
+    a_code_is_taken_once_and_a_recovery_code_too,
+}
+
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+const VERIFY: &str = "Two-step verification";
+const ENROL: &str = "Set up two-step verification";
+const CONSENT: &str = "Allow Field &#60;b&#62;Notes to use your account?";
+
+/// A site whose clock stands still, and Ada's app.
+struct Secured {
+    site: Site,
+    clock: ManualClock,
+    secret: Vec<u8>,
+    recovery_codes: Vec<String>,
+}
+
+impl Secured {
+    async fn start() -> Self {
+        Self::of(Setup::new()).await
+    }
+
+    /// Where Ada has enrolled an app, which nobody requires of her.
+    async fn of(setup: Setup) -> Self {
+        let clock = ManualClock::new(NOW);
+        let site = Site::of(setup.clock(clock.clone())).await;
+        require(&site, true).await;
+        let mut browser = site.browser();
+        let page = browser.ask(&[]).await;
+        let page = browser.sign_in(&page, "ada", PASSWORD).await;
+        let secret = secret_of(&page);
+        let code = totp::code(&secret, clock.now());
+        let page = browser.enrol(&page, &code).await;
+        let recovery_codes = codes_of(&page);
+        require(&site, false).await;
+        clock.advance(Duration::from_mins(1));
+        Self {
+            site,
+            clock,
+            secret,
+            recovery_codes,
+        }
+    }
+
+    fn code(&self) -> String {
+        totp::code(&self.secret, self.clock.now())
+    }
+
+    fn wrong(&self) -> String {
+        totp::wrong_code(&self.secret, self.clock.now())
+    }
+
+    /// The next step of codes.
+    fn step(&self) {
+        self.clock.advance(Duration::from_secs(30));
+    }
+}
+
+/// Says whether Ada needs a second factor.
+async fn require(site: &Site, required: bool) {
+    let now = site.server.clients.clock.now();
+    update_user(site.server.store(), site.ada, now, |user| {
+        user.second_factor_required = required;
+    })
+    .await;
+}
+
+impl Browser<'_> {
+    async fn verify(&mut self, page: &Answer, code: &str) -> Answer {
+        let flow = flow(page);
+        let form = [("flow", flow.as_str()), ("code", code)];
+        self.post("/signin/factor", &form).await
+    }
+
+    async fn enrol(&mut self, page: &Answer, code: &str) -> Answer {
+        let flow = flow(page);
+        let form = [("flow", flow.as_str()), ("code", code)];
+        self.post("/signin/enrol", &form).await
+    }
+
+    async fn go_on(&mut self, page: &Answer) -> Answer {
+        let flow = flow(page);
+        self.post("/signin/continue", &[("flow", &flow)]).await
+    }
+
+    /// The page after Ada's password.
+    async fn after_password(&mut self, request: &[(&str, &str)]) -> Answer {
+        let page = self.ask(request).await;
+        self.sign_in(&page, "ada", PASSWORD).await
+    }
+}
+
+/// The key that a page shows for an app.
+fn secret_of(page: &Answer) -> Vec<u8> {
+    let (_, rest) = page.body.split_once("<code class=\"secret\">").unwrap();
+    totp::secret(rest.split('<').next().unwrap())
+}
+
+/// The recovery codes that a page shows.
+fn codes_of(page: &Answer) -> Vec<String> {
+    assert_eq!(heading(page), "Keep your recovery codes", "{page:?}");
+    let codes = page.body.split("<li><code>").skip(1);
+    let codes = codes.map(|rest| rest.split('<').next().unwrap().to_owned());
+    codes.collect()
+}
+
+/// What an access token says of how its user has signed in.
+async fn strength(site: &Site, answer: &Answer) -> (Value, Value) {
+    let tokens = site.exchanged(&returned(answer)["code"]).await;
+    let claims = claims(&tokens.access_token());
+    (claims["acr"].clone(), claims["amr"].clone())
+}
+
+fn both() -> (Value, Value) {
+    let amr = json!(["pwd", "otp", "mfa"]);
+    (json!("urn:countersign:acr:2"), amr)
+}
+
+fn over(answer: &Answer) {
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert_eq!(heading(answer), "This does not work");
+    assert!(answer.header("set-cookie").is_none(), "{answer:?}");
+}
+
+async fn a_user_who_needs_a_second_factor_enrols_one_before_anything_is_issued(engine: Engine) {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().on(engine).clock(clock.clone())).await;
+    require(&site, true).await;
+    let mut browser = site.browser();
+    let page = browser.after_password(&[]).await;
+    assert_eq!((page.status, heading(&page)), (200, ENROL));
+    // There is no session yet.
+    assert_eq!(heading(&browser.ask(&[]).await), "Sign in");
+    let secret = secret_of(&page);
+    assert_eq!(secret.len(), 20);
+    assert!(page.body.contains("otpauth://totp/"), "{page:?}");
+    assert!(page.body.contains("<svg"), "{page:?}");
+    let wrong = totp::wrong_code(&secret, NOW);
+    let again = browser.enrol(&page, &wrong).await;
+    assert_eq!((again.status, heading(&again)), (400, ENROL));
+    assert_eq!(secret_of(&again), secret);
+    assert!(
+        site.server
+            .store()
+            .factors(site.ada)
+            .await
+            .unwrap()
+            .totp
+            .is_none()
+    );
+    let code = totp::code(&secret, NOW);
+    let page = browser.enrol(&again, &code).await;
+    let codes = codes_of(&page);
+    assert_eq!(codes.len(), 10);
+    // What was enrolled is enrolled once.
+    over(&site.browser_of(&browser).enrol(&again, &code).await);
+    let page = browser.go_on(&page).await;
+    assert_eq!(heading(&page), CONSENT);
+    let answer = browser.decide(&page, "allow").await;
+    assert_eq!(strength(&site, &answer).await, both());
+    let query = EventQuery {
+        subject: Some(site.ada.to_string()),
+        limit: 99,
+        ..EventQuery::default()
+    };
+    let events = site.server.store().events(&query).await.unwrap();
+    let ada = format!("user:{}", site.ada);
+    let by_ada = events.iter().filter(|event| event.cause.actor == ada);
+    let kinds: Vec<&str> = by_ada.map(|event| event.kind.as_str()).collect();
+    let expected = [EventType::TotpEnrolled, EventType::RecoveryCodesMade];
+    assert_eq!(kinds, expected.map(EventType::as_str));
+}
+
+async fn a_code_is_taken_once_and_a_recovery_code_too(engine: Engine) {
+    let site = Secured::of(Setup::new().on(engine)).await;
+    let mut browser = site.site.browser();
+    let page = browser.after_password(&[]).await;
+    assert_eq!((page.status, heading(&page)), (200, VERIFY));
+    let wrong = browser.verify(&page, &site.wrong()).await;
+    assert_eq!((wrong.status, heading(&wrong)), (400, VERIFY));
+    // People write spaces into it.
+    let code = site.code();
+    let spaced = format!("{} {}", &code[..3], &code[3..]);
+    let answer = browser.verify(&wrong, &spaced).await;
+    assert_eq!(heading(&answer), CONSENT);
+    let answer = browser.decide(&answer, "allow").await;
+    assert_eq!(strength(&site.site, &answer).await, both());
+
+    let mut other = site.site.browser();
+    let page = other.after_password(&[]).await;
+    let replayed = other.verify(&page, &code).await;
+    assert_eq!((replayed.status, heading(&replayed)), (400, VERIFY));
+    let recovery = &site.recovery_codes[3];
+    let answer = other.verify(&page, &recovery.to_uppercase()).await;
+    assert_eq!(strength(&site.site, &answer).await, both());
+    let mut third = site.site.browser();
+    let page = third.after_password(&[]).await;
+    let replayed = third.verify(&page, recovery).await;
+    assert_eq!((replayed.status, heading(&replayed)), (400, VERIFY));
+    site.step();
+    returned(&third.verify(&page, &site.code()).await);
+}
+
+/// No page leads on without what the one before it asks for, and nothing that was proved counts for
+/// somebody else, or for long.
+#[tokio::test]
+async fn no_step_can_be_left_out() {
+    let site = Secured::start().await;
+    let mut browser = site.site.browser();
+    let first = browser.ask(&[]).await;
+    // Before the password.
+    over(&browser.verify(&first, &site.code()).await);
+    over(&browser.enrol(&first, &site.code()).await);
+    assert_eq!(heading(&browser.go_on(&first).await), "Sign in");
+    let page = browser.sign_in(&first, "ada", PASSWORD).await;
+    assert_eq!(heading(&page), VERIFY);
+    assert!(page.header("set-cookie").is_none(), "{page:?}");
+    // Before the second factor.
+    assert_eq!(heading(&browser.go_on(&page).await), "Sign in");
+    assert_eq!(heading(&browser.decide(&page, "allow").await), "Sign in");
+    over(&browser.enrol(&page, &site.code()).await);
+    assert_eq!(heading(&browser.ask(&[]).await), "Sign in");
+    let silent = browser.ask(&[("prompt", "none")]).await;
+    assert_eq!(returned(&silent)["error"], "login_required");
+    for code in ["", "000000 ", "x", &"1".repeat(5000)] {
+        let answer = browser.verify(&page, code).await;
+        assert_eq!((answer.status, heading(&answer)), (400, VERIFY), "{code}");
+    }
+    // In another browser.
+    let mut other = site.site.browser();
+    other.ask(&[]).await;
+    over(&other.verify(&page, &site.code()).await);
+    // From a page of another site.
+    let flow = flow(&page);
+    let code = site.code();
+    let form = [("flow", flow.as_str()), ("code", &code)];
+    let request = browser.request(Method::POST, "/signin/factor").form(&form);
+    over(
+        &browser
+            .send(request.header("sec-fetch-site", "cross-site"))
+            .await,
+    );
+    // Too late.
+    site.clock.advance(Duration::from_mins(10));
+    over(&browser.verify(&page, &site.code()).await);
+    assert_eq!(heading(&browser.ask(&[]).await), "Sign in");
+}
+
+/// What was proved counts for the user as it was then.
+#[tokio::test]
+async fn whoever_changes_meanwhile_has_proved_nothing() {
+    let site = Secured::start().await;
+    let ada = site.site.ada;
+    let store = site.site.server.store();
+    let mut browser = site.site.browser();
+    let page = browser.after_password(&[]).await;
+    site.site
+        .server
+        .apply(Change::EndUserSessions {
+            id: ada,
+            tokens_die_at: NOW,
+        })
+        .await;
+    over(&browser.verify(&page, &site.code()).await);
+    let page = browser.after_password(&[]).await;
+    update_user(store, ada, NOW, |user| user.disabled = true).await;
+    over(&browser.verify(&page, &site.code()).await);
+    update_user(store, ada, NOW, |user| user.disabled = false).await;
+    let page = browser.after_password(&[]).await;
+    site.site
+        .server
+        .apply(Change::ResetFactors {
+            id: ada,
+            tokens_die_at: NOW,
+        })
+        .await;
+    over(&browser.verify(&page, &site.code()).await);
+    // Now a password is enough again.
+    site.clock.advance(Duration::from_secs(5));
+    assert_eq!(heading(&browser.after_password(&[]).await), CONSENT);
+}
+
+/// Six digits are guessed, unless somebody counts.
+#[tokio::test]
+async fn codes_are_limited_by_user_and_place() {
+    let setup = Setup::new()
+        .set("limits.password_failures_per_minute", "2")
+        .set("public.trusted_proxies", "127.0.0.1/32");
+    let site = Secured::of(setup).await;
+    let at = async |browser: &mut Browser<'_>, page: &Answer, address: &str, code: &str| {
+        let flow = flow(page);
+        let form = [("flow", flow.as_str()), ("code", code)];
+        let request = browser.request(Method::POST, "/signin/factor").form(&form);
+        let request = request.header("x-forwarded-for", address);
+        browser.send(request).await
+    };
+    let mut browser = site.site.browser();
+    let page = browser.after_password(&[]).await;
+    for _ in 0..2 {
+        let wrong = at(&mut browser, &page, "192.0.2.1", &site.wrong()).await;
+        assert_eq!(wrong.status, 400, "{wrong:?}");
+    }
+    let limited = at(&mut browser, &page, "192.0.2.1", &site.code()).await;
+    assert_eq!((limited.status, heading(&limited)), (429, VERIFY));
+    // Nobody is locked out elsewhere, and what was not looked at was not used.
+    let right = at(&mut browser, &page, "192.0.2.2", &site.code()).await;
+    assert_eq!(heading(&right), CONSENT);
+    // Where nobody knows the place, there is a limit, too.
+    let mut other = site.site.browser();
+    let page = other.after_password(&[]).await;
+    for _ in 0..2 {
+        assert_eq!(other.verify(&page, &site.wrong()).await.status, 400);
+    }
+    assert_eq!(other.verify(&page, &site.wrong()).await.status, 429);
+    site.clock.advance(Duration::from_mins(1));
+    let right = at(&mut other, &page, "192.0.2.1", &site.code()).await;
+    assert_eq!(heading(&right), CONSENT);
+}
+
+#[tokio::test]
+async fn a_client_may_require_a_second_factor() {
+    let strict = ClientMetadata {
+        first_party: true,
+        second_factor_required: true,
+        ..of_browsers()
+    };
+    let site = Secured::of(Setup::new().client("strict", strict)).await;
+    let site_of = &site.site;
+    let own = [("client_id", "strict")];
+    // A session of one factor, from before Ada had a second one.
+    let bob = site_of.server.user("bob").await;
+    site_of.set_password(bob, PASSWORD).await;
+    let mut browser = site_of.browser();
+    let page = browser.ask(&[]).await;
+    let page = browser.sign_in(&page, "bob", PASSWORD).await;
+    returned(&browser.decide(&page, "allow").await);
+    // Bob has none, and is led to enrol one; nobody else asks for it.
+    let silent = [&own[..], &[("prompt", "none")]].concat();
+    let refused = browser.ask(&silent).await;
+    assert_eq!(returned(&refused)["error"], "login_required");
+    let page = browser.ask(&own).await;
+    assert_eq!(heading(&page), ENROL);
+    returned(&browser.ask(&[]).await);
+    let secret = secret_of(&page);
+    let code = totp::code(&secret, site.clock.now());
+    let page = browser.enrol(&page, &code).await;
+    returned(&browser.go_on(&page).await);
+    // From now on the session is good for it.
+    returned(&browser.ask(&silent).await);
+    assert_eq!(strength(site_of, &browser.ask(&[]).await).await, both());
+    // In another browser Bob is asked as everybody is who has a second factor.
+    site.step();
+    let mut other = site_of.browser();
+    let page = other.ask(&own).await;
+    let page = other.sign_in(&page, "bob", PASSWORD).await;
+    assert_eq!(heading(&page), VERIFY);
+    let code = totp::code(&secret, site.clock.now());
+    returned(&other.verify(&page, &code).await);
+}
+
+/// `OpenID` Connect Core §3.1.2.1, §5.5.1.1: `acr_values` are voluntary.
+#[tokio::test]
+async fn a_client_may_ask_for_a_second_factor() {
+    const TWO: &str = "urn:countersign:acr:2";
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().clock(clock.clone())).await;
+    let mut browser = site.browser();
+    browser.code().await;
+    let asks = |values| [("acr_values", values)];
+    let one = (json!("urn:countersign:acr:1"), json!(["pwd"]));
+    // Ada has none.
+    assert_eq!(strength(&site, &browser.ask(&asks(TWO)).await).await, one);
+    // She enrols one in another browser; the session of this one stays as it is.
+    require(&site, true).await;
+    let mut other = site.browser();
+    let page = other.after_password(&[]).await;
+    let secret = secret_of(&page);
+    let page = other.enrol(&page, &totp::code(&secret, clock.now())).await;
+    codes_of(&page);
+    require(&site, false).await;
+    for values in [
+        "urn:countersign:acr:1",
+        "urn:countersign:acr:1 urn:countersign:acr:2",
+        "whatever",
+    ] {
+        let answer = browser.ask(&asks(values)).await;
+        assert_eq!(strength(&site, &answer).await, one, "{values}");
+    }
+    let silent = [("acr_values", TWO), ("prompt", "none")];
+    assert_eq!(strength(&site, &browser.ask(&silent).await).await, one);
+    clock.advance(Duration::from_secs(30));
+    for values in [TWO, "whatever urn:countersign:acr:2 urn:countersign:acr:1"] {
+        let page = browser.ask(&asks(values)).await;
+        assert_eq!(heading(&page), VERIFY, "{values}");
+    }
+    let page = browser.ask(&asks(TWO)).await;
+    let code = totp::code(&secret, clock.now());
+    let answer = browser.verify(&page, &code).await;
+    assert_eq!(strength(&site, &answer).await, both());
+    assert_eq!(strength(&site, &browser.ask(&silent).await).await, both());
+}
