@@ -149,6 +149,8 @@ fn client(now: Timestamp) -> Client {
         require_pkce: true,
         second_factor_required: false,
         first_party: false,
+        session_tokens: false,
+        forward_auth: false,
         refresh_policy: RefreshPolicy::Standard,
         refresh_sharing_acknowledged: false,
         session_epoch: 0,

@@ -17,7 +17,8 @@ use crate::{
     domain::{
         change::{Cause, Change, EventType},
         client::{
-            AuthMethod, Client, GrantType, MOST_REDIRECT_URIS, MOST_SECRETS, Revision, texts,
+            AuthMethod, CALLBACK_PATH, Client, GrantType, MOST_REDIRECT_URIS, MOST_SECRETS,
+            Revision, texts,
         },
         family::RefreshPolicy,
         id::{ClientId, SecretId, UserId},
@@ -83,6 +84,12 @@ pub struct ClientMetadata {
     /// Whether it may take its users' credentials itself, without a browser, and has what it asks for
     /// without their consent.
     pub first_party: bool,
+    /// Whether its pages have access tokens for the session of their browser, without a code: for
+    /// public clients on the site of the issuer.
+    pub session_tokens: bool,
+    /// Whether proxies ask in its name who sends a request to the hosts that they stand before: each
+    /// `https` host of a redirect URI with the path `/session/callback`.
+    pub forward_auth: bool,
     /// How its refresh tokens rotate; `standard` when absent.
     #[schema(pattern = "^(none|shared|standard|strict)$")]
     pub refresh_policy: Option<String>,
@@ -498,6 +505,8 @@ impl ClientAdmin {
             .and_then(|uri| review.default_resource(uri, &resources));
         review.allowed_origins(&written.allowed_origins);
         review.access_token_ttl(written.access_token_ttl_seconds);
+        review.session_tokens(written, auth_method);
+        review.forward_auth(written, auth_method, &grant_types, &redirect_uris);
         let refresh_policy = review.refresh_policy(written, auth_method);
         let errors = document::all_wrong(unread, review.errors);
         if !errors.is_empty() {
@@ -518,6 +527,8 @@ impl ClientAdmin {
             allowed_origins: written.allowed_origins.clone(),
             access_token_ttl_seconds: written.access_token_ttl_seconds,
             first_party: written.first_party,
+            session_tokens: written.session_tokens,
+            forward_auth: written.forward_auth,
             refresh_policy,
             refresh_sharing_acknowledged: written.refresh_sharing_acknowledged,
             // The store keeps the one there is, or draws one.
@@ -712,6 +723,51 @@ impl Review {
         }
     }
 
+    /// What is sent with cookies is taken of pages alone, and of those that are known.
+    fn session_tokens(&mut self, written: &ClientMetadata, auth_method: AuthMethod) {
+        if !written.session_tokens {
+            return;
+        }
+        let problem = if auth_method != AuthMethod::None {
+            "is for public clients: token_endpoint_auth_method none"
+        } else if written.allowed_origins.is_empty() {
+            "needs the origins of its pages in allowed_origins"
+        } else {
+            return;
+        };
+        self.wrong("/session_tokens", problem);
+    }
+
+    fn forward_auth(
+        &mut self,
+        written: &ClientMetadata,
+        auth_method: AuthMethod,
+        grant_types: &[GrantType],
+        redirect_uris: &[RedirectUri],
+    ) {
+        if !written.forward_auth {
+            return;
+        }
+        let is_callback = |uri: &RedirectUri| {
+            url::Url::parse(uri.as_str()).is_ok_and(|uri| {
+                let ends = uri.scheme() == "https" && uri.path() == CALLBACK_PATH;
+                ends && uri.query().is_none()
+            })
+        };
+        let problem = if auth_method != AuthMethod::ClientSecretBasic {
+            "needs token_endpoint_auth_method client_secret_basic: the proxy authenticates so"
+        } else if !grant_types.contains(&GrantType::AuthorizationCode) {
+            "needs the grant authorization_code"
+        } else if written.default_resource.is_none() {
+            "needs a default_resource: what the tokens of the hosts are for"
+        } else if !redirect_uris.iter().any(is_callback) {
+            "needs a redirect URI https://<host>/session/callback for each host"
+        } else {
+            return;
+        };
+        self.wrong("/forward_auth", problem);
+    }
+
     fn refresh_policy(
         &mut self,
         written: &ClientMetadata,
@@ -778,6 +834,8 @@ fn metadata_of(client: &Client) -> ClientMetadata {
         allowed_origins: client.allowed_origins.clone(),
         access_token_ttl_seconds: client.access_token_ttl_seconds,
         first_party: client.first_party,
+        session_tokens: client.session_tokens,
+        forward_auth: client.forward_auth,
         refresh_policy: Some(client.refresh_policy.to_string()),
         refresh_sharing_acknowledged: client.refresh_sharing_acknowledged,
         disabled: client.disabled,

@@ -68,6 +68,7 @@ use crate::{
         revocation::Revocation,
         rotation_queue::{RotationQueue, RotationWorker},
         seals::Seals,
+        session::{SessionTokens, pages::SessionPages},
         token::TokenEndpoint,
     },
     outbound::{Outbound, OutboundError, Resolver, SystemResolver},
@@ -668,6 +669,20 @@ fn sessions(context: &Context) -> Sessions {
     }
 }
 
+/// What mints tokens for sessions.
+fn session_tokens(
+    context: &Context,
+    minter: &Minter,
+    refresh_tokens: &RefreshTokens,
+) -> SessionTokens {
+    SessionTokens {
+        minter: minter.clone(),
+        refresh_tokens: refresh_tokens.clone(),
+        idle: context.config.session_idle,
+        store: Arc::clone(&context.store),
+    }
+}
+
 /// What seals and opens what browsers keep.
 fn seals(context: &Context, sync: &sync::Sync) -> Seals {
     Seals {
@@ -681,6 +696,29 @@ fn seals(context: &Context, sync: &sync::Sync) -> Seals {
 fn path_of(issuer: &str) -> String {
     let path = url::Url::parse(issuer).map(|url| url.path().trim_end_matches('/').to_owned());
     path.unwrap_or_default()
+}
+
+/// How often clients may ask, and fail to authenticate.
+fn client_limits(context: &Context) -> Limits {
+    let limits = &context.config.limits;
+    Limits {
+        failures: Throttle::per_minute(limits.failures_per_minute),
+        failures_of_address: Throttle::per_minute(limits.failures_per_address_per_minute),
+        requests: Throttle::per_minute(limits.requests_per_minute_per_client),
+        clock: context.clock.clone(),
+    }
+}
+
+/// What makes and verifies refresh tokens.
+fn refresh_tokens(context: &Context, sync: &sync::Sync) -> RefreshTokens {
+    let config = &context.config;
+    RefreshTokens {
+        snapshots: sync.snapshots(),
+        clock: context.clock.clone(),
+        idle: config.refresh_token_idle,
+        lifetime: config.refresh_token_lifetime,
+        token_retention: config.policy.retention(),
+    }
 }
 
 fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: SignIn) -> Services {
@@ -700,12 +738,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         key_sets: KeySets::new(outbound, context.clock.clone(), context.metrics.clone()),
         store: Arc::clone(&context.store),
         snapshots: sync.snapshots(),
-        limits: Limits {
-            failures: Throttle::per_minute(limits.failures_per_minute),
-            failures_of_address: Throttle::per_minute(limits.failures_per_address_per_minute),
-            requests: Throttle::per_minute(limits.requests_per_minute_per_client),
-            clock: context.clock.clone(),
-        },
+        limits: client_limits(context),
         clock: context.clock.clone(),
     });
     let tokens = LiveTokens {
@@ -715,13 +748,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         revocations: sync.revocations(),
         clock: context.clock.clone(),
     };
-    let refresh_tokens = RefreshTokens {
-        snapshots: sync.snapshots(),
-        clock: context.clock.clone(),
-        idle: config.refresh_token_idle,
-        lifetime: config.refresh_token_lifetime,
-        token_retention: config.policy.retention(),
-    };
+    let refresh_tokens = refresh_tokens(context, sync);
     let rotations = RotationQueue::default();
     let sign_in = Arc::new(sign_in);
     let factors = Arc::new(context.second_factors());
@@ -730,6 +757,11 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         accounts: accounts(context, sync, Arc::clone(&sign_in)),
         logout: logout(context, sync),
         authorization: authorization(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
+        session_pages: SessionPages {
+            authenticator: Arc::clone(&authenticator),
+            sessions: sessions(context),
+            tokens: session_tokens(context, &minter, &refresh_tokens),
+        },
         brand: Brand::new(
             &config.pages.name,
             &config.pages.logo,

@@ -181,6 +181,12 @@ struct Details {
     /// May take its users' credentials itself, and needs no consent of theirs: an app of your own
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     first_party: Option<bool>,
+    /// Its pages have access tokens for the session of their browser: a public client on the issuer's site
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    session_tokens: Option<bool>,
+    /// Proxies ask in its name who sends a request to the hosts of its redirect URIs
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    forward_auth: Option<bool>,
     /// How its refresh tokens rotate
     #[arg(long, value_name = "POLICY", value_parser = refresh_policies())]
     refresh_policy: Option<String>,
@@ -404,6 +410,12 @@ impl Details {
         if let Some(first_party) = self.first_party {
             put("first_party", first_party.into());
         }
+        if let Some(session_tokens) = self.session_tokens {
+            put("session_tokens", session_tokens.into());
+        }
+        if let Some(forward_auth) = self.forward_auth {
+            put("forward_auth", forward_auth.into());
+        }
         if let Some(policy) = self.refresh_policy {
             put("refresh_policy", policy.into());
         }
@@ -491,6 +503,11 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
         ("allowed origins", words(origins)),
         ("token life", life),
         ("first party", yes_or_no(client.first_party).to_owned()),
+        (
+            "session tokens",
+            yes_or_no(client.session_tokens).to_owned(),
+        ),
+        ("forward auth", yes_or_no(client.forward_auth).to_owned()),
         ("refresh policy", client.refresh_policy.to_string()),
         ("revision", client.revision.to_string()),
         ("created", output::utc_seconds(client.created_at)),

@@ -103,6 +103,7 @@ fn in_flags(error: &FieldError) -> String {
         "client_name" | "name" => "--name",
         "default_resource" => "--default-resource",
         "expires_at" => "--expires-at",
+        "forward_auth" => "--forward-auth",
         "grant_types" | "token_endpoint_auth_method" => "--auth-method",
         "jwks" => "--jwks",
         "jwks_uri" => "--jwks-uri",
@@ -116,6 +117,7 @@ fn in_flags(error: &FieldError) -> String {
         "roles" => "--role",
         "scope" | "scopes" => "--scope",
         "second_factor_required" => "--second-factor-required",
+        "session_tokens" => "--session-tokens",
         "username" => "--username",
         other => other,
     };

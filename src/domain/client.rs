@@ -19,6 +19,9 @@ pub const MOST_SECRETS: usize = 2;
 /// How many keys a client may have, so that they can be exchanged without a gap.
 pub const MOST_KEYS: usize = 20;
 
+/// Where users are sent back to at a host that a proxy protects.
+pub const CALLBACK_PATH: &str = "/session/callback";
+
 /// How many redirect URIs a client may have, of each sort.
 pub const MOST_REDIRECT_URIS: usize = 50;
 
@@ -98,6 +101,11 @@ pub struct Client {
     pub access_token_ttl_seconds: Option<u32>,
     /// Whether it may take its users' credentials itself (draft-ietf-oauth-first-party-apps).
     pub first_party: bool,
+    /// Whether its pages have access tokens for the session of their browser, without a code.
+    pub session_tokens: bool,
+    /// Whether proxies ask in its name who sends a request to the hosts that they stand before: those
+    /// of its redirect URIs.
+    pub forward_auth: bool,
     /// How its refresh tokens rotate.
     pub refresh_policy: RefreshPolicy,
     /// Somebody has said that processes may share its refresh tokens, although that hides thieves.
@@ -172,6 +180,8 @@ impl Client {
             "allowed_origins": self.allowed_origins,
             "access_token_ttl_seconds": self.access_token_ttl_seconds,
             "first_party": self.first_party,
+            "session_tokens": self.session_tokens,
+            "forward_auth": self.forward_auth,
             "refresh_policy": self.refresh_policy.as_str(),
             "refresh_sharing_acknowledged": self.refresh_sharing_acknowledged,
             "jwks": self.jwks,
@@ -185,6 +195,14 @@ impl Client {
                 "created_at": secret.created_at.seconds(),
             })).collect::<Vec<_>>(),
         })
+    }
+
+    /// Whether a proxy before this host asks in the name of the client: one of its redirect URIs leads
+    /// back there.
+    pub fn protects(&self, host: &str) -> bool {
+        let callback = format!("https://{host}{CALLBACK_PATH}");
+        let is_it = |uri: &RedirectUri| uri.as_str() == callback;
+        self.forward_auth && self.redirect_uris.iter().any(is_it)
     }
 
     /// The stored secret of this id.

@@ -268,6 +268,9 @@ pub struct Family {
     pub id: FamilyId,
     /// What was granted.
     pub grant: Grant,
+    /// Whether it stands for the session itself at its client: then it has no refresh tokens, and
+    /// whatever the session becomes it becomes, too.
+    pub for_session: bool,
     /// How often it was refreshed; the token of this counter is the one that is not spent.
     pub counter: i64,
     /// The version of the MAC key that the token of `counter` was minted with.
@@ -590,6 +593,7 @@ impl Family {
         Self {
             id,
             grant,
+            for_session: false,
             counter: 0,
             mac_version: terms.mac_version,
             mac_since: 0,
@@ -612,6 +616,9 @@ impl Family {
     /// # Security
     /// Whoever has got hold of a key that has been replaced chooses the counter.
     pub fn can_have_minted(&self, counter: i64, mac_version: u32) -> bool {
+        if self.for_session {
+            return false;
+        }
         if counter > self.counter {
             mac_version >= self.mac_version
         } else if counter >= self.mac_since {

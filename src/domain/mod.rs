@@ -28,5 +28,6 @@ pub mod resource;
 pub mod revocation;
 pub mod scope;
 pub mod secret;
+pub mod session_family;
 pub mod user;
 pub mod words;

@@ -5,7 +5,7 @@ use actix_web::{
     cookie::{Cookie, SameSite},
     http::{
         StatusCode,
-        header::{self, HeaderValue},
+        header::{self, HeaderName, HeaderValue},
     },
     web::{Data, Payload, ReqData},
 };
@@ -28,7 +28,7 @@ use crate::{
 
 /// What holds the session. The prefix keeps other hosts of the domain from setting it
 /// (draft-ietf-httpbis-rfc6265bis §4.1.3.2).
-const SESSION: &str = "__Host-countersign";
+pub(super) const SESSION: &str = "__Host-countersign";
 
 /// What tells a browser from others, from its first page on.
 const BINDING: &str = "__Host-countersign-browser";
@@ -79,6 +79,19 @@ pub(super) async fn as_reading(
 /// `GET /assets/style.css`.
 pub(super) async fn style(services: Data<Services>) -> HttpResponse {
     asset("text/css; charset=utf-8", services.brand.style.clone())
+}
+
+/// `GET /assets/countersign.js`: the module for single-page apps, wherever they are.
+pub(super) async fn client_module() -> HttpResponse {
+    let mut response = asset(
+        "text/javascript; charset=utf-8",
+        Bytes::from_static(include_str!("countersign.js").as_bytes()),
+    );
+    response.headers_mut().insert(
+        HeaderName::from_static("cross-origin-resource-policy"),
+        HeaderValue::from_static("cross-origin"),
+    );
+    response
 }
 
 /// `GET /assets/form_post.js`.

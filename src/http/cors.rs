@@ -1,4 +1,5 @@
-//! Which pages may read answers (the Fetch standard's CORS protocol). Never with cookies.
+//! Which pages may read answers (the Fetch standard's CORS protocol). With cookies only those that use
+//! the session of their browser.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -6,7 +7,7 @@ use actix_web::{
     web::Data,
 };
 
-use super::Services;
+use super::{Services, session};
 
 /// How long browsers may remember a preflight, in seconds.
 const MAX_AGE: &str = "600";
@@ -59,4 +60,45 @@ pub(super) fn allow_registered(
             HeaderValue::from_static("countersign-reason, x-request-id"),
         );
     }
+}
+
+/// Lets pages of clients with session tokens send what nobody sends unasked. Which client they are of
+/// is told by the request itself, and held against them there.
+pub(super) async fn preflight_with_cookies(
+    request: HttpRequest,
+    services: Data<Services>,
+) -> HttpResponse {
+    let origin = request.headers().get(header::ORIGIN);
+    let registry = services.snapshots.registry();
+    let reader = origin
+        .and_then(|origin| origin.to_str().ok())
+        .filter(|origin| registry.uses_sessions(origin));
+    let mut response = HttpResponse::NoContent()
+        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "POST"))
+        .insert_header((
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            format!("content-type, {}", session::REQUIRED),
+        ))
+        .insert_header((header::ACCESS_CONTROL_MAX_AGE, MAX_AGE))
+        .finish();
+    allow_with_cookies(reader, &mut response);
+    response
+}
+
+/// Lets pages of this origin read an answer to a request with cookies.
+pub(super) fn allow_with_cookies(reader: Option<&str>, response: &mut HttpResponse) {
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    let Some(Ok(origin)) = reader.map(HeaderValue::from_str) else {
+        return;
+    };
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+        HeaderValue::from_static("true"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("countersign-reason, retry-after, x-request-id"),
+    );
 }

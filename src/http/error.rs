@@ -38,16 +38,15 @@ pub(super) fn unfinished(error: &OAuthError, next: &NextStep) -> HttpResponse {
 
 fn with_members(error: &OAuthError, challenge: bool, members: &[(&str, &str)]) -> HttpResponse {
     let status = match error.code() {
-        ErrorCode::InvalidClient => StatusCode::UNAUTHORIZED,
+        ErrorCode::InvalidClient | ErrorCode::LoginRequired => StatusCode::UNAUTHORIZED,
+        ErrorCode::ConsentRequired => StatusCode::FORBIDDEN,
         ErrorCode::AccessDenied
-        | ErrorCode::ConsentRequired
         | ErrorCode::InsufficientAuthorization
         | ErrorCode::InvalidGrant
         | ErrorCode::InvalidRequest
         | ErrorCode::InvalidScope
         | ErrorCode::InvalidSession
         | ErrorCode::InvalidTarget
-        | ErrorCode::LoginRequired
         | ErrorCode::RedirectToWeb
         | ErrorCode::RequestNotSupported
         | ErrorCode::RequestUriNotSupported
@@ -96,7 +95,7 @@ pub(super) fn body(error: &BodyError) -> HttpResponse {
         BodyError::MediaType => (
             StatusCode::BAD_REQUEST,
             "malformed",
-            "the body must be application/x-www-form-urlencoded",
+            "the body has another media type than this endpoint takes",
         ),
         BodyError::BrokenOff => (StatusCode::BAD_REQUEST, "malformed", "the body broke off"),
         BodyError::TooSlow => (

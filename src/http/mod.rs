@@ -21,6 +21,7 @@ mod logout;
 mod metrics;
 mod pages;
 mod public;
+mod session;
 
 use std::{future::Future, io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
 
@@ -52,6 +53,7 @@ use crate::{
         logout::endpoint::LogoutEndpoint,
         metadata,
         revocation::Revocation,
+        session::pages::SessionPages,
         token::TokenEndpoint,
     },
     registry::Snapshots,
@@ -69,6 +71,8 @@ pub struct Services {
     pub accounts: Accounts,
     /// Signs users out of their browsers.
     pub logout: LogoutEndpoint,
+    /// Answers pages that use the session of their browser.
+    pub session_pages: SessionPages,
     /// What pages carry of whoever runs the service.
     pub brand: Brand,
     /// Tells whether tokens are good.
@@ -285,6 +289,19 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
     ] {
         config.service(Resource::new(below(path)).route(handler));
     }
+    for (path, handler) in [
+        ("/session/token", web::post().to(session::token)),
+        ("/session/logout", web::post().to(session::logout)),
+    ] {
+        let preflight = web::method(Method::OPTIONS).to(cors::preflight_with_cookies);
+        let resource = Resource::new(below(path)).route(handler).route(preflight);
+        config.service(resource.default_service(web::to(async || not_allowed("POST, OPTIONS"))));
+    }
+    get(
+        config,
+        &below("/assets/countersign.js"),
+        browser::client_module,
+    );
     post(config, &below(metadata::TOKEN_PATH), public::token);
     post(config, &below(metadata::CHALLENGE_PATH), public::challenge);
     post(

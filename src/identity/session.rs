@@ -136,6 +136,21 @@ impl Sessions {
         Ok(Some(Present { session, user }))
     }
 
+    /// Whether a cookie of which [`Self::find`] knows no living session is known to be good for nothing
+    /// any more. One that is not known may have been replaced a moment ago: its browser has another
+    /// one by now, which must stay.
+    pub async fn is_over(&self, cookie: &str) -> Result<bool, SessionError> {
+        let Some(hash) = Ticket::hash_of(TicketKind::BrowserSession, cookie) else {
+            return Ok(true);
+        };
+        let Some((session, user)) = self.answer(self.store.session(&hash)).await? else {
+            return Ok(false);
+        };
+        let is_its_own =
+            user.is_some_and(|user| !user.disabled && user.epoch == session.user_epoch);
+        Ok(!is_its_own || !session.lives(self.clock.now(), self.idle))
+    }
+
     /// Ends a session, with the sign-ins at clients that it has brought. One that has ended already
     /// stays so.
     pub async fn end(&self, id: SessionId, cause: &Cause) -> Result<(), SessionError> {

@@ -81,6 +81,7 @@ pub struct AccessToken {
 }
 
 /// Mints access tokens with the key that is active.
+#[derive(Clone)]
 pub struct Minter {
     /// This issuer's identifier.
     pub issuer: String,

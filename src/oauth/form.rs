@@ -55,6 +55,11 @@ impl Form {
         Ok(Self(parameters))
     }
 
+    /// The form of parameters that came in another way.
+    pub fn of_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+
     /// The value of a parameter that may occur once; an empty value counts as absent
     /// (RFC 6749 §3.2).
     pub fn one(&self, name: &'static str) -> Result<Option<&str>, OAuthError> {

@@ -24,6 +24,7 @@ pub mod refresh_tokens;
 pub mod revocation;
 pub mod rotation_queue;
 pub mod seals;
+pub mod session;
 pub mod token;
 pub mod userinfo;
 

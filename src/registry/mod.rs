@@ -33,6 +33,8 @@ pub struct Registry {
     resources: HashMap<ResourceUri, Arc<Resource>>,
     userinfo: Option<Arc<Resource>>,
     origins: HashSet<String>,
+    /// Those of clients with session tokens.
+    session_origins: HashSet<String>,
 }
 
 impl Registry {
@@ -111,8 +113,18 @@ impl Registry {
         self.origins.contains(origin)
     }
 
+    /// Whether this is an origin of pages that use the session of their browser.
+    pub fn uses_sessions(&self, origin: &str) -> bool {
+        self.session_origins.contains(origin)
+    }
+
     fn collect_origins(&mut self) {
         let enabled = self.clients.values().filter(|client| !client.disabled);
+        self.session_origins = enabled
+            .clone()
+            .filter(|client| client.session_tokens)
+            .flat_map(|client| client.allowed_origins.iter().cloned())
+            .collect();
         self.origins = enabled
             .flat_map(|client| client.allowed_origins.iter().cloned())
             .collect();

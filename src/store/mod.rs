@@ -45,6 +45,7 @@ use crate::{
         resource::Resource,
         revocation::Revocation,
         secret::SecretHash,
+        session_family::{SessionFamily, SessionGrant},
         user::{User, UsernameKey},
     },
 };
@@ -277,6 +278,14 @@ pub trait Store: Send + Sync + 'static {
         redemption: &Redemption,
         now: Timestamp,
     ) -> Result<Redeemed, StoreError>;
+
+    /// The family that a session of a browser has at a client without a code; it is made to follow the
+    /// session, or opened. There is one for both, whoever asks, and however many at once.
+    async fn session_family(
+        &self,
+        asked: &SessionGrant,
+        now: Timestamp,
+    ) -> Result<SessionFamily, StoreError>;
 
     /// Stores a session of a browser under the hash of what its cookie holds; one that is there
     /// already under another one from then on. Whether that was done: not for one that has ended, or

@@ -27,6 +27,7 @@ use crate::{
         resource::Resource,
         revocation::Revocation,
         secret::SecretHash,
+        session_family::{SessionFamily, SessionGrant},
         user::{User, UsernameKey},
     },
     metrics::Metrics,
@@ -197,6 +198,15 @@ impl Store for Watched {
             self.metrics.family_ended(EndReason::CodeReuse.as_str());
         }
         Ok(redeemed)
+    }
+
+    async fn session_family(
+        &self,
+        asked: &SessionGrant,
+        now: Timestamp,
+    ) -> Result<SessionFamily, StoreError> {
+        let call = self.inner.session_family(asked, now);
+        self.watch("session_family", call).await
     }
 
     async fn put_session(

@@ -35,6 +35,7 @@ use countersign::{
         resource::Resource,
         revocation::Revocation,
         secret::SecretHash,
+        session_family::{SessionFamily, SessionGrant},
         user::{User, UsernameKey},
     },
     entropy::Entropy,
@@ -219,6 +220,14 @@ impl Store for Contested {
         now: Timestamp,
     ) -> Result<Redeemed, StoreError> {
         self.store.redeem_code(redemption, now).await
+    }
+
+    async fn session_family(
+        &self,
+        asked: &SessionGrant,
+        now: Timestamp,
+    ) -> Result<SessionFamily, StoreError> {
+        self.store.session_family(asked, now).await
     }
 
     async fn put_session(

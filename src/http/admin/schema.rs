@@ -57,6 +57,10 @@ pub(super) struct Client {
     /// Whether it may take its users' credentials itself, without a browser, and has what it asks for
     /// without their consent.
     first_party: bool,
+    /// Whether its pages have access tokens for the session of their browser, without a code.
+    session_tokens: bool,
+    /// Whether proxies ask in its name who sends a request to the hosts of its redirect URIs.
+    forward_auth: bool,
     /// How its refresh tokens rotate: none, shared, standard or strict.
     refresh_policy: String,
     /// Whether somebody has said that processes may share its refresh tokens.

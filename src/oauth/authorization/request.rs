@@ -151,6 +151,25 @@ impl fmt::Debug for AuthorizationRequest {
     }
 }
 
+/// What a scope at these resources needs leave for, line by line.
+pub(in crate::oauth) fn permissions(
+    scope: &Scope,
+    resources: &[ResourceUri],
+    registry: &Registry,
+) -> BTreeSet<Permission> {
+    let mut permissions = BTreeSet::new();
+    for uri in resources {
+        let scopes = registry.resource(uri).map(|resource| &resource.scopes);
+        let known = scopes.map(|scopes| scope.intersection(scopes));
+        let known = known.unwrap_or_default();
+        if known.is_empty() {
+            permissions.insert((uri.clone(), String::new()));
+        }
+        permissions.extend(known.iter().map(|token| (uri.clone(), token.to_owned())));
+    }
+    permissions
+}
+
 impl AuthorizationRequest {
     /// Reads a request.
     ///
@@ -259,17 +278,7 @@ pub struct Known<'a> {
 impl AuthorizationRequest {
     /// What the client asks for, line by line.
     pub fn permissions(&self, registry: &Registry) -> BTreeSet<Permission> {
-        let mut permissions = BTreeSet::new();
-        for uri in &self.asked.resources {
-            let scopes = registry.resource(uri).map(|resource| &resource.scopes);
-            let known = scopes.map(|scopes| self.asked.scope.intersection(scopes));
-            let known = known.unwrap_or_default();
-            if known.is_empty() {
-                permissions.insert((uri.clone(), String::new()));
-            }
-            permissions.extend(known.iter().map(|token| (uri.clone(), token.to_owned())));
-        }
-        permissions
+        permissions(&self.asked.scope, &self.asked.resources, registry)
     }
 
     /// What is left to do, for a request that came at `begun_at`.
@@ -492,6 +501,8 @@ mod tests {
             allowed_origins: Vec::new(),
             access_token_ttl_seconds: None,
             first_party: false,
+            session_tokens: false,
+            forward_auth: false,
             refresh_policy: RefreshPolicy::Standard,
             refresh_sharing_acknowledged: false,
             session_epoch: 1,

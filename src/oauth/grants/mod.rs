@@ -4,4 +4,4 @@
 pub mod authorization_code;
 pub mod client_credentials;
 pub mod refresh_token;
-mod sign_in;
+pub(in crate::oauth) mod sign_in;

@@ -7,22 +7,20 @@ use crate::{
     domain::{
         client::{Client, GrantType},
         family::{Family, Refusal, Standing},
-        scope::OPENID,
+        scope::{OPENID, Scope},
     },
     oauth::{
-        access_token::{self, AccessGrant, Narrowing, SignIn, Target},
+        access_token::{self, AccessGrant, AccessToken, Minter, Narrowing, SignIn, Target},
         error::{ErrorCode, OAuthError},
         id_token::IdGrant,
         refresh_tokens, store_answer,
         token::{TokenEndpoint, TokenResponse},
     },
+    store::Store,
 };
 
 /// Answers with the tokens of a family that was judged, or opened, at `judged_at`; with an ID Token if
 /// the client asks who has signed in, which repeats the nonce.
-///
-/// An access token is issued as of that moment, so that whatever revokes the tokens of client or user
-/// after it revokes this one, too; it ends with the family at the latest.
 pub(super) async fn answer(
     endpoint: &TokenEndpoint,
     client: &Client,
@@ -30,17 +28,67 @@ pub(super) async fn answer(
     asked: &Narrowing,
     judged_at: Timestamp,
 ) -> Result<TokenResponse, OAuthError> {
+    let (minter, store) = (&endpoint.minter, &*endpoint.store);
+    let minting = access_token(minter, store, client, (family, standing), asked, judged_at);
+    let access = minting.await?;
+    let refresh_token = if client.grant_types.contains(&GrantType::RefreshToken) {
+        Some(endpoint.refresh_tokens.current(family).await?)
+    } else {
+        None
+    };
+    let scope = asked.scope.as_ref().unwrap_or(&family.grant.scope);
+    let id_token = if scope.contains(OPENID) && client.uses_openid() {
+        Some(minter.mint_id_token(IdGrant {
+            sign_in: access.sign_in,
+            access_token: &access.token,
+            nonce,
+            claims: Map::new(),
+        })?)
+    } else {
+        None
+    };
+    Ok(TokenResponse {
+        access_token: access.token.token,
+        token_type: "Bearer",
+        expires_in: access.token.expires_in,
+        refresh_token,
+        id_token,
+        scope: access.scope.to_string(),
+    })
+}
+
+/// An access token, and what it says.
+pub(in crate::oauth) struct Minted<'a> {
+    /// The token.
+    pub(in crate::oauth) token: AccessToken,
+    /// What it allows.
+    pub(in crate::oauth) scope: Scope,
+    /// The sign-in that it is of.
+    sign_in: SignIn<'a>,
+}
+
+/// Mints an access token of a family that was judged, or opened, at `judged_at`.
+///
+/// It is issued as of that moment, so that whatever revokes the tokens of client or user after it
+/// revokes this one, too; it ends with the family at the latest.
+pub(in crate::oauth) async fn access_token<'a>(
+    minter: &Minter,
+    store: &dyn Store,
+    client: &Client,
+    (family, standing): (&'a Family, &'a Standing),
+    asked: &Narrowing,
+    judged_at: Timestamp,
+) -> Result<Minted<'a>, OAuthError> {
     let Some(user) = &standing.user else {
         return Err(refusal(Refusal::UserDeleted));
     };
-    let minter = &endpoint.minter;
     let target = {
         let registry = minter.snapshots.registry();
         Target::of_grant(client, &registry, &family.grant, asked)?
     };
     let not_before = standing.tokens_not_before();
     if minter.await_new_tokens(not_before).await? {
-        check_again(endpoint, family, not_before).await?;
+        check_again(minter, store, family, not_before).await?;
     }
     let sign_in = SignIn {
         family,
@@ -50,11 +98,6 @@ pub(super) async fn answer(
     if sign_in.is_over() {
         return Err(refusal(Refusal::Expired));
     }
-    let refresh_token = if client.grant_types.contains(&GrantType::RefreshToken) {
-        Some(endpoint.refresh_tokens.current(family).await?)
-    } else {
-        None
-    };
     let token = minter.mint(&AccessGrant {
         client,
         subject: &family.grant.subject.to_string(),
@@ -62,36 +105,23 @@ pub(super) async fn answer(
         scope: &target.scope,
         sign_in: Some(sign_in),
     })?;
-    let scope = asked.scope.as_ref().unwrap_or(&family.grant.scope);
-    let id_token = if scope.contains(OPENID) && client.uses_openid() {
-        Some(minter.mint_id_token(IdGrant {
-            sign_in,
-            access_token: &token,
-            nonce,
-            claims: Map::new(),
-        })?)
-    } else {
-        None
-    };
-    Ok(TokenResponse {
-        access_token: token.token,
-        token_type: "Bearer",
-        expires_in: token.expires_in,
-        refresh_token,
-        id_token,
-        scope: target.scope.to_string(),
+    Ok(Minted {
+        token,
+        scope: target.scope,
+        sign_in,
     })
 }
 
 /// Refuses what was revoked while its client waited: that may have been in the same second, from which
 /// on the tokens issued now count.
 async fn check_again(
-    endpoint: &TokenEndpoint,
+    minter: &Minter,
+    store: &dyn Store,
     family: &Family,
     not_before: Option<Timestamp>,
 ) -> Result<(), OAuthError> {
-    let clock = &endpoint.minter.clock;
-    let found = store_answer(clock, endpoint.store.family(family.id)).await?;
+    let clock = &minter.clock;
+    let found = store_answer(clock, store.family(family.id)).await?;
     let (family, standing) = found.ok_or_else(|| refusal(Refusal::Unknown))?;
     match family.ending(&standing, clock.now()) {
         Some(why) => Err(refusal(why)),
@@ -101,7 +131,7 @@ async fn check_again(
 }
 
 /// Why nothing is issued on a grant, as its client is told.
-pub(super) const fn refusal(refusal: Refusal) -> OAuthError {
+pub(in crate::oauth) const fn refusal(refusal: Refusal) -> OAuthError {
     let (reason, description) = match refusal {
         Refusal::Unknown => return refresh_tokens::unknown_token(),
         Refusal::Scope => return access_token::not_granted_scope(),

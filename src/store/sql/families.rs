@@ -32,7 +32,8 @@ macro_rules! select_families {
     ($rest:literal) => {
         concat!(
             "select f.id, f.client_id, f.client_epoch, f.subject, f.user_epoch, f.session_id, f.scope, \
-             f.resources, f.auth_time, f.amr, f.dpop_jkt, f.claims as asked_claims, f.counter, f.mac_version, f.mac_since, f.rotated_at, \
+             f.resources, f.auth_time, f.amr, f.dpop_jkt, f.claims as asked_claims, f.for_session, f.counter, \
+             f.mac_version, f.mac_since, f.rotated_at, \
              f.created_at, f.idle_expires_at, f.expires_at, f.revoked_at, f.revoke_reason, \
              f.first_address, f.first_agent, f.last_address, f.last_agent, f.notes, \
              c.session_epoch as client_session_epoch, c.disabled as client_disabled, c.refresh_policy, \
@@ -580,7 +581,7 @@ where
         self.publish_endings(tx, vec![ending], now).await
     }
 
-    async fn insert_family(
+    pub(super) async fn insert_family(
         tx: &mut Transaction<'_, DB>,
         family: &Family,
     ) -> Result<(), StoreError> {
@@ -589,9 +590,10 @@ where
         sqlx::query::<DB>(
             "insert into family (id, client_id, client_epoch, subject, user_epoch, session_id, scope, \
              resources, auth_time, amr, dpop_jkt, counter, mac_version, mac_since, rotated_at, created_at, \
-             idle_expires_at, expires_at, first_address, first_agent, last_address, last_agent, notes, claims) \
+             idle_expires_at, expires_at, first_address, first_agent, last_address, last_agent, notes, claims, \
+             for_session) \
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, \
-             $19, $20, $21, $22, $23, $24)",
+             $19, $20, $21, $22, $23, $24, $25)",
         )
         .bind(update.id)
         .bind(grant.client_id.as_str().to_owned())
@@ -617,6 +619,7 @@ where
         .bind(update.last_agent)
         .bind(update.notes)
         .bind(grant.claims.to_text())
+        .bind(i64::from(family.for_session))
         .execute(&mut **tx)
         .await?;
         Ok(())
@@ -625,7 +628,7 @@ where
     /// What client, user and session of a grant are now. They are not locked: whoever ends their sessions must
     /// never have to wait for those who sign in, and what is stored meanwhile carries epochs that are
     /// over.
-    async fn read_standing(
+    pub(super) async fn read_standing(
         connection: &mut DB::Connection,
         grant: &Grant,
     ) -> Result<Standing, StoreError> {
@@ -774,6 +777,7 @@ where
         let family = Family {
             id: FamilyId::from_uuid(id),
             grant: Self::grant_of(row, TABLE)?,
+            for_session: Self::column::<i64>(row, TABLE, "for_session")? != 0,
             counter: Self::column(row, TABLE, "counter")?,
             mac_version: u32::try_from(Self::column::<i64>(row, TABLE, "mac_version")?)
                 .map_err(|_| corrupt(TABLE, "mac_version", &id))?,

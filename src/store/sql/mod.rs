@@ -12,6 +12,7 @@ mod families;
 mod keys;
 mod registry;
 mod revocations;
+mod session_families;
 mod sessions;
 mod users;
 
@@ -51,6 +52,7 @@ use crate::{
         resource::Resource,
         revocation::{LONGEST_CHANGE, Revocation},
         secret::SecretHash,
+        session_family::{SessionFamily, SessionGrant},
         user::{User, UsernameKey},
     },
     entropy::{Entropy, EntropyError},
@@ -829,6 +831,14 @@ where
         now: Timestamp,
     ) -> Result<Redeemed, StoreError> {
         Self::uncontended(|| self.try_redeem(redemption, now)).await
+    }
+
+    async fn session_family(
+        &self,
+        asked: &SessionGrant,
+        now: Timestamp,
+    ) -> Result<SessionFamily, StoreError> {
+        Self::uncontended(|| self.try_session_family(asked, now)).await
     }
 
     async fn put_session(

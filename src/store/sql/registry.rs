@@ -31,8 +31,13 @@ macro_rules! client_columns {
          allowed_origins, access_token_ttl_seconds, disabled, demo, revision, created_at, updated_at, \
          jwks, jwks_uri, tokens_not_before, first_party, refresh_policy, refresh_sharing_acknowledged, \
          session_epoch, redirect_uris, post_logout_redirect_uris, require_pkce, \
-         second_factor_required"
+         second_factor_required, session_tokens, forward_auth"
     };
+}
+
+/// The stored form of redirect URIs.
+fn uris(uris: &[RedirectUri]) -> String {
+    list(uris.iter().map(RedirectUri::as_str))
 }
 
 impl<DB: Dialect> SqlStore<DB>
@@ -85,7 +90,7 @@ where
                     "insert into client (",
                     client_columns!(),
                     ") \
-                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25) \
+                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27) \
                      on conflict (client_id) do nothing \
                      returning client_id"
                 )
@@ -97,7 +102,8 @@ where
                  created_at = $13, updated_at = $14, jwks = $15, jwks_uri = $16, \
                  tokens_not_before = $17, first_party = $18, refresh_policy = $19, \
                  refresh_sharing_acknowledged = $20, session_epoch = $21, redirect_uris = $22, \
-                 post_logout_redirect_uris = $23, require_pkce = $24, second_factor_required = $25 \
+                 post_logout_redirect_uris = $23, require_pkce = $24, second_factor_required = $25, \
+                 session_tokens = $26, forward_auth = $27 \
                  where client_id = $1 and revision = $12 - 1 \
                  returning client_id"
             }
@@ -129,15 +135,12 @@ where
             .bind(after.refresh_policy.as_str().to_owned())
             .bind(i64::from(after.refresh_sharing_acknowledged))
             .bind(after.session_epoch)
-            .bind(list(after.redirect_uris.iter().map(RedirectUri::as_str)))
-            .bind(list(
-                after
-                    .post_logout_redirect_uris
-                    .iter()
-                    .map(RedirectUri::as_str),
-            ))
+            .bind(uris(&after.redirect_uris))
+            .bind(uris(&after.post_logout_redirect_uris))
             .bind(i64::from(after.require_pkce))
             .bind(i64::from(after.second_factor_required))
+            .bind(i64::from(after.session_tokens))
+            .bind(i64::from(after.forward_auth))
             .fetch_optional(&mut **tx)
             .await?;
         if written.is_none() {
@@ -422,6 +425,8 @@ where
             second_factor_required: Self::column::<i64>(row, TABLE, "second_factor_required")? != 0,
             access_token_ttl_seconds: ttl,
             first_party: Self::column::<i64>(row, TABLE, "first_party")? != 0,
+            session_tokens: Self::column::<i64>(row, TABLE, "session_tokens")? != 0,
+            forward_auth: Self::column::<i64>(row, TABLE, "forward_auth")? != 0,
             refresh_policy: text("refresh_policy")?
                 .parse()
                 .map_err(|_| bad("refresh_policy"))?,

@@ -33,6 +33,7 @@ macro_rules! select_sessions {
         )
     };
 }
+pub(super) use select_sessions;
 
 impl<DB: Dialect> SqlStore<DB>
 where
@@ -374,7 +375,7 @@ where
         }
     }
 
-    fn session_of(row: &DB::Row) -> Result<BrowserSession, StoreError> {
+    pub(super) fn session_of(row: &DB::Row) -> Result<BrowserSession, StoreError> {
         const TABLE: &str = "browser_session";
         let id: Uuid = Self::column(row, TABLE, "id")?;
         let time = |column| Self::time(row, TABLE, column);

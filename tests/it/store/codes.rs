@@ -133,6 +133,7 @@ pub(super) async fn a_code_is_exchanged_for_a_family_once(database: &Database) {
     let expected = Family {
         id: id(1),
         grant: code.grant.clone(),
+        for_session: false,
         counter: 0,
         mac_version: 4,
         mac_since: 0,

@@ -19,6 +19,7 @@ mod resources;
 mod revocations;
 mod rotations;
 mod sample;
+mod session_families;
 mod sessions;
 mod sign_in;
 mod theft;
@@ -127,6 +128,15 @@ on_both_engines! {
         what_a_user_has_goes_with_it_or_by_a_reset,
         sealed_factors_are_counted_and_sealed_anew_once,
         every_change_of_factors_leaves_its_event_and_no_secret,
+    }
+    session_families {
+        of_32_who_ask_at_once_all_get_the_same_family,
+        a_family_of_a_session_is_what_the_session_is,
+        a_family_of_a_session_has_no_refresh_tokens,
+        a_family_of_a_session_ends_with_it,
+        a_session_that_is_over_gets_nothing,
+        what_was_ended_by_itself_stays_so_until_the_user_authenticates_again,
+        a_client_whose_sessions_were_ended_has_another_family,
     }
     sessions {
         a_session_is_read_back_as_it_was_put,

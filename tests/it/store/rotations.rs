@@ -145,6 +145,7 @@ pub(super) async fn a_family_is_read_back_as_it_was_opened(database: &Database) 
         let expected = Family {
             id: id(number),
             grant,
+            for_session: false,
             counter: 0,
             mac_version: TERMS.mac_version,
             mac_since: 0,

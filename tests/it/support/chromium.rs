@@ -19,7 +19,9 @@ use std::{
 };
 
 use fantoccini::{
-    Client, ClientBuilder, Locator, elements::Element, wd::WebDriverCompatibleCommand,
+    Client, ClientBuilder, Locator,
+    elements::Element,
+    wd::{WebDriverCompatibleCommand, WindowHandle},
 };
 use hyper_util::client::legacy::connect::HttpConnector;
 use reqwest::Method;
@@ -240,15 +242,25 @@ impl Chromium {
 
     /// A window of its own, in the same profile, which is looked at from now on; what names the one
     /// before.
-    pub(crate) async fn new_tab(&self) -> fantoccini::wd::WindowHandle {
-        let before = self.client.window().await.unwrap();
+    pub(crate) async fn new_tab(&self) -> WindowHandle {
+        let before = self.window().await;
         let tab = self.client.new_window(true).await.unwrap();
         self.client.switch_to_window(tab.handle).await.unwrap();
         before
     }
 
+    /// The window that is looked at.
+    pub(crate) async fn window(&self) -> WindowHandle {
+        self.client.window().await.unwrap()
+    }
+
+    /// All windows.
+    pub(crate) async fn windows(&self) -> Vec<WindowHandle> {
+        self.client.windows().await.unwrap()
+    }
+
     /// Looks at another window.
-    pub(crate) async fn switch_to(&self, window: &fantoccini::wd::WindowHandle) {
+    pub(crate) async fn switch_to(&self, window: &WindowHandle) {
         let switched = self.client.switch_to_window(window.clone());
         switched.await.unwrap();
     }

@@ -6,6 +6,8 @@ mod chromium;
 mod logout;
 mod pages;
 mod second_factor;
+mod session_tokens;
+mod single_page;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,7 @@
+-- Twin of ../postgres/0008_session_tokens.sql: same tables, same columns, same order.
+
+alter table client add column session_tokens integer not null default 0;
+alter table client add column forward_auth integer not null default 0;
+
+-- Stands for a session of a browser at a client, and has no refresh tokens.
+alter table family add column for_session integer not null default 0;
