@@ -47,10 +47,19 @@ impl RetryAfter {
 /// is forgotten.
 #[derive(Debug)]
 pub struct Throttle<K> {
-    /// How long it takes until one more is allowed; none without a limit.
-    interval: Option<Duration>,
+    /// None is no limit.
+    quota: Option<Quota>,
     shards: Vec<Mutex<Shard<K>>>,
     hasher: RandomState,
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug)]
+struct Quota {
+    /// In how long all of it comes back.
+    period: Duration,
+    /// How long it takes until one more is allowed.
+    interval: Duration,
 }
 
 /// For each key when all of its quota has come back.
@@ -59,8 +68,20 @@ type Shard<K> = HashMap<K, Duration>;
 impl<K: Clone + Eq + Hash> Throttle<K> {
     /// Allows so much a minute for each key; 0 is no limit.
     pub fn per_minute(quota: u32) -> Self {
+        Self::per(MINUTE, quota)
+    }
+
+    /// The same for an hour.
+    pub fn per_hour(quota: u32) -> Self {
+        Self::per(MINUTE * 60, quota)
+    }
+
+    fn per(period: Duration, quota: u32) -> Self {
         Self {
-            interval: (quota > 0).then(|| MINUTE / quota),
+            quota: (quota > 0).then(|| Quota {
+                period,
+                interval: period / quota,
+            }),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
         }
@@ -68,49 +89,45 @@ impl<K: Clone + Eq + Hash> Throttle<K> {
 
     /// Whether one more is allowed. Takes nothing.
     pub fn check(&self, key: &K, now: Duration) -> Result<(), RetryAfter> {
-        let Some(interval) = self.interval else {
+        let Some(quota) = self.quota else {
             return Ok(());
         };
         let full_at = self.shard(key).get(key).copied();
-        Self::judge(full_at, interval, now)
+        Self::judge(full_at, quota, now)
     }
 
     /// Counts one, be it allowed or not.
     pub fn count(&self, key: &K, now: Duration) {
-        if let Some(interval) = self.interval {
-            add(&mut self.shard(key), key, interval, now);
+        if let Some(quota) = self.quota {
+            add(&mut self.shard(key), key, quota, now);
         }
     }
 
     /// Counts one if it is allowed.
     pub fn take(&self, key: &K, now: Duration) -> Result<(), RetryAfter> {
-        let Some(interval) = self.interval else {
+        let Some(quota) = self.quota else {
             return Ok(());
         };
         let mut shard = self.shard(key);
-        Self::judge(shard.get(key).copied(), interval, now)?;
-        add(&mut shard, key, interval, now);
+        Self::judge(shard.get(key).copied(), quota, now)?;
+        add(&mut shard, key, quota, now);
         Ok(())
     }
 
     /// Takes back what was taken at `taken`, as far as it has not come back meanwhile.
     pub fn give_back(&self, key: &K, taken: Duration, now: Duration) {
-        let Some(interval) = self.interval else {
+        let Some(quota) = self.quota else {
             return;
         };
         if let Some(full_at) = self.shard(key).get_mut(key) {
-            let left = interval.saturating_sub(now.saturating_sub(taken));
+            let left = quota.interval.saturating_sub(now.saturating_sub(taken));
             *full_at = full_at.saturating_sub(left);
         }
     }
 
-    fn judge(
-        full_at: Option<Duration>,
-        interval: Duration,
-        now: Duration,
-    ) -> Result<(), RetryAfter> {
+    fn judge(full_at: Option<Duration>, quota: Quota, now: Duration) -> Result<(), RetryAfter> {
         let used = full_at.map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
-        match (used + interval).checked_sub(MINUTE) {
+        match (used + quota.interval).checked_sub(quota.period) {
             Some(excess) if !excess.is_zero() => Err(RetryAfter(excess)),
             _ => Ok(()),
         }
@@ -126,15 +143,15 @@ impl<K: Clone + Eq + Hash> Throttle<K> {
 }
 
 /// Counts one. What is counted beyond the quota is not held against the key any longer than that.
-fn add<K: Clone + Eq + Hash>(shard: &mut Shard<K>, key: &K, interval: Duration, now: Duration) {
+fn add<K: Clone + Eq + Hash>(shard: &mut Shard<K>, key: &K, quota: Quota, now: Duration) {
     if let Some(full_at) = shard.get_mut(key) {
-        *full_at = ((*full_at).max(now) + interval).min(now + MINUTE);
+        *full_at = ((*full_at).max(now) + quota.interval).min(now + quota.period);
         return;
     }
     if shard.len() >= MOST_KEYS {
         make_room(shard, now);
     }
-    shard.insert(key.clone(), now + interval);
+    shard.insert(key.clone(), now + quota.interval);
 }
 
 /// Forgets every key that has its whole quota, or the one that is closest to it.

@@ -48,7 +48,7 @@ use crate::{
         self, AdminServices, Brand, ConnectionLimits, Listeners, Servers, Services, TrustedProxies,
     },
     identity::{
-        factor::SecondFactors,
+        factor::{MOST_WRONG_CODES_PER_HOUR, SecondFactors},
         password::{NewPasswordError, Passwords},
         session::Sessions,
         sign_in::{self, SignIn},
@@ -323,6 +323,7 @@ impl Context {
             entropy: self.entropy.clone(),
             masters: config.master_keys.clone(),
             failures: Throttle::per_minute(config.limits.password_failures_per_minute),
+            wrong_codes: Throttle::per_hour(MOST_WRONG_CODES_PER_HOUR),
             service: config.pages.name.clone(),
         }
     }

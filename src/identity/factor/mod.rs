@@ -117,6 +117,10 @@ impl From<StoreError> for FactorRefused {
 /// guessed.
 pub type Tried = (Option<Place>, UserId);
 
+/// How many codes of a user's app may be wrong in an hour, wherever they are tried: whoever has the
+/// password and any number of networks would guess one otherwise, as three in a million count at a time.
+pub const MOST_WRONG_CODES_PER_HOUR: u32 = 30;
+
 /// What a user sees who enrols an app.
 pub struct Enrolment {
     /// The secret that the app is to share.
@@ -141,8 +145,10 @@ pub struct SecondFactors {
     pub entropy: Entropy,
     /// Where master keys are, which seal secrets.
     pub masters: MasterKeySource,
-    /// How often codes may be wrong.
+    /// How often codes may be wrong at a place.
     pub failures: Throttle<Tried>,
+    /// How often codes of a user's app may be wrong anywhere.
+    pub wrong_codes: Throttle<UserId>,
     /// What apps call the service.
     pub service: String,
 }
@@ -186,6 +192,17 @@ impl SecondFactors {
                 result => result,
             };
         }
+        let begun = self.clock.monotonic();
+        self.wrong_codes.take(&user.id, begun)?;
+        let result = self.judge_code_of_app(user, code).await;
+        if !matches!(result, Err(FactorRefused::Wrong)) {
+            let now = self.clock.monotonic();
+            self.wrong_codes.give_back(&user.id, begun, now);
+        }
+        result
+    }
+
+    async fn judge_code_of_app(&self, user: &User, code: &str) -> Result<(), FactorRefused> {
         let factors = self.of(user.id).await?;
         let totp = factors.totp.ok_or(FactorRefused::Wrong)?;
         let plain = sealing::open_totp(&self.masters.load()?, user.id, &totp.sealed)?;

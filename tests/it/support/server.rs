@@ -309,6 +309,7 @@ impl TestServer {
             entropy: Entropy::new(),
             masters: self.config.master_keys.clone(),
             failures: Throttle::per_minute(0),
+            wrong_codes: Throttle::per_hour(0),
             service: "Countersign".to_owned(),
         }
     }

@@ -9,6 +9,7 @@ use countersign::{
         change::{Change, EventType},
         event::EventQuery,
     },
+    identity::factor::MOST_WRONG_CODES_PER_HOUR,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -339,6 +340,32 @@ async fn codes_are_limited_by_user_and_place() {
     site.clock.advance(Duration::from_mins(1));
     let right = at(&mut other, &page, "192.0.2.1", &site.code()).await;
     assert_eq!(heading(&right), CONSENT);
+}
+
+/// Whoever has the password and many networks guesses no more codes than that.
+#[tokio::test]
+async fn codes_of_an_app_are_limited_by_user_wherever_they_come_from() {
+    let setup = Setup::new().set("public.trusted_proxies", "127.0.0.1/32");
+    let site = Secured::of(setup).await;
+    let mut browser = site.site.browser();
+    let page = browser.after_password(&[]).await;
+    let mut tried = 0;
+    let mut attempt = async |code: &str| {
+        tried += 1;
+        let flow = flow(&page);
+        let form = [("flow", flow.as_str()), ("code", code)];
+        let request = browser.request(Method::POST, "/signin/factor").form(&form);
+        let request = request.header("x-forwarded-for", format!("192.0.2.{tried}"));
+        browser.send(request).await
+    };
+    for _ in 0..MOST_WRONG_CODES_PER_HOUR {
+        assert_eq!(attempt(&site.wrong()).await.status, 400);
+    }
+    let limited = attempt(&site.code()).await;
+    assert_eq!((limited.status, heading(&limited)), (429, VERIFY));
+    // Recovery codes are not guessed: the user gets in by one.
+    let recovered = attempt(&site.recovery_codes[0]).await;
+    assert_eq!(heading(&recovered), CONSENT);
 }
 
 #[tokio::test]
