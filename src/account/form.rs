@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::security::Secret;
 use crate::{
     clock::Timestamp,
     identity::session::Present,
@@ -14,6 +15,10 @@ use crate::{
 /// Something that a user does at its account, to what was shown to it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Act {
+    /// Enrols the app that has this secret.
+    AddApp(Secret),
+    /// Begins to enrol an app that makes one-time passwords.
+    BeginApp,
     /// Chooses another password.
     ChangePassword,
     /// Ends every session, this one as well.
@@ -24,6 +29,10 @@ pub enum Act {
     EndOthers,
     /// Signs a browser out, by the id of its session.
     EndSession(String),
+    /// Makes recovery codes, in place of those before.
+    MakeCodes,
+    /// Removes the app that makes one-time passwords.
+    RemoveApp,
     /// Takes back what was allowed to the client of this id.
     Withdraw(String),
 }

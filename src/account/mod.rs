@@ -11,12 +11,14 @@ pub mod form;
 mod happening;
 pub mod page;
 mod password;
+pub mod security;
 
 use std::{sync::Arc, time::Duration};
 
 use self::{
     form::{Act, Sealed},
     page::{AccountPage, Problem},
+    security::EnrolmentPage,
 };
 use crate::{
     admin::{family::FamilyAdmin, user::UserAdmin},
@@ -29,6 +31,7 @@ use crate::{
         secret::Ticket,
     },
     identity::{
+        factor::{SecondFactors, recovery::RecoveryCode},
         session::{Present, Sessions},
         sign_in::SignIn,
     },
@@ -51,6 +54,8 @@ pub struct Accounts {
     pub sessions: Sessions,
     /// Tells whether passwords are right.
     pub sign_in: Arc<SignIn>,
+    /// Verifies and enrols second factors.
+    pub factors: Arc<SecondFactors>,
     /// Changes passwords.
     pub users: UserAdmin,
     /// Lists sign-ins at clients.
@@ -75,6 +80,12 @@ pub enum Outcome {
     SignedOut,
     /// Nobody is signed in.
     Nobody,
+    /// The user of this name has to sign in once more before that.
+    Confirm(String),
+    /// The user is to enrol an app.
+    Enrolment(Box<EnrolmentPage>),
+    /// There are new recovery codes, shown this once.
+    Codes(Vec<RecoveryCode>),
     /// It was not done: the page says why.
     Refused(Box<AccountPage>),
 }
@@ -146,6 +157,9 @@ impl Accounts {
     ) -> Result<Outcome, Problem> {
         let cause = Cause::of_user(present.session.subject, browser.origin);
         let done = match act {
+            Act::AddApp(_) | Act::BeginApp | Act::MakeCodes | Act::RemoveApp => {
+                return self.change_factors(form, &act, present, browser).await;
+            }
             Act::ChangePassword => return self.change_password(form, present, browser).await,
             Act::EndSession(id) => self.end_session(&id, present, &cause).await,
             Act::EndFamily(id) => self.end_family(&id, &cause).await,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use time::{OffsetDateTime, macros::format_description};
 
 pub use super::happening::Happening;
-use super::{Accounts, agent, form::Act, happening::name_of};
+use super::{Accounts, agent, form::Act, happening::name_of, security::Security};
 use crate::{
     admin::{
         AdminError,
@@ -153,6 +153,8 @@ pub struct AccountPage {
     pub end_all: String,
     /// What changes the password.
     pub change_password: String,
+    /// Second factors.
+    pub security: Security,
 }
 
 impl Accounts {
@@ -212,7 +214,9 @@ impl Accounts {
             .iter()
             .filter_map(|event| Happening::of(event, subject, &registry, now));
         let changed_at = user.as_ref().and_then(|user| user.password_changed_at);
+        let security = self.security(user.as_ref(), present, browser, now).await?;
         Ok(AccountPage {
+            security,
             username: present.user.username.clone(),
             has_password: user.is_some_and(|user| user.password_hash.is_some()),
             password_changed: changed_at.map(|at| When::of(at, now)),

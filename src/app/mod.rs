@@ -632,11 +632,17 @@ fn challenge(
 }
 
 /// What users do at their own account.
-fn accounts(context: &Context, sync: &sync::Sync, sign_in: Arc<SignIn>) -> Accounts {
+fn accounts(
+    context: &Context,
+    sync: &sync::Sync,
+    sign_in: Arc<SignIn>,
+    factors: Arc<SecondFactors>,
+) -> Accounts {
     Accounts {
         store: Arc::clone(&context.store),
         sessions: sessions(context),
         sign_in,
+        factors,
         users: context.users(),
         families: context.families(),
         seals: seals(context, sync),
@@ -755,7 +761,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
     let factors = Arc::new(context.second_factors());
     let issuer_path = path_of(&context.issuer);
     Services {
-        accounts: accounts(context, sync, Arc::clone(&sign_in)),
+        accounts: accounts(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
         logout: logout(context, sync),
         authorization: authorization(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
         session_pages: SessionPages {

@@ -58,6 +58,16 @@ pub(super) async fn form(
         Ok(Outcome::Done | Outcome::Nobody) => visit.to_account(),
         Ok(Outcome::Renewed(cookie)) => visit.keep(visit.to_account(), Some(&cookie)),
         Ok(Outcome::SignedOut) => forget(visit.to_account()),
+        Ok(Outcome::Confirm(username)) => {
+            let browser = visit.browser();
+            visit.answer(&services.authorization.confirm_account(username, browser))
+        }
+        Ok(Outcome::Enrolment(page)) => {
+            visit.keep(pages::account_enrolment(&services.brand, &page), None)
+        }
+        Ok(Outcome::Codes(codes)) => {
+            visit.keep(pages::account_codes(&services.brand, &codes), None)
+        }
         Ok(Outcome::Refused(page)) => visit.keep(pages::account(&services.brand, &page), None),
         Err(error) => visit.refused(&error),
     }

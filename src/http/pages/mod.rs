@@ -14,7 +14,10 @@ use bytes::Bytes;
 
 use super::{account, error, logout};
 use crate::{
-    account::page::{AccountPage, Allowed},
+    account::{
+        page::{AccountPage, Allowed},
+        security::EnrolmentPage,
+    },
     identity::factor::recovery::RecoveryCode,
     oauth::{
         authorization::{
@@ -198,10 +201,23 @@ struct Enrol<'a> {
 #[template(path = "codes.html")]
 struct RecoveryCodes<'a> {
     brand: Frame<'a>,
-    base: &'a str,
     codes: Vec<&'a str>,
-    action: &'a str,
-    flow: &'a str,
+    action: String,
+    /// None where nothing is to be gone on with.
+    flow: Option<&'a str>,
+}
+
+#[derive(Template)]
+#[template(path = "account_enrol.html")]
+struct AccountEnrolment<'a> {
+    brand: Frame<'a>,
+    action: String,
+    account: String,
+    secret: &'a str,
+    url: &'a str,
+    picture: &'a str,
+    problem: Option<&'a str>,
+    form: &'a str,
 }
 
 #[derive(Template)]
@@ -282,10 +298,9 @@ pub(super) fn enrol(brand: &Brand, page: &EnrolPage) -> HttpResponse {
 pub(super) fn codes(brand: &Brand, page: &CodesPage, action: &str) -> HttpResponse {
     let template = RecoveryCodes {
         brand: brand.frame(),
-        base: &brand.base,
         codes: page.codes.iter().map(RecoveryCode::expose).collect(),
-        action,
-        flow: &page.flow,
+        action: format!("{}{action}", brand.base),
+        flow: Some(&page.flow),
     };
     drawn(StatusCode::OK, &template, "", page.for_client)
 }
@@ -351,6 +366,32 @@ pub(super) fn account(brand: &Brand, page: &AccountPage) -> HttpResponse {
         Some(problem) => error::explained(response, &problem.error),
         None => response,
     }
+}
+
+/// The page on which a user enrols an app at its account.
+pub(super) fn account_enrolment(brand: &Brand, page: &EnrolmentPage) -> HttpResponse {
+    let template = AccountEnrolment {
+        brand: brand.frame(),
+        action: format!("{}{}", brand.base, account::FORMS_PATH),
+        account: format!("{}{}", brand.base, account::PATH),
+        secret: &page.secret,
+        url: &page.url,
+        picture: &page.picture,
+        problem: page.problem.as_ref().map(OAuthError::description),
+        form: &page.form,
+    };
+    asked(&template, page.problem.as_ref(), false)
+}
+
+/// The page that shows recovery codes, once, on the way back to the account.
+pub(super) fn account_codes(brand: &Brand, codes: &[RecoveryCode]) -> HttpResponse {
+    let template = RecoveryCodes {
+        brand: brand.frame(),
+        codes: codes.iter().map(RecoveryCode::expose).collect(),
+        action: format!("{}{}", brand.base, account::PATH),
+        flow: None,
+    };
+    drawn(StatusCode::OK, &template, "", false)
 }
 
 /// The page on which users are asked whether they want to sign out.

@@ -192,6 +192,18 @@ impl AuthorizationEndpoint {
         self.run(Errand::Account, browser).await
     }
 
+    /// Asks a user of this name to sign in once more for its own account, whoever is signed in.
+    pub fn confirm_account(&self, username: String, browser: Browser<'_>) -> Answer {
+        let flow = Flow::begin(Errand::Account, self.clock.now());
+        let problem = OAuthError::new(
+            ErrorCode::AccessDenied,
+            "reauthentication",
+            "You signed in a while ago. For this, sign in once more.",
+        );
+        let asked = self.ask(&flow, None, browser, username, Some(problem));
+        asked.unwrap_or_else(Reply::Refused).into()
+    }
+
     async fn run(&self, errand: Errand, browser: Browser<'_>) -> Answer {
         let flow = Flow::begin(errand, self.clock.now());
         self.go_on(&flow, browser, None, false).await

@@ -338,7 +338,7 @@ const fn sessions_ended() -> OAuthError {
 }
 
 /// What is said to whoever has not proved a second factor.
-pub(in crate::oauth) fn of_factor(refused: FactorRefused) -> OAuthError {
+pub fn of_factor(refused: FactorRefused) -> OAuthError {
     match refused {
         FactorRefused::Wrong => OAuthError::new(
             ErrorCode::AccessDenied,

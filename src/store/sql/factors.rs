@@ -3,7 +3,7 @@
 //! Whatever changes what a user has enrolled locks the user first: of two who do so at once, one
 //! sees what the other has done.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
 use uuid::Uuid;
 
@@ -65,7 +65,8 @@ where
         .fetch_optional(&mut **tx)
         .await?
         .ok_or(StoreError::Conflict)?;
-        let (kind, detail) = Self::make_factors(tx, subject, change).await?;
+        let (kind, mut detail) = Self::make_factors(tx, subject, change).await?;
+        detail.insert("subject".to_owned(), subject.to_string().into());
         let removes = matches!(
             change,
             FactorChange::RemoveTotp | FactorChange::RemovePasskey(_)
@@ -83,7 +84,7 @@ where
                 kind,
                 target: subject.to_string(),
                 before: None,
-                after: detail,
+                after: Some(detail.into()),
             },
             published: vec![Published::of(Topic::User, &subject)],
         })
@@ -112,8 +113,8 @@ where
         tx: &mut Transaction<'_, DB>,
         subject: UserId,
         change: &FactorChange,
-    ) -> Result<(EventType, Option<Value>), StoreError> {
-        Ok(match change {
+    ) -> Result<(EventType, Map<String, Value>), StoreError> {
+        let (kind, detail) = match change {
             FactorChange::AddTotp(totp) => {
                 sqlx::query::<DB>(
                     "insert into totp (subject, master_id, ciphertext, last_step, created_at) \
@@ -126,7 +127,7 @@ where
                 .bind(totp.created_at.millis())
                 .execute(&mut **tx)
                 .await?;
-                (EventType::TotpEnrolled, None)
+                (EventType::TotpEnrolled, json!({}))
             }
             FactorChange::RemoveTotp => {
                 sqlx::query::<DB>("delete from totp where subject = $1 returning subject")
@@ -134,7 +135,7 @@ where
                     .fetch_optional(&mut **tx)
                     .await?
                     .ok_or(StoreError::Conflict)?;
-                (EventType::TotpRemoved, None)
+                (EventType::TotpRemoved, json!({}))
             }
             FactorChange::MakeRecoveryCodes(hashes) => {
                 Self::delete_factors(tx, "delete from recovery_code where subject = $1", subject)
@@ -147,13 +148,13 @@ where
                         .await?;
                 }
                 let detail = json!({ "recovery_codes": hashes.len() });
-                (EventType::RecoveryCodesMade, Some(detail))
+                (EventType::RecoveryCodesMade, detail)
             }
             FactorChange::UseRecoveryCode(hash) => {
                 Self::use_recovery_code(tx, subject, hash).await?;
                 let left = Self::read_factors(tx, subject).await?.recovery_codes;
                 let detail = json!({ "recovery_codes": left });
-                (EventType::RecoveryCodeUsed, Some(detail))
+                (EventType::RecoveryCodeUsed, detail)
             }
             FactorChange::AddPasskey(passkey) => {
                 sqlx::query::<DB>(
@@ -170,7 +171,7 @@ where
                 .execute(&mut **tx)
                 .await?;
                 let detail = json!({ "passkey": passkey.id.to_string(), "name": passkey.name });
-                (EventType::PasskeyAdded, Some(detail))
+                (EventType::PasskeyAdded, detail)
             }
             FactorChange::RemovePasskey(id) => {
                 let row = sqlx::query::<DB>(
@@ -183,9 +184,10 @@ where
                 .ok_or(StoreError::Conflict)?;
                 let name: String = Self::column(&row, "passkey", "name")?;
                 let detail = json!({ "passkey": id.to_string(), "name": name });
-                (EventType::PasskeyRemoved, Some(detail))
+                (EventType::PasskeyRemoved, detail)
             }
-        })
+        };
+        Ok((kind, detail.as_object().cloned().unwrap_or_default()))
     }
 
     async fn use_recovery_code(

@@ -26,13 +26,13 @@ on_both_engines! {
 }
 
 impl Browser<'_> {
-    async fn account(&mut self) -> Answer {
+    pub(super) async fn account(&mut self) -> Answer {
         let request = self.request(Method::GET, "/account");
         self.send(request).await
     }
 
     /// Signs Ada in for her own account; the page.
-    async fn ada(&mut self) -> Answer {
+    pub(super) async fn ada(&mut self) -> Answer {
         let page = self.account().await;
         let answer = self.sign_in(&page, "ada", PASSWORD).await;
         assert_eq!(answer.status, 303, "{answer:?}");
@@ -40,7 +40,7 @@ impl Browser<'_> {
     }
 
     /// Submits a form of the page.
-    async fn act(&mut self, form: &str) -> Answer {
+    pub(super) async fn act(&mut self, form: &str) -> Answer {
         self.post("/account/forms", &[("form", form)]).await
     }
 
@@ -66,7 +66,7 @@ impl Browser<'_> {
 }
 
 /// The form whose button, or first field, has this text.
-fn form_before(page: &Answer, text: &str) -> String {
+pub(super) fn form_before(page: &Answer, text: &str) -> String {
     let (before, _) = page
         .body
         .split_once(text)

@@ -8,13 +8,14 @@ use countersign::{
     domain::{
         change::{Change, EventType},
         event::EventQuery,
+        factor::Factors,
     },
     identity::factor::MOST_WRONG_CODES_PER_HOUR,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{Browser, Site, flow, heading, of_browsers, returned};
+use super::{Browser, Site, account::form_before, flow, heading, hidden, of_browsers, returned};
 use crate::support::{
     database::Engine,
     server::{Answer, Setup},
@@ -25,6 +26,7 @@ use crate::support::{
 on_both_engines! {
     a_user_who_needs_a_second_factor_enrols_one_before_anything_is_issued,
     a_code_is_taken_once_and_a_recovery_code_too,
+    second_factors_are_changed_at_the_account_page,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -106,6 +108,11 @@ impl Browser<'_> {
     async fn go_on(&mut self, page: &Answer) -> Answer {
         let flow = flow(page);
         self.post("/signin/continue", &[("flow", &flow)]).await
+    }
+
+    async fn post_all(&mut self, form: &[(&str, String)]) -> Answer {
+        let form: Vec<(&str, &str)> = form.iter().map(|(name, value)| (*name, &**value)).collect();
+        self.post("/account/forms", &form).await
     }
 
     /// The page after Ada's password.
@@ -449,4 +456,79 @@ async fn a_client_may_ask_for_a_second_factor() {
     let answer = browser.verify(&page, &code).await;
     assert_eq!(strength(&site, &answer).await, both());
     assert_eq!(strength(&site, &browser.ask(&silent).await).await, both());
+}
+
+/// Sets an app up at the account page, where somebody has just signed in.
+async fn set_up(browser: &mut Browser<'_>, now: Timestamp) -> (Vec<u8>, Vec<String>) {
+    let page = browser.account().await;
+    let form = form_before(&page, "Set up<");
+    let page = browser.act(&form).await;
+    assert_eq!((page.status, heading(&page)), (200, ENROL));
+    let secret = secret_of(&page);
+    let wrong = [
+        ("form", hidden(&page, "form")),
+        ("code", totp::wrong_code(&secret, now)),
+    ];
+    let again = browser.post_all(&wrong).await;
+    assert_eq!((again.status, heading(&again)), (400, ENROL));
+    assert_eq!(secret_of(&again), secret);
+    let right = [
+        ("form", hidden(&again, "form")),
+        ("code", totp::code(&secret, now)),
+    ];
+    let page = browser.post_all(&right).await;
+    (secret, codes_of(&page))
+}
+
+async fn second_factors_are_changed_at_the_account_page(engine: Engine) {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().on(engine).clock(clock.clone())).await;
+    let mut browser = site.browser();
+    browser.ada().await;
+    let (secret, codes) = set_up(&mut browser, NOW).await;
+    assert_eq!(codes.len(), 10);
+    let page = browser.account().await;
+    assert!(page.body.contains("10 recovery codes left"), "{page:?}");
+    assert!(page.body.contains("You set up an app"), "{page:?}");
+    // Another browser is asked for it, and uses up a recovery code.
+    let mut other = site.browser();
+    let page = other.after_password(&[]).await;
+    assert_eq!(heading(&page), VERIFY);
+    assert_eq!(heading(&other.verify(&page, &codes[0]).await), CONSENT);
+    let page = browser.account().await;
+    assert!(page.body.contains("9 recovery codes left"), "{page:?}");
+    // New ones replace those.
+    let form = form_before(&page, "Make new recovery codes");
+    let new = codes_of(&browser.act(&form).await);
+    assert!(new.iter().all(|code| !codes.contains(code)));
+    // Whoever finds the browser open later changes nothing.
+    clock.advance(Duration::from_mins(5));
+    let page = browser.account().await;
+    for act in ["Make new recovery codes", "Turn off"] {
+        let page = browser.act(&form_before(&page, act)).await;
+        assert_eq!((page.status, heading(&page)), (400, "Sign in"), "{act}");
+        assert!(page.body.contains("sign in once more"), "{page:?}");
+    }
+    let asked = browser.act(&form_before(&page, "Turn off")).await;
+    let page = browser.sign_in(&asked, "ada", PASSWORD).await;
+    assert_eq!(heading(&page), VERIFY);
+    let code = totp::code(&secret, Timestamp::from_seconds(NOW.seconds() + 300));
+    let answer = browser.verify(&page, &code).await;
+    assert_eq!(answer.header("location"), Some("/account"));
+    // An operator may keep her from it, also where the page is older than that.
+    let page = browser.account().await;
+    require(&site, true).await;
+    let refused = browser.act(&form_before(&page, "Turn off")).await;
+    assert_eq!((refused.status, heading(&refused)), (400, "Your account"));
+    assert!(refused.body.contains("your last one"), "{refused:?}");
+    assert!(!refused.body.contains("Turn off"), "{refused:?}");
+    require(&site, false).await;
+    let answer = browser.act(&form_before(&page, "Turn off")).await;
+    assert_eq!(answer.status, 303, "{answer:?}");
+    let factors = site.server.store().factors(site.ada).await.unwrap();
+    assert_eq!(factors, Factors::default());
+    let page = browser.account().await;
+    assert!(page.body.contains("A password alone"), "{page:?}");
+    let gone = browser.act(&form_before(&page, "Set up<")).await;
+    assert_eq!(heading(&gone), ENROL);
 }

@@ -1,0 +1,198 @@
+//! Second factors, enrolled and removed by whoever has just signed in.
+
+use std::{fmt, time::Duration};
+
+use countersign_verifier::base64url;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{
+    Accounts, Outcome,
+    form::Act,
+    page::{Problem, When},
+};
+use crate::{
+    clock::Timestamp,
+    domain::{
+        change::Cause,
+        factor::{FactorChange, Factors},
+        user::User,
+    },
+    identity::{
+        factor::{Enrolment, FactorRefused},
+        session::Present,
+    },
+    oauth::{
+        authorization::{endpoint::Browser, second_factor::of_factor},
+        error::OAuthError,
+        form::Form,
+        seals::over,
+        store_answer,
+    },
+};
+
+/// How long ago a user may have signed in who changes second factors: whoever finds a browser open
+/// changes none.
+const RECENT: Duration = Duration::from_mins(5);
+
+/// A secret on its way to an app, in base64url: nothing is stored before the app has it. Not printable.
+#[derive(Clone, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// What the page shows of second factors.
+pub struct Security {
+    /// Since when there has been an app that makes one-time passwords.
+    pub app: Option<When>,
+    /// How many recovery codes are left.
+    pub recovery_codes: u32,
+    /// Whether the user has to have a second factor.
+    pub is_required: bool,
+    /// What begins the enrolment of an app.
+    pub begin_app: String,
+    /// What removes it.
+    pub remove_app: String,
+    /// What makes new recovery codes.
+    pub make_codes: String,
+}
+
+/// The page on which a user enrols an app.
+pub struct EnrolmentPage {
+    /// The secret as it is typed.
+    pub secret: String,
+    /// The same for apps on this device.
+    pub url: String,
+    /// The same for cameras: SVG.
+    pub picture: String,
+    /// What was wrong with the last try.
+    pub problem: Option<OAuthError>,
+    /// What goes on.
+    pub form: String,
+}
+
+impl Accounts {
+    /// What the page shows of second factors.
+    pub(super) async fn security(
+        &self,
+        user: Option<&User>,
+        present: &Present,
+        browser: Browser<'_>,
+        now: Timestamp,
+    ) -> Result<Security, OAuthError> {
+        let factors = self.factors_of(present).await?;
+        Ok(Security {
+            app: factors.totp.map(|totp| When::of(totp.created_at, now)),
+            recovery_codes: factors.recovery_codes,
+            is_required: user.is_some_and(|user| user.second_factor_required),
+            begin_app: self.form(Act::BeginApp, present, browser)?,
+            remove_app: self.form(Act::RemoveApp, present, browser)?,
+            make_codes: self.form(Act::MakeCodes, present, browser)?,
+        })
+    }
+
+    /// Changes what the user has, if it signed in a moment ago; else it has to once more.
+    pub(super) async fn change_factors(
+        &self,
+        form: &Form,
+        act: &Act,
+        present: &Present,
+        browser: Browser<'_>,
+    ) -> Result<Outcome, Problem> {
+        let session = &present.session;
+        if self.clock.now().since(session.auth_time) >= RECENT {
+            return Ok(Outcome::Confirm(present.user.username.clone()));
+        }
+        let reading = store_answer(&self.clock, self.store.user(session.subject)).await;
+        let user = reading.map_err(Problem::of)?;
+        let user = user.filter(|user| user.session_epoch == session.user_epoch);
+        let Some(user) = user else {
+            return Ok(Outcome::Nobody);
+        };
+        let cause = Cause::of_user(user.id, browser.origin);
+        match act {
+            Act::BeginApp => {
+                let enrolment = self.factors.begin(user.username.as_str());
+                let enrolment = enrolment.map_err(problem)?;
+                self.enrolment(enrolment, None, present, browser)
+            }
+            Act::AddApp(Secret(secret)) => {
+                let secret = base64url::decode(secret).map_err(|_| Problem::of(over()))?;
+                let secret = Zeroizing::new(secret);
+                self.add_app(form, &user, &secret, (present, browser)).await
+            }
+            Act::RemoveApp => {
+                let removal = FactorChange::RemoveTotp;
+                let removed = self.factors.remove(&user, removal, &cause).await;
+                removed.map_err(problem)?;
+                Ok(Outcome::Done)
+            }
+            _ => {
+                let factors = self.factors_of(present).await.map_err(Problem::of)?;
+                if !factors.is_enrolled() {
+                    return Err(problem(FactorRefused::Conflict));
+                }
+                let codes = self.factors.make_codes(&user, &cause).await;
+                Ok(Outcome::Codes(codes.map_err(problem)?))
+            }
+        }
+    }
+
+    /// Enrols an app that shows a code, and makes recovery codes for a user who has none.
+    async fn add_app(
+        &self,
+        form: &Form,
+        user: &User,
+        secret: &[u8],
+        (present, browser): (&Present, Browser<'_>),
+    ) -> Result<Outcome, Problem> {
+        let cause = Cause::of_user(user.id, browser.origin);
+        let code = form.one("code").map_err(Problem::of)?.unwrap_or_default();
+        match self.factors.enrol(user, secret, code, &cause).await {
+            Ok(_) => {}
+            Err(refused @ FactorRefused::Wrong) => {
+                let again = self.factors.begin_again(secret, user.username.as_str());
+                let again = again.map_err(problem)?;
+                return self.enrolment(again, Some(of_factor(refused)), present, browser);
+            }
+            Err(refused) => return Err(problem(refused)),
+        }
+        let factors = self.factors_of(present).await.map_err(Problem::of)?;
+        if factors.recovery_codes > 0 {
+            return Ok(Outcome::Done);
+        }
+        let codes = self.factors.make_codes(user, &cause).await;
+        Ok(Outcome::Codes(codes.map_err(problem)?))
+    }
+
+    fn enrolment(
+        &self,
+        enrolment: Enrolment,
+        wrong: Option<OAuthError>,
+        present: &Present,
+        browser: Browser<'_>,
+    ) -> Result<Outcome, Problem> {
+        let secret = Secret(base64url::encode(enrolment.secret.expose()));
+        let form = self.form(Act::AddApp(secret), present, browser);
+        Ok(Outcome::Enrolment(Box::new(EnrolmentPage {
+            secret: enrolment.secret.text(),
+            url: enrolment.url,
+            picture: enrolment.picture,
+            problem: wrong,
+            form: form.map_err(Problem::of)?,
+        })))
+    }
+
+    async fn factors_of(&self, present: &Present) -> Result<Factors, OAuthError> {
+        let reading = self.factors.of(present.session.subject).await;
+        reading.map_err(OAuthError::of_store)
+    }
+}
+
+fn problem(refused: FactorRefused) -> Problem {
+    Problem::of(of_factor(refused))
+}
