@@ -1,17 +1,12 @@
 //! Operators: who calls the admin interface, and how far their authority goes.
 
-use std::time::Duration;
-
-use countersign_verifier::{AccessTokenClaims, Audience, Expectation, verify};
+use countersign_verifier::{AccessTokenClaims, Audience};
 
 use super::{AdminError, resource};
 use crate::{
     domain::{client::Client, id::ClientId, scope::Scope},
     oauth::live_token::LiveTokens,
 };
-
-/// How long a refusal waits for a look at the database at most.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What whoever asks for a change may do at the admin interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,13 +94,10 @@ impl OperatorGate {
     pub async fn admit(&self, token: &str, scope: &str) -> Result<Operator, OperatorError> {
         match self.judge(token, scope) {
             Err(OperatorError::InvalidToken | OperatorError::InsufficientScope)
-                if self.is_genuine(token) => {}
+                if self.tokens.is_genuine(token, self.audience()) => {}
             judged => return judged,
         }
-        tokio::select! {
-            _renewed = self.tokens.snapshots.freshness.renewed() => {}
-            () = self.tokens.clock.sleep(LONGEST_WAIT) => {}
-        }
+        self.tokens.renewed().await;
         self.judge(token, scope)
     }
 
@@ -119,19 +111,6 @@ impl OperatorGate {
         } else {
             Err(OperatorError::InsufficientScope)
         }
-    }
-
-    /// Whether this issuer has signed the token for its admin interface, and it has not expired.
-    fn is_genuine(&self, token: &str) -> bool {
-        let now = self.tokens.clock.now();
-        let expectation = Expectation {
-            issuer: self.tokens.issuer.clone(),
-            audience: Some(self.audience()),
-            leeway_seconds: 0,
-        };
-        let keys = self.tokens.snapshots.ring().key_set(now);
-        let now_seconds = u64::try_from(now.seconds()).unwrap_or(0);
-        verify(token, &keys, &expectation, now_seconds).is_ok()
     }
 
     fn audience(&self) -> String {

@@ -16,6 +16,7 @@ use crate::{
         change::{Cause, Change, EventType},
         client::Revision,
         id::UserId,
+        profile::Profile,
         user::{PasswordHash, User, Username},
     },
     entropy::Entropy,
@@ -120,6 +121,11 @@ pub struct UserMetadata {
     /// More claims of its access tokens.
     #[schema(value_type = Object)]
     pub claims: Map<String, Value>,
+    /// What clients are told of it that ask, and may: the standard claims of `OpenID` Connect
+    /// (Core §5.1),
+    /// but for `sub`, `preferred_username` and `updated_at`, which follow from the rest.
+    #[schema(value_type = Object)]
+    pub profile: Map<String, Value>,
     /// Whether it is refused.
     pub disabled: bool,
     /// Whether a password alone is not enough for it to sign in.
@@ -225,7 +231,7 @@ impl UserAdmin {
         demo: bool,
         cause: &Cause,
     ) -> Result<User, AdminError> {
-        let username = check(written, unread)?;
+        let (username, profile) = check(written, unread)?;
         let password_hash = match password {
             Some(password) => Some(self.hash(password, &username).await?),
             None => None,
@@ -238,6 +244,7 @@ impl UserAdmin {
             password_hash,
             roles: written.roles.clone(),
             claims: written.claims.clone(),
+            profile,
             disabled: written.disabled,
             second_factor_required: written.second_factor_required,
             demo,
@@ -280,7 +287,7 @@ impl UserAdmin {
                 )));
             }
             let (written, unread) = patched(before, patch);
-            let username = check(&written, unread)?;
+            let (username, profile) = check(&written, unread)?;
             let event = match (before.disabled, written.disabled) {
                 (false, true) => EventType::UserDisabled,
                 (true, false) => EventType::UserEnabled,
@@ -290,6 +297,7 @@ impl UserAdmin {
                 username,
                 roles: written.roles,
                 claims: written.claims,
+                profile,
                 disabled: written.disabled,
                 second_factor_required: written.second_factor_required,
                 ..before.clone()
@@ -496,6 +504,7 @@ fn patched(user: &User, patch: &Value) -> (UserMetadata, Vec<FieldError>) {
         username: user.username.to_string(),
         roles: user.roles.clone(),
         claims: user.claims.clone(),
+        profile: user.profile.members().clone(),
         disabled: user.disabled,
         second_factor_required: user.second_factor_required,
     };
@@ -505,8 +514,11 @@ fn patched(user: &User, patch: &Value) -> (UserMetadata, Vec<FieldError>) {
     document::read_patched(document, &patch)
 }
 
-/// The name of a user whose metadata are all right, or everything that is wrong with them.
-fn check(written: &UserMetadata, unread: Vec<FieldError>) -> Result<Username, AdminError> {
+/// Name and profile of a user whose metadata are all right, or everything that is wrong with them.
+fn check(
+    written: &UserMetadata,
+    unread: Vec<FieldError>,
+) -> Result<(Username, Profile), AdminError> {
     let mut errors = Vec::new();
     let username = Username::parse(&written.username);
     if let Err(error) = &username {
@@ -514,8 +526,17 @@ fn check(written: &UserMetadata, unread: Vec<FieldError>) -> Result<Username, Ad
     }
     errors.extend(role_problems(&written.roles));
     errors.extend(claim_problems(&written.claims));
-    match username {
-        Ok(username) if unread.is_empty() && errors.is_empty() => Ok(username),
+    let profile = Profile::parse(written.profile.clone());
+    if let Err(wrong) = &profile {
+        errors.extend(wrong.iter().map(|(path, detail)| {
+            let path: String = path.iter().map(|part| document::pointer_to(part)).collect();
+            FieldError::new(format!("/profile{path}"), *detail)
+        }));
+    }
+    match (username, profile) {
+        (Ok(username), Ok(profile)) if unread.is_empty() && errors.is_empty() => {
+            Ok((username, profile))
+        }
         _ => Err(AdminError::Invalid(document::all_wrong(unread, errors))),
     }
 }
@@ -587,6 +608,7 @@ mod tests {
             username: "ada".to_owned(),
             roles: serde_json::from_value(roles).unwrap(),
             claims: serde_json::from_value(claims).unwrap(),
+            profile: Map::new(),
             disabled: false,
             second_factor_required: false,
         };

@@ -70,6 +70,7 @@ use crate::{
         seals::Seals,
         session::{SessionTokens, pages::SessionPages},
         token::TokenEndpoint,
+        userinfo::UserInfo,
     },
     outbound::{Outbound, OutboundError, Resolver, SystemResolver},
     store::{self, Access, OpenError, Schema, Snapshot, Store, StoreError},
@@ -631,6 +632,14 @@ fn challenge(
     }
 }
 
+/// What clients are told of who has signed in.
+fn user_info(context: &Context, tokens: LiveTokens) -> UserInfo {
+    UserInfo {
+        tokens,
+        store: Arc::clone(&context.store),
+    }
+}
+
 /// What users do at their own account.
 fn accounts(
     context: &Context,
@@ -788,6 +797,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
             refresh_tokens: refresh_tokens.clone(),
             store: Arc::clone(&context.store),
         },
+        userinfo: user_info(context, tokens.clone()),
         revocation: Revocation {
             authenticator: Arc::clone(&authenticator),
             tokens,

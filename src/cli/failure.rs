@@ -109,6 +109,7 @@ fn in_flags(error: &FieldError) -> String {
         "jwks_uri" => "--jwks-uri",
         "introspection_clients" => "--introspection-client",
         "jti" => "--jti",
+        "profile" => "--profile",
         "post_logout_redirect_uris" => "--post-logout-redirect-uri",
         "redirect_uris" => "--redirect-uri",
         "refresh_policy" => "--refresh-policy",

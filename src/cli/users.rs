@@ -75,6 +75,9 @@ pub(super) struct Create {
     /// More claims of its tokens: a JSON object
     #[arg(long, value_name = "JSON", value_parser = claims)]
     claims: Option<Map<String, Value>>,
+    /// What apps are told that ask who it is: a JSON object of standard claims, such as name and email
+    #[arg(long, value_name = "JSON", value_parser = claims)]
+    profile: Option<Map<String, Value>>,
     #[command(flatten)]
     password: NewPassword,
     #[command(flatten)]
@@ -101,6 +104,12 @@ pub(super) struct Update {
     /// Have no claims any more
     #[arg(long, conflicts_with = "claims")]
     no_claims: bool,
+    /// Standard claims to change: a JSON object that is merged into those there are
+    #[arg(long, value_name = "JSON", value_parser = claims)]
+    profile: Option<Map<String, Value>>,
+    /// Have no standard claims any more
+    #[arg(long, conflicts_with = "profile")]
+    no_profile: bool,
     /// Whether a password alone is not enough for it to sign in
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     second_factor_required: Option<bool>,
@@ -198,6 +207,7 @@ impl Create {
             username: self.username,
             roles: self.roles,
             claims: self.claims.unwrap_or_default(),
+            profile: self.profile.unwrap_or_default(),
             disabled: self.disabled,
             second_factor_required: self.second_factor_required,
         };
@@ -223,6 +233,12 @@ impl Update {
         }
         if let Some(claims) = self.claims {
             patch.insert("claims".to_owned(), claims.into());
+        }
+        if self.no_profile {
+            patch.insert("profile".to_owned(), Value::Null);
+        }
+        if let Some(profile) = self.profile {
+            patch.insert("profile".to_owned(), profile.into());
         }
         if let Some(required) = self.second_factor_required {
             patch.insert("second_factor_required".to_owned(), required.into());
@@ -393,11 +409,6 @@ fn shown(user: &User, json: bool) -> Result<(), Failure> {
         }
         _ => password(user).to_owned(),
     };
-    let claims = if user.claims.is_empty() {
-        "none".to_owned()
-    } else {
-        Value::Object(user.claims.clone()).to_string()
-    };
     Ok(output::fields(&[
         ("id", user.id.to_string()),
         ("username", user.username.to_string()),
@@ -413,11 +424,19 @@ fn shown(user: &User, json: bool) -> Result<(), Failure> {
             .to_owned(),
         ),
         ("roles", words(&user.roles)),
-        ("claims", claims),
+        ("claims", members(&user.claims)),
+        ("profile", members(user.profile.members())),
         ("revision", user.revision.to_string()),
         ("created", output::utc_seconds(user.created_at)),
         ("changed", output::utc_seconds(user.updated_at)),
     ])?)
+}
+
+fn members(members: &Map<String, Value>) -> String {
+    if members.is_empty() {
+        return "none".to_owned();
+    }
+    Value::Object(members.clone()).to_string()
 }
 
 fn state(user: &User) -> &'static str {

@@ -22,6 +22,7 @@ pub mod id;
 pub mod key;
 pub mod name;
 pub mod node;
+pub mod profile;
 pub mod redirect;
 pub mod refresh_token;
 pub mod resource;

@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 use unicode_normalization::UnicodeNormalization as _;
 
-use super::{client::Revision, id::UserId};
+use super::{client::Revision, id::UserId, profile::Profile};
 use crate::clock::Timestamp;
 
 /// The longest user name taken, in characters.
@@ -159,6 +159,8 @@ pub struct User {
     pub roles: Vec<String>,
     /// More claims of access tokens, none of which means anything to this service.
     pub claims: Map<String, Value>,
+    /// What clients are told who ask, and may (`OpenID` Connect Core §5.1).
+    pub profile: Profile,
     /// A disabled user has no session and gets none.
     pub disabled: bool,
     /// Whether a password alone is not enough for it to sign in.
@@ -187,6 +189,7 @@ impl User {
             "username": self.username.as_str(),
             "roles": self.roles,
             "claims": self.claims,
+            "profile": self.profile.members(),
             "disabled": self.disabled,
             "second_factor_required": self.second_factor_required,
             "has_password": self.password_hash.is_some(),

@@ -37,19 +37,26 @@ pub(super) enum BodyError {
     BrokenOff,
 }
 
+/// The media type of forms.
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// Whether a request says that its body is a form.
+pub(super) fn is_form(request: &HttpRequest) -> bool {
+    media_type(request).is_some_and(|media_type| media_type.eq_ignore_ascii_case(FORM))
+}
+
+fn media_type(request: &HttpRequest) -> Option<&str> {
+    let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim())
+}
+
 /// Reads the body of a form.
 pub(super) async fn form(
     request: &HttpRequest,
     payload: Payload,
     services: &Services,
 ) -> Result<BytesMut, BodyError> {
-    of_type(
-        &["application/x-www-form-urlencoded"],
-        request,
-        payload,
-        services,
-    )
-    .await
+    of_type(&[FORM], request, payload, services).await
 }
 
 /// Reads a body of one of these media types.
@@ -68,13 +75,11 @@ pub(super) async fn of_type(
             .get(name)
             .and_then(|value| value.to_str().ok())
     };
-    let media_type = header(header::CONTENT_TYPE)
-        .map(|value| value.split(';').next().unwrap_or_default().trim());
     let is_accepted = |media_type: &str| {
         let mut accepted = accepted.iter();
         accepted.any(|accepted| media_type.eq_ignore_ascii_case(accepted))
     };
-    if !media_type.is_some_and(is_accepted) {
+    if !media_type(request).is_some_and(is_accepted) {
         return Err(BodyError::MediaType);
     }
     if header(header::CONTENT_ENCODING)

@@ -4,7 +4,6 @@
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{self, HeaderValue},
-    web::Data,
 };
 
 use super::{Services, session};
@@ -22,20 +21,21 @@ pub(super) async fn preflight_of_anyone() -> HttpResponse {
         .finish()
 }
 
-/// Lets pages of the origins that clients have registered send credentials.
-pub(super) async fn preflight_of_the_registered(
-    request: HttpRequest,
-    services: Data<Services>,
+/// Lets pages of the origins that clients have registered send credentials by these methods.
+pub(super) fn preflight_of_the_registered(
+    methods: &'static str,
+    request: &HttpRequest,
+    services: &Services,
 ) -> HttpResponse {
     let mut response = HttpResponse::NoContent()
-        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "POST"))
+        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, methods))
         .insert_header((
             header::ACCESS_CONTROL_ALLOW_HEADERS,
             "authorization, content-type",
         ))
         .insert_header((header::ACCESS_CONTROL_MAX_AGE, MAX_AGE))
         .finish();
-    allow_registered(&request, &services, &mut response);
+    allow_registered(request, services, &mut response);
     response
 }
 

@@ -10,6 +10,7 @@
 mod account;
 mod address;
 mod admin;
+mod bearer;
 mod body;
 mod browser;
 mod connection;
@@ -22,14 +23,22 @@ mod metrics;
 mod pages;
 mod public;
 mod session;
+mod userinfo;
 
-use std::{future::Future, io, net::TcpListener, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::{Future, ready},
+    io,
+    net::TcpListener,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix_http::{HttpService, KeepAlive};
 use actix_server::{Server, ServerHandle};
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::{
-    App, Handler, HttpResponse, Resource, Responder,
+    App, Handler, HttpRequest, HttpResponse, Resource, Responder,
     dev::AppConfig,
     http::{Method, header},
     middleware::{DefaultHeaders, from_fn},
@@ -55,6 +64,7 @@ use crate::{
         revocation::Revocation,
         session::pages::SessionPages,
         token::TokenEndpoint,
+        userinfo::{USERINFO_PATH, UserInfo},
     },
     registry::Snapshots,
 };
@@ -77,6 +87,8 @@ pub struct Services {
     pub brand: Brand,
     /// Tells whether tokens are good.
     pub introspection: Introspection,
+    /// Tells clients who has signed in.
+    pub userinfo: UserInfo,
     /// Revokes tokens of their clients.
     pub revocation: Revocation,
     /// What operators do.
@@ -310,6 +322,12 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         public::introspect,
     );
     post(config, &below(metadata::REVOCATION_PATH), public::revoke);
+    let userinfo = web::resource(below(USERINFO_PATH))
+        .route(web::get().to(userinfo::userinfo))
+        .route(web::post().to(userinfo::userinfo))
+        .route(web::method(Method::OPTIONS).to(preflight("GET, POST")))
+        .default_service(web::to(async || not_allowed("GET, POST, OPTIONS")));
+    config.service(userinfo);
     get(config, LIVE, public::live);
     get(config, READY, public::ready);
 }
@@ -370,8 +388,19 @@ where
 {
     let resource = web::resource(path)
         .route(web::post().to(handler))
-        .route(web::method(Method::OPTIONS).to(cors::preflight_of_the_registered));
+        .route(web::method(Method::OPTIONS).to(preflight("POST")));
     config.service(resource.default_service(web::to(async || not_allowed("POST, OPTIONS"))));
+}
+
+/// What a page asks before it sends such a request.
+fn preflight(
+    methods: &'static str,
+) -> impl Handler<(HttpRequest, Data<Services>), Output = HttpResponse> {
+    move |request: HttpRequest, services: Data<Services>| {
+        ready(cors::preflight_of_the_registered(
+            methods, &request, &services,
+        ))
+    }
 }
 
 fn not_allowed(allow: &'static str) -> HttpResponse {

@@ -15,6 +15,9 @@ use crate::{
 /// By how much the clocks of two nodes may differ when a second begins, in seconds.
 const LEEWAY_SECONDS: u64 = 1;
 
+/// How long a refusal waits for a look at the database at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
 /// Tells tokens that are good from all others, from memory.
 #[derive(Clone)]
 pub struct LiveTokens {
@@ -45,6 +48,28 @@ impl LiveTokens {
             return Err(OAuthError::offline());
         }
         Ok(self.judge(token))
+    }
+
+    /// Whether this issuer has signed the token for this audience, and it has not expired: then a client
+    /// may be new that is not known here, and a refusal has to wait for [`Self::renewed`].
+    pub fn is_genuine(&self, token: &str, audience: String) -> bool {
+        let now = self.clock.now();
+        let expected = Expectation {
+            issuer: self.issuer.clone(),
+            audience: Some(audience),
+            leeway_seconds: 0,
+        };
+        let keys = self.snapshots.ring().key_set(now);
+        let seconds = u64::try_from(now.seconds()).unwrap_or(0);
+        verify(token, &keys, &expected, seconds).is_ok()
+    }
+
+    /// Waits for one look at the database that begins by now, a second at most.
+    pub async fn renewed(&self) {
+        tokio::select! {
+            _renewed = self.snapshots.freshness.renewed() => {}
+            () = self.clock.sleep(LONGEST_WAIT) => {}
+        }
     }
 
     fn judge(&self, token: &str) -> Option<AccessTokenClaims<'static>> {

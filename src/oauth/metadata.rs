@@ -1,10 +1,15 @@
-//! Authorization server metadata (RFC 8414), derived from what is there.
+//! Authorization server metadata (RFC 8414, `OpenID` Connect Discovery §3), derived from what is there.
 
 use serde_json::{Value, json};
 
+use super::{
+    authorization::request::{Prompt, ResponseMode},
+    userinfo::{self, USERINFO_PATH},
+};
 use crate::domain::{
     client::{AuthMethod, GrantType},
     factor::ACR_VALUES,
+    profile,
 };
 
 /// Where the endpoints are, below the issuer.
@@ -25,6 +30,24 @@ pub const REVOCATION_PATH: &str = "/oauth2/revoke";
 /// What client assertions are signed with (RFC 8414 §2).
 const ASSERTION_ALGS: [&str; 1] = ["ES256"];
 
+/// What ID Tokens are signed with (Discovery §3).
+const ID_TOKEN_ALGS: [&str; 1] = ["ES256"];
+
+/// The claims of ID Tokens that are not about the user as a person (Core §2).
+const ID_TOKEN_CLAIMS: [&str; 11] = [
+    "acr",
+    "amr",
+    "at_hash",
+    "aud",
+    "auth_time",
+    "exp",
+    "iat",
+    "iss",
+    "nonce",
+    "sid",
+    "sub",
+];
+
 /// The metadata of an issuer.
 ///
 /// Nothing of a request goes into it, so that no `Host` header can bend an endpoint.
@@ -38,7 +61,20 @@ pub fn document(issuer: &str) -> Value {
         "issuer": issuer,
         "authorization_endpoint": format!("{issuer}{AUTHORIZATION_PATH}"),
         "authorization_response_iss_parameter_supported": true,
-        "response_modes_supported": ["query", "form_post"],
+        "response_modes_supported":
+            ResponseMode::ALL.iter().rev().map(|mode| mode.as_str()).collect::<Vec<_>>(),
+        "prompt_values_supported": Prompt::ALL.iter().map(|prompt| prompt.as_str()).collect::<Vec<_>>(),
+        "ui_locales_supported": ["en"],
+        "claims_parameter_supported": true,
+        // "If omitted, the default value is true" (Discovery §3).
+        "request_parameter_supported": false,
+        "request_uri_parameter_supported": false,
+        "userinfo_endpoint": format!("{issuer}{USERINFO_PATH}"),
+        "scopes_supported": userinfo::SCOPES.split(' ').collect::<Vec<_>>(),
+        "claim_types_supported": ["normal"],
+        "claims_supported": ID_TOKEN_CLAIMS.into_iter().chain(profile::names()).collect::<Vec<_>>(),
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ID_TOKEN_ALGS,
         "jwks_uri": format!("{issuer}{JWKS_PATH}"),
         "token_endpoint": format!("{issuer}{TOKEN_PATH}"),
         "token_endpoint_auth_methods_supported": methods,

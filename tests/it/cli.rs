@@ -593,6 +593,8 @@ async fn a_user_is_created_shown_and_changed(database: &Database) {
         "night editor",
         "--claims",
         r#"{"tier":"gold","n":1}"#,
+        "--profile",
+        r#"{"email":"ada@example.com","name":"Ada"}"#,
     ]);
     let id = created["id"].as_str().unwrap();
     assert_eq!(created["roles"], json!(["author", "night editor"]));
@@ -606,6 +608,7 @@ async fn a_user_is_created_shown_and_changed(database: &Database) {
     for part in [
         "author, night editor",
         r#"{"n":1,"tier":"gold"}"#,
+        r#"{"email":"ada@example.com","name":"Ada"}"#,
         "enabled",
         "none",
     ] {
@@ -621,10 +624,16 @@ async fn a_user_is_created_shown_and_changed(database: &Database) {
         "--no-roles",
         "--claims",
         r#"{"n":null}"#,
+        "--profile",
+        r#"{"name":null,"gender":"female"}"#,
         "--revision",
         "1",
     ]);
     assert_eq!(changed["claims"], json!({ "tier": "gold" }));
+    assert_eq!(
+        changed["profile"],
+        json!({ "email": "ada@example.com", "gender": "female" })
+    );
     assert_eq!(
         (&changed["roles"], &changed["username"]),
         (&json!([]), &json!("Ada"))
@@ -645,6 +654,8 @@ async fn a_user_is_created_shown_and_changed(database: &Database) {
         "",
         "--claims",
         r#"{"aud":"x"}"#,
+        "--profile",
+        r#"{"email":"x"}"#,
     ];
     let wrong = terminal.call(&wrong);
     assert!(
@@ -655,6 +666,12 @@ async fn a_user_is_created_shown_and_changed(database: &Database) {
         wrong.failure().contains("--claims: says something"),
         "{wrong:?}"
     );
+    assert!(
+        wrong.failure().contains("--profile: must be an e-mail"),
+        "{wrong:?}"
+    );
+    let none = terminal.json(&["users", "update", "ada", "--no-profile"]);
+    assert_eq!(none["profile"], json!({}));
 }
 
 async fn a_user_is_disabled_enabled_signed_out_and_deleted(database: &Database) {

@@ -11,6 +11,7 @@ use countersign::{
     domain::{
         change::{Cause, Change, EventType},
         id::{ClientId, UserId},
+        profile::Profile,
         user::{PasswordHash, User, Username},
     },
     entropy::Entropy,
@@ -109,6 +110,7 @@ impl Hall {
             password_hash: Some(self.hash.clone()),
             roles: Vec::new(),
             claims: Map::new(),
+            profile: Profile::default(),
             disabled: false,
             second_factor_required: false,
             demo: false,

@@ -36,7 +36,11 @@ use self::{
     problem::{Kind, Problem},
     table::{Body, OPERATIONS, Operation},
 };
-use super::{Services, body};
+use super::{
+    Services,
+    bearer::{self, NoToken},
+    body,
+};
 use crate::{
     admin::{
         FieldError, client::ClientAdmin, event::EventAdmin, family::FamilyAdmin, key::KeyAdmin,
@@ -148,30 +152,12 @@ async fn carry_out(
     .await
 }
 
-/// The token of the one `Authorization` header (RFC 6750 §2.1). A token in the query is not looked at.
+/// The token of the one `Authorization` header. One in the query is not looked at.
 fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
-    let mut values = headers.get_all(header::AUTHORIZATION);
-    let Some(value) = values.next() else {
-        return Err(Problem::unauthenticated());
-    };
-    if values.next().is_some() {
-        return Err(Problem::malformed_credentials());
-    }
-    let text = value
-        .to_str()
-        .map_err(|_| Problem::malformed_credentials())?;
-    let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
-    // Credentials of another scheme are none here.
-    if !scheme.eq_ignore_ascii_case("Bearer") {
-        return Err(Problem::unauthenticated());
-    }
-    let token = token.trim_matches(' ');
-    // b64token
-    let is_token_character = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-    if token.is_empty() || !token.bytes().all(is_token_character) {
-        return Err(Problem::malformed_credentials());
-    }
-    Ok(token)
+    bearer::token(headers).map_err(|error| match error {
+        NoToken::Absent => Problem::unauthenticated(),
+        NoToken::Malformed => Problem::malformed_credentials(),
+    })
 }
 
 /// Whether a request has no body (RFC 9112 §6.3).

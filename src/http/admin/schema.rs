@@ -149,6 +149,9 @@ pub(super) struct User {
     /// More claims of its access tokens.
     #[schema(value_type = Object)]
     claims: Value,
+    /// What clients are told of it: standard claims of `OpenID` Connect.
+    #[schema(value_type = Object)]
+    profile: Value,
     /// Whether it is refused.
     disabled: bool,
     /// Whether a password alone is not enough for it to sign in.

@@ -11,7 +11,6 @@ use crate::{
     clock::AgreedClock,
     domain::{
         change::{Cause, Change, Origin},
-        claims::RequestedClaims,
         client::Client,
         code::{AuthorizationCode, CODE_LIFE},
         consent::{Consent, Permission},
@@ -30,6 +29,7 @@ use crate::{
         codes,
         error::{ErrorCode, OAuthError},
         form::Form,
+        id_token::Hint,
         seals::Seals,
         store_answer,
     },
@@ -494,10 +494,10 @@ impl AuthorizationEndpoint {
                 auth_time: session.auth_time,
                 amr: session.amr.clone(),
                 dpop_jkt: None,
-                claims: RequestedClaims::default(),
+                claims: request.asked.claims.clone(),
             },
             redirect_uri: named.then(|| request.return_address.redirect_uri.clone()),
-            code_challenge: Some(request.asked.code_challenge.clone()),
+            code_challenge: request.asked.code_challenge.clone(),
             nonce: request.asked.nonce.clone(),
             expires_at: self.clock.now().plus(CODE_LIFE),
             family_id: None,
@@ -520,7 +520,9 @@ impl AuthorizationEndpoint {
             return Ok(None);
         };
         let form = Form::of_body(query.as_bytes()).map_err(Rejection::Shown)?;
-        AuthorizationRequest::read(&form, &self.snapshots.registry()).map(Some)
+        let keys = self.snapshots.ring().key_set(self.clock.now());
+        let hint = |token: &str| Hint::read(token, &self.issuer, &keys);
+        AuthorizationRequest::read(&form, &self.snapshots.registry(), &hint).map(Some)
     }
 
     pub(super) fn rejected(rejection: Rejection) -> Answer {

@@ -3,6 +3,7 @@
 //! Nothing is stored for a request before its user has signed in: its text goes to the browser and
 //! back, sealed, and is read anew at each step.
 
+mod claims;
 pub mod endpoint;
 mod flow;
 pub mod request;

@@ -6,15 +6,18 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
+use super::claims::ClaimsParameter;
 use crate::{
     clock::Timestamp,
     domain::{
         browser_session::BrowserSession,
+        claims::RequestedClaims,
         client::Client,
         consent::Permission,
-        factor::{ACR_VALUES, TWO_FACTORS},
+        factor::{ACR_VALUES, TWO_FACTORS, acr},
         id::ClientId,
         name::named,
+        profile,
         resource::ResourceUri,
         scope::{OPENID, Scope},
     },
@@ -23,6 +26,7 @@ use crate::{
         codes,
         error::{ErrorCode, OAuthError},
         form::Form,
+        id_token::{Hint, InvalidHint},
     },
     registry::Registry,
 };
@@ -98,6 +102,9 @@ impl ReturnAddress {
     }
 }
 
+/// Reads the ID Tokens that come back as hints.
+pub type Hints<'a> = dyn Fn(&str) -> Result<Hint, InvalidHint> + 'a;
+
 /// Why a request is refused, and who is told.
 #[derive(Debug)]
 pub enum Rejection {
@@ -126,8 +133,8 @@ pub struct Asked {
     pub scope: Scope,
     /// The resources: of the request, else the client's default.
     pub resources: Vec<ResourceUri>,
-    /// The S256 transformation of the client's verifier (RFC 7636 §4.3).
-    pub code_challenge: String,
+    /// The S256 transformation of the client's verifier (RFC 7636 §4.3); none where the nonce has to do.
+    pub code_challenge: Option<String>,
     /// What the ID Token is to repeat.
     pub nonce: Option<String>,
     /// What the user is to be asked in any case.
@@ -138,8 +145,12 @@ pub struct Asked {
     pub two_factors: bool,
     /// Whom the client expects.
     pub login_hint: Option<String>,
-    /// An ID Token of whom the client expects.
-    pub id_token_hint: Option<String>,
+    /// Who the user has to be, by an ID Token that the client has or by name: each of them.
+    pub subjects: Vec<String>,
+    /// One of these is what the user has to have authenticated by, if there are any.
+    pub essential_acr: Vec<String>,
+    /// Claims that are asked for by name.
+    pub claims: RequestedClaims,
 }
 
 impl fmt::Debug for AuthorizationRequest {
@@ -176,7 +187,7 @@ impl AuthorizationRequest {
     /// # Security
     /// Whoever sends a browser here chooses all of `form`. As long as client and redirect URI are not
     /// known to belong together, the answer goes nowhere but to the user's screen.
-    pub fn read(form: &Form, registry: &Registry) -> Result<Self, Rejection> {
+    pub fn read(form: &Form, registry: &Registry, hints: &Hints<'_>) -> Result<Self, Rejection> {
         let client = client(form, registry).map_err(Rejection::Shown)?;
         let (redirect_uri, names_redirect_uri) =
             redirect_uri(form, &client).map_err(Rejection::Shown)?;
@@ -187,7 +198,7 @@ impl AuthorizationRequest {
         };
         // How the client wants its answer comes first, so that errors go there in the same way.
         let asked = answer_of(form, &mut return_address)
-            .and_then(|()| Asked::read(form, registry, &client));
+            .and_then(|()| Asked::read(form, registry, hints, &client, names_redirect_uri));
         match asked {
             Ok(asked) => Ok(Self {
                 client,
@@ -201,7 +212,13 @@ impl AuthorizationRequest {
 }
 
 impl Asked {
-    fn read(form: &Form, registry: &Registry, client: &Client) -> Result<Self, OAuthError> {
+    fn read(
+        form: &Form,
+        registry: &Registry,
+        hints: &Hints<'_>,
+        client: &Client,
+        names_redirect_uri: bool,
+    ) -> Result<Self, OAuthError> {
         not_supported(form)?;
         match form.one("response_type")? {
             Some("code") => {}
@@ -211,9 +228,37 @@ impl Asked {
         codes::check_client(client)?;
         let Target { resources, scope } = Target::for_users(client, registry, form)?;
         let nonce = text(form, "nonce", LONGEST_NONCE)?;
-        // A nonce may stand for it where the client compares that with an ID Token's, and there are
-        // none yet.
-        let code_challenge = codes::code_challenge(form)?;
+        let is_openid = scope.contains(OPENID);
+        let may_have_none = !client.require_pkce && !client.is_public() && is_openid;
+        let has_none = |name| Ok::<_, OAuthError>(form.one(name)?.is_none());
+        let code_challenge =
+            if may_have_none && has_none("code_challenge")? && has_none("code_challenge_method")? {
+                // The client compares it with that of the ID Token, and names the URI once more when it
+                // exchanges the code (RFC 9700 §2.1.1, §4.5.3).
+                if nonce.is_none() || !names_redirect_uri {
+                    return Err(OAuthError::malformed(
+                        "without a code_challenge there have to be a nonce and a redirect_uri",
+                    ));
+                }
+                None
+            } else {
+                Some(codes::code_challenge(form)?)
+            };
+        let claims = match form.one("claims")? {
+            Some(claims) if is_openid => ClaimsParameter::parse(claims, client)?,
+            _ => ClaimsParameter::default(),
+        };
+        let mut subjects = claims.subjects;
+        if let Some(hint) = form.one("id_token_hint")? {
+            let hint = hints(hint).map_err(|_| {
+                OAuthError::new(
+                    ErrorCode::InvalidRequest,
+                    "id_token_hint",
+                    "the id_token_hint is no ID Token of this service, or its key is no more",
+                )
+            })?;
+            subjects.push(hint.subject.to_string());
+        }
         Ok(Self {
             scope,
             resources,
@@ -221,9 +266,15 @@ impl Asked {
             nonce,
             prompts: prompts(form)?,
             max_age: max_age(form)?,
-            two_factors: two_factors(form)?,
+            two_factors: two_factors(form, &claims.acr)?,
             login_hint: text(form, "login_hint", LONGEST_HINT)?,
-            id_token_hint: form.one("id_token_hint")?.map(str::to_owned),
+            subjects,
+            essential_acr: if claims.is_acr_essential {
+                claims.acr
+            } else {
+                Vec::new()
+            },
+            claims: claims.names,
         })
     }
 
@@ -240,6 +291,14 @@ impl Asked {
     /// Whether this is a request of `OpenID` Connect.
     pub fn is_openid(&self) -> bool {
         self.scope.contains(OPENID)
+    }
+
+    /// Whether a session is of whom the client expects, who has authenticated as it demands.
+    fn expects(&self, session: &BrowserSession) -> bool {
+        let subject = session.subject.to_string();
+        let has_acr = self.essential_acr.is_empty()
+            || self.essential_acr.iter().any(|it| it == acr(&session.amr));
+        has_acr && self.subjects.iter().all(|expected| *expected == subject)
     }
 
     /// Whether a user who authenticated at `auth_time` need not do so again. Whoever has done so since
@@ -278,7 +337,15 @@ pub struct Known<'a> {
 impl AuthorizationRequest {
     /// What the client asks for, line by line.
     pub fn permissions(&self, registry: &Registry) -> BTreeSet<Permission> {
-        permissions(&self.asked.scope, &self.asked.resources, registry)
+        let mut permissions = permissions(&self.asked.scope, &self.asked.resources, registry);
+        // What is asked for by name is asked for all the same.
+        let userinfo = registry.userinfo().map(|userinfo| &userinfo.resource);
+        let claims = &self.asked.claims;
+        let named = claims.id_token.iter().chain(&claims.userinfo);
+        let scopes = named.filter_map(|name| profile::scope_of(name));
+        let lines = scopes.filter_map(|scope| Some((userinfo?.clone(), scope.to_owned())));
+        permissions.extend(lines);
+        permissions
     }
 
     /// What is left to do, for a request that came at `begun_at`.
@@ -292,17 +359,20 @@ impl AuthorizationRequest {
         now: Timestamp,
     ) -> Result<Step, OAuthError> {
         let is_silent = self.asked.asks_for(Prompt::None);
-        let session = known.session.filter(|session| {
-            // Nobody can tell yet whom an ID Token is about.
-            let is_expected = !is_silent || self.asked.id_token_hint.is_none();
-            is_expected && self.asked.accepts(session.auth_time, begun_at, now)
+        let is_expected = known.session.is_some_and(|session| {
+            self.asked.expects(session) && self.asked.accepts(session.auth_time, begun_at, now)
         });
-        if session.is_none() {
-            return if is_silent {
+        if !is_expected {
+            // "otherwise, it MUST return an error" (OpenID Connect Core §3.1.2.1): whoever has just
+            // signed in is not who was to.
+            let has_signed_in = known
+                .session
+                .is_some_and(|session| begun_at <= session.auth_time);
+            return if is_silent || has_signed_in {
                 Err(OAuthError::new(
                     ErrorCode::LoginRequired,
                     "login_required",
-                    "the user has to sign in",
+                    "the user has to sign in, as who is expected and in the way that is asked for",
                 ))
             } else {
                 Ok(Step::SignIn)
@@ -330,9 +400,10 @@ impl AuthorizationRequest {
 
 /// "Requested Authentication Context Class Reference values … in order of preference" (`OpenID`
 /// Connect Core §3.1.2.1): the first one that is known decides.
-fn two_factors(form: &Form) -> Result<bool, OAuthError> {
-    let values = form.one("acr_values")?.unwrap_or_default();
-    let known = values.split(' ').find(|value| ACR_VALUES.contains(value));
+fn two_factors(form: &Form, claimed: &[String]) -> Result<bool, OAuthError> {
+    let values = form.one("acr_values")?.unwrap_or_default().split(' ');
+    let mut values = values.chain(claimed.iter().map(String::as_str));
+    let known = values.find(|value| ACR_VALUES.contains(value));
     Ok(known == Some(TWO_FACTORS))
 }
 
@@ -472,14 +543,16 @@ mod tests {
     use crate::domain::{
         client::{AuthMethod, GrantType},
         family::{Party, RefreshPolicy},
-        id::{ResourceId, SessionId, UserId},
+        id::{FamilyId, ResourceId, SessionId, UserId},
         redirect::RedirectUri,
         resource::Resource,
     };
+    use crate::oauth::userinfo;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
     const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
     const ISSUER: &str = "https://issuer.example";
+    const USERINFO: &str = "https://issuer.example/oauth2/userinfo";
 
     fn client(id: &str) -> Client {
         let uri = |text| RedirectUri::parse(text).unwrap();
@@ -488,7 +561,7 @@ mod tests {
             client_name: id.to_owned(),
             auth_method: AuthMethod::None,
             grant_types: vec![GrantType::AuthorizationCode],
-            scope: Scope::parse("openid read write").unwrap(),
+            scope: Scope::parse("openid email read write").unwrap(),
             resources: vec![ResourceUri::parse("urn:api").unwrap()],
             default_resource: Some(ResourceUri::parse("urn:api").unwrap()),
             redirect_uris: vec![
@@ -529,6 +602,14 @@ mod tests {
             client("app"),
             confidential("relaxed"),
             Client {
+                auth_method: AuthMethod::None,
+                ..confidential("public")
+            },
+            Client {
+                default_resource: Some(ResourceUri::parse(USERINFO).unwrap()),
+                ..confidential("bare")
+            },
+            Client {
                 disabled: true,
                 ..client("disabled")
             },
@@ -538,14 +619,15 @@ mod tests {
             },
         ];
         let resource = Resource {
-            id: ResourceId::from_uuid(Uuid::from_u128(1)),
+            id: ResourceId::from_uuid(Uuid::from_u128(2)),
             resource: ResourceUri::parse("urn:api").unwrap(),
             name: "API".to_owned(),
-            scopes: Scope::parse("openid read write").unwrap(),
+            scopes: Scope::parse("read write").unwrap(),
             introspection_clients: Vec::new(),
             demo: false,
         };
-        Registry::new(clients, [resource])
+        let userinfo = userinfo::resource(ISSUER).unwrap();
+        Registry::new(clients, [resource, userinfo])
     }
 
     /// A request that is in order.
@@ -569,6 +651,14 @@ mod tests {
         AuthorizationRequest::read(
             &Form::parse(query.finish().as_bytes()).unwrap(),
             &registry(),
+            &|text| {
+                let subject = text.parse().map_err(|_| InvalidHint)?;
+                Ok(Hint {
+                    subject: UserId::from_uuid(Uuid::from_u128(subject)),
+                    client_id: ClientId::parse("app").unwrap(),
+                    family: FamilyId::from_uuid(Uuid::nil()),
+                })
+            },
         )
     }
 
@@ -608,7 +698,8 @@ mod tests {
         assert_eq!(request.return_address.state.as_deref(), Some("a b&c=d"));
         assert_eq!(asked.scope.to_string(), "openid read");
         assert_eq!(asked.resources[0].as_str(), "urn:api");
-        assert_eq!(asked.code_challenge, CHALLENGE);
+        assert_eq!(asked.resources[1].as_str(), USERINFO);
+        assert_eq!(asked.code_challenge.as_deref(), Some(CHALLENGE));
         assert_eq!(asked.nonce.as_deref(), Some("n"));
         assert_eq!(asked.prompts, [Prompt::Login, Prompt::Consent]);
         assert_eq!(asked.max_age, Some(Duration::from_mins(1)));
@@ -754,24 +845,41 @@ mod tests {
         }
     }
 
-    /// RFC 9700 §2.1.1: a nonce may stand for PKCE where it is compared with that of an ID Token.
+    /// RFC 9700 §2.1.1: a nonce may stand for PKCE where it is compared with that of an ID Token, by a
+    /// client that authenticates.
     #[test]
-    fn nobody_does_without_a_challenge_as_long_as_there_is_no_id_token() {
-        for id in ["app", "relaxed"] {
-            let without = [
-                ("client_id", id),
-                ("redirect_uri", "https://app.example/cb"),
-                ("code_challenge", ""),
-                ("code_challenge_method", ""),
-                ("nonce", "n"),
-            ];
-            let without = if id == "app" {
-                read(&[&without[..1], &without[2..]].concat())
-            } else {
-                read(&without)
-            };
-            assert!(matches!(without, Err(Rejection::Returned(..))), "{id}");
+    fn nobody_does_without_a_challenge_but_who_has_a_nonce_and_may() {
+        let without = |changes: &[(&str, &str)]| {
+            let none = [("code_challenge", ""), ("code_challenge_method", "")];
+            read(&[&none[..], changes].concat()).map(|request| request.asked.code_challenge)
+        };
+        let relaxed = ("client_id", "relaxed");
+        let uri = ("redirect_uri", "https://app.example/cb");
+        let nonce = ("nonce", "n");
+        assert_eq!(without(&[relaxed, uri, nonce]).unwrap(), None);
+        for changes in [
+            &[nonce][..],
+            &[relaxed, uri],
+            &[relaxed, uri, nonce, ("scope", "read")],
+            &[relaxed, uri, nonce, ("code_challenge_method", "S256")],
+            &[("client_id", "public"), uri, nonce],
+            // It gets openid without having said so, nor where the answer goes.
+            &[
+                ("client_id", "bare"),
+                nonce,
+                ("scope", ""),
+                ("redirect_uri", ""),
+            ],
+        ] {
+            let refused = without(changes);
+            assert!(
+                matches!(refused, Err(Rejection::Returned(..))),
+                "{changes:?}"
+            );
         }
+        // One that is sent counts.
+        let with = read(&[relaxed, uri, nonce]).unwrap();
+        assert_eq!(with.asked.code_challenge.as_deref(), Some(CHALLENGE));
     }
 
     /// RFC 9207 §2, RFC 6749 §4.1.2.
@@ -907,14 +1015,111 @@ mod tests {
         assert_eq!(next(&silent, known(&old)), Err("login_required"));
     }
 
-    /// Nobody can tell yet whom it is about.
+    /// `OpenID` Connect Core §3.1.2.1, §5.5.1: the answer is about whom the client expects, or an error.
     #[test]
-    fn a_hint_is_no_reason_to_answer_silently() {
-        let session = session(5);
-        let hint = ("id_token_hint", "x");
-        assert_eq!(next(&[hint], known(&session)), Ok(Step::Issue));
-        let silent = [hint, ("prompt", "none")];
-        assert_eq!(next(&silent, known(&session)), Err("login_required"));
+    fn nobody_gets_in_for_somebody_else() {
+        let (old, fresh) = (session(3600), session(5));
+        let mine = old.subject.to_string();
+        let by_name =
+            |subject: &str| format!(r#"{{"id_token":{{"sub":{{"value":"{subject}"}}}}}}"#);
+        let (me, other) = (by_name(&mine), by_name("somebody"));
+        for expected in [("id_token_hint", "1"), ("claims", &me)] {
+            for silent in ["", "none"] {
+                let changes = [expected, ("prompt", silent)];
+                assert_eq!(next(&changes, known(&old)), Ok(Step::Issue), "{expected:?}");
+            }
+        }
+        for expected in [("id_token_hint", "2"), ("claims", &other)] {
+            let silent = [expected, ("prompt", "none")];
+            assert_eq!(next(&silent, known(&old)), Err("login_required"));
+            assert_eq!(next(&[expected], known(&old)), Ok(Step::SignIn));
+            // Somebody else has signed in.
+            assert_eq!(next(&[expected], known(&fresh)), Err("login_required"));
+        }
+        let both = [("id_token_hint", "1"), ("claims", other.as_str())];
+        assert_eq!(next(&both, known(&old)), Ok(Step::SignIn));
+        assert_eq!(
+            returned(&[("id_token_hint", "x")]),
+            ("invalid_request", "id_token_hint")
+        );
+    }
+
+    /// `OpenID` Connect Core §5.5.1.1: an essential `acr` that is not met is a failed authentication.
+    #[test]
+    fn an_essential_acr_is_met_or_nobody_gets_in() {
+        let (old, fresh) = (session(3600), session(5));
+        let claim = |acr: &str| format!(r#"{{"id_token":{{"acr":{acr}}}}}"#);
+        let one = acr::<String>(&[]);
+        for (wanted, of_old, of_fresh) in [
+            ("null".to_owned(), Ok(Step::Issue), Ok(Step::Issue)),
+            (
+                r#"{"values":["x"]}"#.to_owned(),
+                Ok(Step::Issue),
+                Ok(Step::Issue),
+            ),
+            (
+                format!(r#"{{"essential":true,"values":["x","{one}"]}}"#),
+                Ok(Step::Issue),
+                Ok(Step::Issue),
+            ),
+            (
+                r#"{"essential":true,"value":"x"}"#.to_owned(),
+                Ok(Step::SignIn),
+                Err("login_required"),
+            ),
+        ] {
+            let claims = claim(&wanted);
+            let changes = [("claims", claims.as_str())];
+            assert_eq!(next(&changes, known(&old)), of_old, "{wanted}");
+            assert_eq!(next(&changes, known(&fresh)), of_fresh, "{wanted}");
+        }
+    }
+
+    /// `OpenID` Connect Core §5.5.
+    #[test]
+    fn claims_are_asked_for_by_name() {
+        let asked = |claims: &str| read(&[("claims", claims)]).unwrap();
+        let request = asked(
+            r#"{"userinfo":{"email":{"essential":true},"given_name":null,"http://x/claim":null},
+                "id_token":{"auth_time":{"essential":true},"email_verified":{"value":true},
+                            "phone_number":null},"unheard_of":7}"#,
+        );
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        let claims = &request.asked.claims;
+        // What the client is not registered for is passed over.
+        assert_eq!(claims.userinfo, names(&["email"]));
+        assert_eq!(claims.id_token, names(&["email_verified"]));
+        // And it is told to the user.
+        let uri = ResourceUri::parse(USERINFO).unwrap();
+        let lines = request.permissions(&registry());
+        assert!(lines.contains(&(uri, "email".to_owned())), "{lines:?}");
+        assert!(asked("{}").asked.claims.is_empty());
+        let deep = "[".repeat(100);
+        let deep = format!(r#"{{"userinfo":{{"email":{{"value":{deep}"#);
+        let long = format!(r#"{{"x":"{}"}}"#, "x".repeat(5000));
+        for (bad, reason) in [
+            ("[]", "malformed"),
+            ("null", "malformed"),
+            ("{", "malformed"),
+            (r#"{"userinfo":[]}"#, "malformed"),
+            (r#"{"id_token":null}"#, "malformed"),
+            (r#"{"userinfo":{"email":"x"}}"#, "malformed"),
+            (r#"{"userinfo":{"email":{"essential":"yes"}}}"#, "malformed"),
+            (r#"{"userinfo":{"email":{"values":"yes"}}}"#, "malformed"),
+            (r#"{"id_token":{"sub":{"value":1}}}"#, "malformed"),
+            (r#"{"userinfo":{},"userinfo":{}}"#, "malformed"),
+            (&deep, "malformed"),
+            (&long, "too_long"),
+        ] {
+            assert_eq!(
+                returned(&[("claims", bad)]),
+                ("invalid_request", reason),
+                "{bad}"
+            );
+        }
+        // Without openid there is nothing that they could be in.
+        let plain = read(&[("scope", "read"), ("claims", "[]")]).unwrap();
+        assert!(plain.asked.claims.is_empty());
     }
 
     #[test]
@@ -924,13 +1129,14 @@ mod tests {
             (uri, token.to_owned())
         };
         let lines = |changes| read(changes).unwrap().permissions(&registry());
-        assert_eq!(lines(&[]), [line("openid"), line("read")].into());
+        let openid = (ResourceUri::parse(USERINFO).unwrap(), "openid".to_owned());
+        assert_eq!(lines(&[]), [openid, line("read")].into());
         assert_eq!(lines(&[("scope", "write")]), [line("write")].into());
         // A resource without any is a line, too.
         let bare = AuthorizationRequest {
             asked: Asked {
                 scope: Scope::default(),
-                ..read(&[]).unwrap().asked
+                ..read(&[("scope", "read")]).unwrap().asked
             },
             ..read(&[]).unwrap()
         };

@@ -1,12 +1,12 @@
 //! The tokens of a sign-in, whichever grant they come from.
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use crate::{
     clock::Timestamp,
     domain::{
         client::{Client, GrantType},
-        family::{Family, Refusal, Standing},
+        family::{Family, Grant, Refusal, Standing},
         scope::{OPENID, Scope},
     },
     oauth::{
@@ -15,6 +15,7 @@ use crate::{
         id_token::IdGrant,
         refresh_tokens, store_answer,
         token::{TokenEndpoint, TokenResponse},
+        userinfo,
     },
     store::Store,
 };
@@ -38,11 +39,12 @@ pub(super) async fn answer(
     };
     let scope = asked.scope.as_ref().unwrap_or(&family.grant.scope);
     let id_token = if scope.contains(OPENID) && client.uses_openid() {
+        let claims = named_claims(endpoint, client, &family.grant).await?;
         Some(minter.mint_id_token(IdGrant {
             sign_in: access.sign_in,
             access_token: &access.token,
             nonce,
-            claims: Map::new(),
+            claims,
         })?)
     } else {
         None
@@ -110,6 +112,23 @@ pub(in crate::oauth) async fn access_token<'a>(
         scope: target.scope,
         sign_in,
     })
+}
+
+/// What the client has asked for by name in ID Tokens, as far as it may still have it: most ask for
+/// nothing, and then the user need not be read.
+async fn named_claims(
+    endpoint: &TokenEndpoint,
+    client: &Client,
+    grant: &Grant,
+) -> Result<Map<String, Value>, OAuthError> {
+    let names = userinfo::still_allowed(client, &grant.claims.id_token);
+    if names.is_empty() {
+        return Ok(Map::new());
+    }
+    let reading = endpoint.store.user(grant.subject);
+    let user = store_answer(&endpoint.minter.clock, reading).await?;
+    let user = user.ok_or_else(|| refusal(Refusal::UserDeleted))?;
+    Ok(userinfo::claims_of(&user, |name, _| names.contains(name)))
 }
 
 /// Refuses what was revoked while its client waited: that may have been in the same second, from which

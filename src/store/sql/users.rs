@@ -16,6 +16,7 @@ use crate::{
         change::{EventType, Topic},
         client::Revision,
         id::UserId,
+        profile::Profile,
         revocation::next_second,
         user::{PasswordHash, User, Username, UsernameKey},
     },
@@ -27,7 +28,7 @@ macro_rules! user_columns {
     () => {
         "id, username, password_hash, roles, claims, disabled, demo, session_epoch, \
          tokens_not_before, revision, created_at, updated_at, password_changed_at, \
-         second_factor_required"
+         second_factor_required, profile"
     };
 }
 
@@ -89,7 +90,7 @@ where
                 user_columns!(),
                 ", username_key) \
                  values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
-                 $15) \
+                 $15, $16) \
                  on conflict (id) do nothing \
                  returning id"
             ),
@@ -97,7 +98,7 @@ where
                 "update end_user set username = $2, password_hash = $3, roles = $4, claims = $5, \
                  disabled = $6, demo = $7, session_epoch = $8, tokens_not_before = $9, \
                  revision = $10, created_at = $11, updated_at = $12, password_changed_at = $13, \
-                 second_factor_required = $14, username_key = $15 \
+                 second_factor_required = $14, profile = $15, username_key = $16 \
                  where id = $1 and revision = $10 - 1 \
                  returning id"
             }
@@ -123,6 +124,7 @@ where
             .bind(after.updated_at.millis())
             .bind(after.password_changed_at.map(Timestamp::millis))
             .bind(i64::from(after.second_factor_required))
+            .bind(Value::Object(after.profile.members().clone()).to_string())
             .bind(after.username.key().as_str().to_owned())
             .fetch_optional(&mut **tx)
             .await?;
@@ -291,6 +293,9 @@ where
                 .ok_or_else(|| bad("roles"))?,
             claims: serde_json::from_str::<Map<String, Value>>(&text("claims")?)
                 .map_err(|_| bad("claims"))?,
+            profile: serde_json::from_str(&text("profile")?)
+                .map(Profile::from_stored)
+                .map_err(|_| bad("profile"))?,
             disabled: Self::column::<i64>(row, TABLE, "disabled")? != 0,
             demo: Self::column::<i64>(row, TABLE, "demo")? != 0,
             session_epoch: Self::column(row, TABLE, "session_epoch")?,

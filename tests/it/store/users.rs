@@ -6,6 +6,7 @@ use countersign::{
     clock::Timestamp,
     domain::{
         change::{Cause, Change},
+        profile::Profile,
         revocation::{Revocation, RevocationKind, RevokedValue},
         user::{User, Username},
     },
@@ -30,11 +31,13 @@ fn name(text: &str) -> Username {
 /// A user with everything it can have.
 fn full_user(number: u128) -> User {
     let claims = json!({ "ä\"'": [1, null, { "\u{0}": "🦀 $1 ? %" }], "n": 1.5 });
+    let profile = json!({ "name": "Ünï '\"\\ $1 🦀", "address": { "formatted": "a\nb" } });
     User {
         username: name("Ünï 日本 🦀 '\"\\ % _ $1 ?"),
         password_hash: Some(password_hash(number)),
         roles: vec!["a b".to_owned(), "ü'\"".to_owned()],
         claims: claims.as_object().unwrap().clone(),
+        profile: Profile::parse(profile.as_object().unwrap().clone()).unwrap(),
         disabled: true,
         demo: true,
         password_changed_at: Some(NOW),
@@ -342,6 +345,10 @@ pub(super) async fn a_user_row_that_cannot_be_read_is_named(database: &Database)
         (
             "update end_user set username = ' x', roles = '[]'",
             "username",
+        ),
+        (
+            "update end_user set username = 'x', profile = '1'",
+            "profile",
         ),
     ] {
         database.execute(sql).await;

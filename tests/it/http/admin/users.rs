@@ -45,9 +45,10 @@ async fn a_user_is_created_shown_changed_and_removed(engine: Engine) {
     let written = json!({
         "username": "Ada@example.com", "password": PASSWORD, "roles": ["author", "a b"],
         "claims": { "tier": "gold", "https://example.com/x": [1, null, { "ä": "\u{0}" }] },
+        "profile": { "name": "Ada", "address": { "locality": "London", "country": "UK" } },
     });
     let user = create(&desk, written.clone()).await;
-    for member in ["username", "roles", "claims"] {
+    for member in ["username", "roles", "claims", "profile"] {
         assert_eq!(user[member], written[member]);
     }
     assert_eq!(user["has_password"], true);
@@ -59,16 +60,22 @@ async fn a_user_is_created_shown_changed_and_removed(engine: Engine) {
     let place = path_of(&user);
     assert_eq!(desk.get(&place).await.json(), user);
 
-    // A merge patch goes into the claims.
+    // A merge patch goes into the claims and the profile.
     let patch = json!({
         "username": "Ada L.", "roles": [], "revision": 1,
         "claims": { "tier": null, "level": 3 },
+        "profile": { "email": "ada@example.com", "address": { "country": null } },
     });
     let changed = desk.patch(&place, &patch).await.json();
     assert_eq!(changed["username"], "Ada L.");
     assert_eq!(changed["roles"], json!([]));
     let claims = json!({ "level": 3, "https://example.com/x": [1, null, { "ä": "\u{0}" }] });
     assert_eq!(changed["claims"], claims);
+    let address = json!({ "locality": "London" });
+    assert_eq!(
+        changed["profile"],
+        json!({ "name": "Ada", "email": "ada@example.com", "address": address })
+    );
     assert_eq!(
         (&changed["has_password"], &changed["revision"]),
         (&json!(true), &json!(2))
@@ -85,6 +92,9 @@ async fn a_user_is_created_shown_changed_and_removed(engine: Engine) {
     );
     let none = desk.patch(&place, &json!({ "claims": null })).await.json();
     assert_eq!(none["claims"], json!({}));
+    assert_eq!(none["profile"], changed["profile"]);
+    let none = desk.patch(&place, &json!({ "profile": null })).await.json();
+    assert_eq!(none["profile"], json!({}));
 
     let least = create(&desk, json!({ "username": "bob" })).await;
     assert_eq!(least["has_password"], false);
@@ -163,6 +173,7 @@ async fn everything_that_is_wrong_with_a_user_is_told_at_once() {
     let wrong = json!({
         "username": " a", "password": 7, "roles": ["a", "", "a"], "disabled": "no", "id": "x",
         "claims": { "sub": "somebody else", "ROLES": ["admin"], "a/b": 1 },
+        "profile": { "email": 1, "sub": "x", "address": { "region": "" } },
     });
     let answer = desk.post(USERS, &wrong).await;
     let expected = [
@@ -171,6 +182,9 @@ async fn everything_that_is_wrong_with_a_user_is_told_at_once() {
         "/disabled",
         "/id",
         "/password",
+        "/profile/address/region",
+        "/profile/email",
+        "/profile/sub",
         "/roles/1",
         "/roles/2",
         "/username",

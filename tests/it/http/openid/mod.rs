@@ -1,6 +1,8 @@
 //! `OpenID` Connect: who has signed in, as clients are told.
 
 mod id_token;
+mod request;
+mod userinfo;
 
 use countersign::admin::client::ClientMetadata;
 use countersign_verifier::{KeySet, base64url, jws::Compact};
