@@ -94,7 +94,7 @@ impl OperatorGate {
     pub async fn admit(&self, token: &str, scope: &str) -> Result<Operator, OperatorError> {
         match self.judge(token, scope) {
             Err(OperatorError::InvalidToken | OperatorError::InsufficientScope)
-                if self.tokens.is_genuine(token, self.audience()) => {}
+                if self.tokens.genuine(token, self.audience()).is_some() => {}
             judged => return judged,
         }
         self.tokens.renewed().await;

@@ -120,7 +120,7 @@ struct Reason {
 impl Cli {
     /// Does what the arguments say.
     pub async fn run(self) -> ExitCode {
-        let Err(failure) = self.try_run().await else {
+        let Err(failure) = Box::pin(self.try_run()).await else {
             return ExitCode::SUCCESS;
         };
         match failure {

@@ -4,6 +4,7 @@
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{self, HeaderValue},
+    web::Data,
 };
 
 use super::{Services, session};

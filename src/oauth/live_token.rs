@@ -50,9 +50,9 @@ impl LiveTokens {
         Ok(self.judge(token))
     }
 
-    /// Whether this issuer has signed the token for this audience, and it has not expired: then a client
-    /// may be new that is not known here, and a refusal has to wait for [`Self::renewed`].
-    pub fn is_genuine(&self, token: &str, audience: String) -> bool {
+    /// The claims of a token that this issuer has signed for this audience, and that has not expired: its
+    /// client may be new and not known here, and then a refusal has to wait for [`Self::renewed`].
+    pub fn genuine(&self, token: &str, audience: String) -> Option<AccessTokenClaims<'static>> {
         let now = self.clock.now();
         let expected = Expectation {
             issuer: self.issuer.clone(),
@@ -61,7 +61,7 @@ impl LiveTokens {
         };
         let keys = self.snapshots.ring().key_set(now);
         let seconds = u64::try_from(now.seconds()).unwrap_or(0);
-        verify(token, &keys, &expected, seconds).is_ok()
+        verify(token, &keys, &expected, seconds).ok()
     }
 
     /// Waits for one look at the database that begins by now, a second at most.

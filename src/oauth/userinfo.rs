@@ -10,7 +10,7 @@ use crate::{
     domain::{
         client::Client,
         family::Grant,
-        id::{FamilyId, ResourceId},
+        id::{ClientId, FamilyId, ResourceId},
         profile,
         resource::{Resource, ResourceUri},
         scope::{OPENID, Scope},
@@ -108,10 +108,18 @@ impl UserInfo {
             Ok::<_, OAuthError>(found.filter(|claims| claims.aud.contains(&audience)))
         };
         let found = find()?;
-        if found.is_some() || !self.tokens.is_genuine(token, audience.clone()) {
+        if found.is_some() {
             return Ok(found);
         }
-        // Its client may have been registered at another node.
+        let is_of_stranger = self
+            .tokens
+            .genuine(token, audience.clone())
+            .and_then(|claims| ClientId::parse(&claims.client_id).ok())
+            .is_some_and(|id| self.tokens.snapshots.registry().client(&id).is_none());
+        if !is_of_stranger {
+            return Ok(None);
+        }
+        // It may have been registered at another node.
         self.tokens.renewed().await;
         Ok(find()?)
     }

@@ -1,6 +1,8 @@
 //! `OpenID` Connect: who has signed in, as clients are told.
 
 mod id_token;
+mod library;
+mod oidcc;
 mod request;
 mod userinfo;
 
