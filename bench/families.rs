@@ -198,6 +198,7 @@ impl Bench {
             scope: None,
             resources: Vec::new(),
             family_id: FamilyId::from_uuid(Entropy::new().uuid_v7(now).unwrap()),
+            for_session: false,
             lifetime: Duration::from_hours(30 * 24),
             terms: self.terms(),
             cause: self.cause.clone(),

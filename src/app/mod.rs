@@ -68,7 +68,7 @@ use crate::{
         revocation::Revocation,
         rotation_queue::{RotationQueue, RotationWorker},
         seals::Seals,
-        session::{SessionTokens, pages::SessionPages},
+        session::{SessionTokens, hosts::ProtectedHosts, pages::SessionPages},
         token::TokenEndpoint,
         userinfo::UserInfo,
     },
@@ -773,6 +773,14 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         accounts: accounts(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
         logout: logout(context, sync),
         authorization: authorization(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
+        hosts: ProtectedHosts {
+            issuer: context.issuer.clone(),
+            authenticator: Arc::clone(&authenticator),
+            tokens: session_tokens(context, &minter, &refresh_tokens),
+            seals: seals(context, sync),
+            entropy: context.entropy.clone(),
+            lifetime: config.session_lifetime,
+        },
         session_pages: SessionPages {
             authenticator: Arc::clone(&authenticator),
             sessions: sessions(context),

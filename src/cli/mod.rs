@@ -139,7 +139,7 @@ impl Cli {
     async fn try_run(self) -> Result<(), Failure> {
         self.global.check_settings()?;
         let command = self.command.unwrap_or(Command::Serve);
-        command.run(&self.global).await
+        Box::pin(command.run(&self.global)).await
     }
 
     /// Says why nothing can be run at all.

@@ -75,7 +75,9 @@ pub struct Redemption {
     pub resources: Vec<ResourceUri>,
     /// The id of the family to open.
     pub family_id: FamilyId,
-    /// How long that may live.
+    /// Whether that is to stand for the session at the client.
+    pub for_session: bool,
+    /// How long it may live.
     pub lifetime: Duration,
     /// On what terms.
     pub terms: Terms,
@@ -259,6 +261,7 @@ mod tests {
             scope: None,
             resources: Vec::new(),
             family_id: FamilyId::from_uuid(Uuid::nil()),
+            for_session: false,
             lifetime: Duration::from_hours(1),
             terms: Terms {
                 mac_version: 1,

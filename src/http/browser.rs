@@ -256,14 +256,14 @@ pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
     response
 }
 
-fn set(response: &mut HttpResponse, cookie: &Cookie<'_>) {
+pub(super) fn set(response: &mut HttpResponse, cookie: &Cookie<'_>) {
     if let Ok(value) = HeaderValue::from_str(&cookie.to_string()) {
         response.headers_mut().append(header::SET_COOKIE, value);
     }
 }
 
 /// A cookie for this host alone, unseen by scripts, which other sites bring along only by a link.
-fn cookie(name: &'static str, value: String) -> Cookie<'static> {
+pub(super) fn cookie(name: &'static str, value: String) -> Cookie<'static> {
     Cookie::build(name, value)
         .path("/")
         .secure(true)

@@ -17,6 +17,7 @@ mod connection;
 mod cors;
 mod error;
 mod head;
+mod hosts;
 mod log;
 mod logout;
 mod metrics;
@@ -54,6 +55,7 @@ pub use self::{
 use crate::{
     account::Accounts,
     clock::AgreedClock,
+    domain::client::CALLBACK_PATH,
     entropy::Entropy,
     oauth::{
         authorization::endpoint::{AuthorizationEndpoint, Submitted},
@@ -62,7 +64,7 @@ use crate::{
         logout::endpoint::LogoutEndpoint,
         metadata,
         revocation::Revocation,
-        session::pages::SessionPages,
+        session::{hosts::ProtectedHosts, pages::SessionPages},
         token::TokenEndpoint,
         userinfo::{USERINFO_PATH, UserInfo},
     },
@@ -81,6 +83,8 @@ pub struct Services {
     pub accounts: Accounts,
     /// Signs users out of their browsers.
     pub logout: LogoutEndpoint,
+    /// Tells proxies who sends requests to their hosts.
+    pub hosts: ProtectedHosts,
     /// Answers pages that use the session of their browser.
     pub session_pages: SessionPages,
     /// What pages carry of whoever runs the service.
@@ -308,6 +312,12 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         let preflight = web::method(Method::OPTIONS).to(cors::preflight_with_cookies);
         let resource = Resource::new(below(path)).route(handler).route(preflight);
         config.service(resource.default_service(web::to(async || not_allowed("POST, OPTIONS"))));
+    }
+    for (path, handler) in [
+        ("/session/verify", web::get().to(hosts::verify)),
+        (CALLBACK_PATH, web::get().to(hosts::callback)),
+    ] {
+        config.service(Resource::new(below(path)).route(handler));
     }
     get(
         config,

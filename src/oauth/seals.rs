@@ -23,6 +23,8 @@ pub enum Purpose {
     Account,
     /// The question whether to sign out.
     Logout,
+    /// A sign-in that has begun at a host behind a proxy.
+    Host,
 }
 
 impl Purpose {
@@ -31,6 +33,7 @@ impl Purpose {
             Self::Flow => "flow",
             Self::Account => "account",
             Self::Logout => "logout",
+            Self::Host => "host",
         }
     }
 

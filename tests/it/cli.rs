@@ -1236,6 +1236,7 @@ async fn opened(context: &Context, client: &str, user: &str) -> FamilyId {
         scope: None,
         resources: Vec::new(),
         family_id: FamilyId::from_uuid(context.entropy.uuid_v7(now).unwrap()),
+        for_session: false,
         lifetime: Duration::from_hours(24),
         terms: Terms {
             mac_version: 1,

@@ -118,6 +118,7 @@ impl Bench {
             scope: None,
             resources: Vec::new(),
             family_id,
+            for_session: false,
             lifetime: self.tokens.lifetime,
             terms: self.tokens.terms(NOW).unwrap(),
             cause: Cause::default(),

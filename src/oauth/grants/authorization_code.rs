@@ -55,6 +55,7 @@ pub(in crate::oauth) async fn exchange(
         scope: asked.scope.clone(),
         resources: asked.resources.clone(),
         family_id: family_id(endpoint, now)?,
+        for_session: false,
         lifetime: tokens.lifetime,
         terms: tokens.terms(now).ok_or_else(refresh_tokens::no_key)?,
         cause: Cause::of_request(&client.client_id, origin, None),

@@ -4,6 +4,7 @@
 //! The cookie never leaves the browser, and what it is turned into is never a refresh token: a page
 //! that wants another token asks again, as long as the session lives.
 
+pub mod hosts;
 pub mod pages;
 
 use std::{sync::Arc, time::Duration};

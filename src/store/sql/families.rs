@@ -538,7 +538,7 @@ where
             tx.rollback().await?;
             return Ok(Redeemed::Refused(refusal));
         }
-        let family = Family::open(
+        let opened = Family::open(
             redemption.family_id,
             code.grant,
             redemption.lifetime,
@@ -546,6 +546,10 @@ where
             &redemption.cause,
             now,
         );
+        let family = Family {
+            for_session: redemption.for_session,
+            ..opened
+        };
         Self::insert_family(&mut tx, &family).await?;
         tx.commit().await?;
         Ok(Redeemed::Opened {

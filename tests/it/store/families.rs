@@ -108,6 +108,7 @@ async fn opened(
         scope: None,
         resources: Vec::new(),
         family_id: id(number),
+        for_session: false,
         lifetime: LIFE,
         terms: TERMS,
         cause: Cause::default(),

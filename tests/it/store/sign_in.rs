@@ -155,6 +155,7 @@ pub(super) fn redemption(number: u128, code: &AuthorizationCode) -> Redemption {
         scope: None,
         resources: Vec::new(),
         family_id: id(number),
+        for_session: false,
         lifetime: LIFETIME,
         terms: TERMS,
         cause: cause("app"),

@@ -4,6 +4,7 @@ pub(crate) mod chromium;
 pub(crate) mod database;
 pub(crate) mod jwt;
 pub(crate) mod latency;
+pub(crate) mod nginx;
 pub(crate) mod openmetrics;
 pub(crate) mod oracle;
 pub(crate) mod people;

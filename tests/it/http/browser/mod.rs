@@ -3,6 +3,7 @@
 mod account;
 mod authorize;
 mod chromium;
+mod hosts;
 mod logout;
 mod pages;
 mod second_factor;

@@ -1,0 +1,377 @@
+//! `GET /session/verify` and `/session/callback`: hosts behind a real nginx.
+
+use std::collections::BTreeMap;
+
+use countersign::{admin::client::ClientMetadata, domain::change::Change};
+use reqwest::{Client, Method, header::SET_COOKIE, redirect::Policy};
+use serde_json::Value;
+use url::Url;
+
+use super::Site;
+use crate::support::{
+    chromium::Chromium,
+    client,
+    nginx::Nginx,
+    server::{API, Answer, FILES, ISSUER, Setup, answer, metadata},
+    sign_in::{PASSWORD, claims},
+};
+
+const WIKI: &str = "wiki.example";
+const FORUM: &str = "forum.example";
+const COOKIE: &str = "__Host-countersign-host";
+const START: &str = "__Host-countersign-start";
+
+/// A client that protects a host.
+fn protecting(host: &str, resource: &str) -> ClientMetadata {
+    ClientMetadata {
+        client_name: host.to_owned(),
+        first_party: true,
+        forward_auth: true,
+        redirect_uris: vec![format!("https://{host}/session/callback")],
+        default_resource: Some(resource.to_owned()),
+        ..metadata()
+    }
+}
+
+struct Hosts {
+    site: Site,
+    nginx: Nginx,
+}
+
+impl Hosts {
+    async fn start() -> Self {
+        let setup = Setup::new()
+            .client("wiki", protecting(WIKI, API))
+            .client("forum", protecting(FORUM, FILES));
+        let site = Site::of(setup).await;
+        let secret = |id| site.server.other(id).secret.as_str();
+        let hosts = [
+            (WIKI, "wiki", secret("wiki")),
+            (FORUM, "forum", secret("forum")),
+        ];
+        let nginx = Nginx::start(&hosts, site.server.public).await;
+        Self { site, nginx }
+    }
+
+    fn visitor(&self) -> Visitor<'_> {
+        Visitor {
+            hosts: self,
+            http: client().redirect(Policy::none()).build().unwrap(),
+            cookies: BTreeMap::new(),
+        }
+    }
+
+    /// Ends the session of whoever has this token, as from another device.
+    async fn end_session(&self, token: &str) {
+        let said = claims(token);
+        let family = countersign::domain::id::FamilyId::parse(said["sid"].as_str().unwrap());
+        let family = self.site.server.family(family.unwrap()).await;
+        let end = Change::EndSession {
+            session: family.grant.session_id.unwrap(),
+            tokens_die_at: self.site.server.clients.clock.now(),
+        };
+        self.site.server.apply(end).await;
+    }
+}
+
+/// A browser without scripts, at the hosts behind nginx.
+struct Visitor<'a> {
+    hosts: &'a Hosts,
+    http: Client,
+    /// By host and name.
+    cookies: BTreeMap<(String, String), String>,
+}
+
+impl Visitor<'_> {
+    async fn get(&mut self, host: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let url = format!("http://{}{path}", self.hosts.nginx.address);
+        let own = self.cookies.iter().filter(|((of, _), _)| of == host);
+        let own: Vec<String> = own
+            .map(|((_, name), value)| format!("{name}={value}"))
+            .collect();
+        let request = self.http.request(Method::GET, url).header("host", host);
+        let request = request.header("cookie", own.join("; "));
+        let request = headers.iter().fold(request, |request, (name, value)| {
+            request.header(*name, *value)
+        });
+        let answer = answer(request).await;
+        for cookie in answer.headers.get_all(SET_COOKIE) {
+            let cookie = cookie.to_str().unwrap();
+            let (name, rest) = cookie.split_once('=').unwrap();
+            for attribute in ["HttpOnly", "Secure", "SameSite=Lax", "Path=/"] {
+                assert!(cookie.contains(attribute), "{cookie}");
+            }
+            let value = rest.split(';').next().unwrap();
+            let key = (host.to_owned(), name.to_owned());
+            if cookie.contains("Max-Age=0") {
+                self.cookies.remove(&key);
+            } else {
+                self.cookies.insert(key, value.to_owned());
+            }
+        }
+        answer
+    }
+
+    fn cookie(&self, host: &str, name: &str) -> Option<&String> {
+        self.cookies.get(&(host.to_owned(), name.to_owned()))
+    }
+
+    /// Where nginx sends the browser to sign in; the query of it.
+    async fn sent(&mut self, host: &str, path: &str) -> String {
+        let away = self.get(host, path, &[]).await;
+        assert_eq!(away.status, 302, "{away:?}");
+        let location = Url::parse(away.header("location").unwrap()).unwrap();
+        assert_eq!(location.origin().ascii_serialization(), ISSUER);
+        assert_eq!(location.path(), "/oauth2/authorize");
+        location.query().unwrap().to_owned()
+    }
+
+    /// Signs Ada in at the issuer; the path and query that she comes back to the host with.
+    async fn signs_in(&self, query: &str) -> String {
+        let mut browser = self.hosts.site.browser();
+        let path = format!("/oauth2/authorize?{query}");
+        let page = browser.send(browser.request(Method::GET, &path)).await;
+        let back = browser.sign_in(&page, "ada", PASSWORD).await;
+        let back = Url::parse(back.header("location").unwrap()).unwrap();
+        format!("{}?{}", back.path(), back.query().unwrap())
+    }
+
+    /// All of it; where the host sends the browser in the end.
+    async fn enters(&mut self, host: &str, path: &str) -> String {
+        let query = self.sent(host, path).await;
+        let back = self.signs_in(&query).await;
+        let entered = self.get(host, &back, &[]).await;
+        assert_eq!(entered.status, 303, "{entered:?}");
+        assert!(self.cookie(host, COOKIE).is_some());
+        assert_eq!(self.cookie(host, START), None);
+        entered.header("location").unwrap().to_owned()
+    }
+}
+
+/// A header as the application has got it, if it has.
+fn got<'a>(page: &'a Answer, name: &str) -> Option<&'a str> {
+    let mut found = page.body.lines().filter_map(|line| {
+        let (header, value) = line.split_once(": ")?;
+        header.eq_ignore_ascii_case(name).then_some(value)
+    });
+    let value = found.next();
+    assert_eq!(found.next(), None, "{name} twice: {}", page.body);
+    value
+}
+
+#[tokio::test]
+async fn an_application_behind_nginx_learns_who_asks_and_nobody_can_pretend() {
+    let hosts = Hosts::start().await;
+    let mut visitor = hosts.visitor();
+    // Nobody can say who they are by themselves.
+    let spoofed = [
+        ("authorization", "Bearer made-up"),
+        ("x-auth-subject", "root"),
+        ("x-auth-username", "root"),
+        ("x-auth-scope", "everything"),
+        ("x-original-url", "https://evil.example/"),
+        ("x-forwarded-host", "evil.example"),
+    ];
+    assert_eq!(visitor.get(WIKI, "/page", &spoofed).await.status, 302);
+    let path = "/page?a=b&c=/d%20e";
+    assert_eq!(visitor.enters(WIKI, path).await, path);
+    let page = visitor.get(WIKI, path, &spoofed).await;
+    assert_eq!(page.status, 200, "{page:?}");
+    let ada = hosts.site.ada.to_string();
+    assert_eq!(got(&page, "x-auth-subject"), Some(ada.as_str()));
+    assert_eq!(got(&page, "x-auth-username"), Some("ada"));
+    assert_eq!(got(&page, "x-auth-scope"), Some("read write"));
+    let token = got(&page, "authorization").unwrap();
+    let token = token.strip_prefix("Bearer ").unwrap().to_owned();
+    let said = claims(&token);
+    assert_eq!(
+        (&said["sub"], &said["aud"]),
+        (&Value::from(ada), &Value::from(API))
+    );
+    assert_eq!(said["client_id"], "wiki");
+    // Each request of theirs is of one sign-in.
+    let again = visitor.get(WIKI, "/", &[]).await;
+    let again = got(&again, "authorization").unwrap().to_owned();
+    assert_eq!(claims(&again[7..])["sid"], said["sid"]);
+    // Sign-out elsewhere counts at once.
+    hosts.end_session(&token).await;
+    assert_eq!(visitor.get(WIKI, "/page", &[]).await.status, 302);
+}
+
+#[tokio::test]
+async fn the_cookie_of_a_host_is_useless_at_another() {
+    let hosts = Hosts::start().await;
+    let mut visitor = hosts.visitor();
+    visitor.enters(WIKI, "/").await;
+    let cookie = visitor.cookie(WIKI, COOKIE).unwrap().clone();
+    visitor
+        .cookies
+        .insert((FORUM.to_owned(), COOKIE.to_owned()), cookie.clone());
+    assert_eq!(visitor.get(FORUM, "/", &[]).await.status, 302);
+    // Nor is one that was changed good at its own.
+    let mut changed = cookie.into_bytes();
+    let last = changed.len() - 2;
+    changed[last] = if changed[last] == b'A' { b'B' } else { b'A' };
+    let changed = String::from_utf8(changed).unwrap();
+    visitor
+        .cookies
+        .insert((WIKI.to_owned(), COOKIE.to_owned()), changed);
+    assert_eq!(visitor.get(WIKI, "/", &[]).await.status, 302);
+}
+
+/// Login CSRF: nobody is signed in as somebody else by a link.
+#[tokio::test]
+async fn an_answer_is_for_the_browser_and_host_that_have_asked() {
+    let hosts = Hosts::start().await;
+    let mut attacker = hosts.visitor();
+    let query = attacker.sent(WIKI, "/").await;
+    let back = attacker.signs_in(&query).await;
+    let mut victim = hosts.visitor();
+    for begins in [false, true] {
+        if begins {
+            victim.sent(WIKI, "/").await;
+        }
+        let refused = victim.get(WIKI, &back, &[]).await;
+        assert_eq!(refused.status, 400, "{refused:?}");
+        assert_eq!(victim.cookie(WIKI, COOKIE), None);
+        assert!(refused.body.contains("<h1>This does not work</h1>"));
+    }
+    // At another host, by the same browser, too.
+    attacker.sent(FORUM, "/").await;
+    assert_eq!(attacker.get(FORUM, &back, &[]).await.status, 400);
+    // It is good where it was asked for, and once.
+    assert_eq!(attacker.get(WIKI, &back, &[]).await.status, 303);
+    assert_eq!(attacker.get(WIKI, &back, &[]).await.status, 400);
+    // Another issuer's answer is not taken (RFC 9207).
+    let query = hosts.visitor().sent(WIKI, "/").await;
+    let mut mixed = hosts.visitor();
+    let own = mixed.sent(WIKI, "/").await;
+    assert_ne!(query, own);
+    let back = mixed
+        .signs_in(&own)
+        .await
+        .replace("issuer.example", "other.example");
+    assert_eq!(mixed.get(WIKI, &back, &[]).await.status, 400);
+}
+
+#[tokio::test]
+async fn nobody_is_sent_away_from_a_host_by_its_callback() {
+    let hosts = Hosts::start().await;
+    for path in [
+        "//evil.example/x",
+        "/\\evil.example",
+        "/session/callback?code=x",
+    ] {
+        let request = hosts
+            .site
+            .server
+            .get("/session/verify")
+            .basic_auth("wiki", Some(&hosts.site.server.other("wiki").secret))
+            .header("x-forwarded-host", WIKI)
+            .header("x-forwarded-uri", path);
+        let away = answer(request).await;
+        assert_eq!(away.status, 401, "{away:?}");
+        let mut visitor = hosts.visitor();
+        let start = away.header("set-cookie").unwrap();
+        let start = start.split(['=', ';']).nth(1).unwrap();
+        let key = (WIKI.to_owned(), START.to_owned());
+        visitor.cookies.insert(key, start.to_owned());
+        let location = Url::parse(away.header("location").unwrap()).unwrap();
+        let back = visitor.signs_in(location.query().unwrap()).await;
+        let entered = visitor.get(WIKI, &back, &[]).await;
+        assert_eq!(entered.header("location"), Some("/"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn only_a_proxy_of_the_client_may_ask_and_for_its_hosts_alone() {
+    let hosts = Hosts::start().await;
+    let server = &hosts.site.server;
+    let secret = &server.other("wiki").secret;
+    for (id, secret, host, status) in [
+        ("wiki", secret.as_str(), WIKI, 401),
+        ("wiki", secret, "WIKI.example", 401),
+        ("wiki", "wrong", WIKI, 403),
+        ("wiki", secret, FORUM, 403),
+        ("wiki", secret, "evil.example", 403),
+        ("wiki", secret, "wiki.example:8443", 403),
+        ("wiki", secret, "wiki.example/x", 403),
+        (&server.app.id, &server.app.secret, WIKI, 403),
+    ] {
+        for path in ["/session/verify", "/session/callback"] {
+            let request = server.get(path).header("x-forwarded-host", host);
+            let answer = answer(request.basic_auth(id, Some(secret))).await;
+            // At the callback there is nothing to take, whatever the host.
+            let expected = match path {
+                "/session/callback" if secret != "wrong" => 400,
+                _ => status,
+            };
+            assert_eq!(answer.status, expected, "{id} {host} {path}: {answer:?}");
+            assert_eq!(answer.header("authorization"), None);
+        }
+    }
+    let asked = |request: reqwest::RequestBuilder| answer(request.basic_auth("wiki", Some(secret)));
+    // A host must be told, and told once.
+    assert_eq!(asked(server.get("/session/verify")).await.status, 400);
+    let twice = server
+        .get("/session/verify")
+        .header("x-forwarded-host", WIKI)
+        .header("x-original-url", format!("https://{FORUM}/"));
+    assert_eq!(asked(twice).await.status, 400);
+    let bare = server
+        .get("/session/verify")
+        .header("x-forwarded-host", WIKI);
+    assert_eq!(answer(bare).await.status, 403);
+    let http = client().redirect(Policy::none()).build().unwrap();
+    // For proxies that hand answers on, the way is a redirect; not for what scripts ask for.
+    for (name, value, status) in [
+        ("sec-fetch-mode", "navigate", 302),
+        ("sec-fetch-mode", "cors", 401),
+        ("x-forwarded-method", "POST", 401),
+    ] {
+        let path = "/session/verify?unauthenticated=redirect&path=/a?b=c";
+        let request = http
+            .get(format!("http://{}{path}", server.public))
+            .header("x-forwarded-host", WIKI)
+            .header(name, value);
+        let answer = asked(request).await;
+        assert_eq!(answer.status, status, "{name}: {answer:?}");
+        assert!(answer.header("location").is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_browser_signs_in_to_a_host_and_out_of_it() {
+    let hosts = Hosts::start().await;
+    let addresses = [
+        ("issuer.example", hosts.site.server.public),
+        (WIKI, hosts.nginx.address),
+        (FORUM, hosts.nginx.address),
+    ];
+    let browser = Chromium::start(&addresses).await;
+    browser.open("https://wiki.example/notes?of=ada").await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Wiki").await;
+    assert_eq!(
+        browser.url().await.as_str(),
+        "https://wiki.example/notes?of=ada"
+    );
+    let text = browser.text("pre").await;
+    assert!(
+        text.to_lowercase().contains("x-auth-username: ada"),
+        "{text}"
+    );
+    // At the other host nothing is asked.
+    browser.open("https://forum.example/").await;
+    browser.reads("Wiki").await;
+    let text = browser.text("pre").await;
+    let token = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(": Bearer ")?;
+        name.eq_ignore_ascii_case("authorization").then_some(value)
+    });
+    hosts.end_session(token.unwrap()).await;
+    for host in [WIKI, FORUM] {
+        browser.open(&format!("https://{host}/")).await;
+        browser.reads("Sign in").await;
+    }
+}
