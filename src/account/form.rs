@@ -17,6 +17,12 @@ use crate::{
 pub enum Act {
     /// Enrols the app that has this secret.
     AddApp(Secret),
+    /// Adds the passkey of this ceremony.
+    AddPasskey(Secret),
+    /// Begins to add a passkey.
+    BeginPasskey,
+    /// Removes the passkey of this id.
+    RemovePasskey(String),
     /// Begins to enrol an app that makes one-time passwords.
     BeginApp,
     /// Chooses another password.

@@ -18,7 +18,7 @@ use std::{sync::Arc, time::Duration};
 use self::{
     form::{Act, Sealed},
     page::{AccountPage, Problem},
-    security::EnrolmentPage,
+    security::{EnrolmentPage, PasskeyPage},
 };
 use crate::{
     admin::{family::FamilyAdmin, user::UserAdmin},
@@ -84,6 +84,8 @@ pub enum Outcome {
     Confirm(String),
     /// The user is to enrol an app.
     Enrolment(Box<EnrolmentPage>),
+    /// The user is to add a passkey.
+    Passkey(Box<PasskeyPage>),
     /// There are new recovery codes, shown this once.
     Codes(Vec<RecoveryCode>),
     /// It was not done: the page says why.
@@ -157,7 +159,13 @@ impl Accounts {
     ) -> Result<Outcome, Problem> {
         let cause = Cause::of_user(present.session.subject, browser.origin);
         let done = match act {
-            Act::AddApp(_) | Act::BeginApp | Act::MakeCodes | Act::RemoveApp => {
+            Act::AddApp(_)
+            | Act::AddPasskey(_)
+            | Act::BeginApp
+            | Act::BeginPasskey
+            | Act::MakeCodes
+            | Act::RemoveApp
+            | Act::RemovePasskey(_) => {
                 return self.change_factors(form, &act, present, browser).await;
             }
             Act::ChangePassword => return self.change_password(form, present, browser).await,

@@ -15,16 +15,16 @@ use crate::{
     clock::Timestamp,
     domain::{
         change::Cause,
-        factor::{FactorChange, Factors},
+        factor::{FactorChange, Factors, PasskeyId},
         user::User,
     },
     identity::{
-        factor::{Enrolment, FactorRefused},
+        factor::{Enrolment, FactorRefused, passkey::Registration},
         session::Present,
     },
     oauth::{
         authorization::{endpoint::Browser, second_factor::of_factor},
-        error::OAuthError,
+        error::{ErrorCode, OAuthError},
         form::Form,
         seals::over,
         store_answer,
@@ -51,6 +51,10 @@ pub struct Security {
     pub app: Option<When>,
     /// How many recovery codes are left.
     pub recovery_codes: u32,
+    /// Passkeys, the oldest first.
+    pub passkeys: Vec<KnownPasskey>,
+    /// What begins to add one, where browsers have passkeys.
+    pub begin_passkey: Option<String>,
     /// Whether the user has to have a second factor.
     pub is_required: bool,
     /// What begins the enrolment of an app.
@@ -59,6 +63,35 @@ pub struct Security {
     pub remove_app: String,
     /// What makes new recovery codes.
     pub make_codes: String,
+}
+
+impl Security {
+    /// Whether the last factor is no more to be removed.
+    pub fn is_last(&self) -> bool {
+        self.is_required && usize::from(self.app.is_some()) + self.passkeys.len() == 1
+    }
+}
+
+/// A passkey of the user.
+pub struct KnownPasskey {
+    /// What the user calls it.
+    pub name: String,
+    /// When it was added.
+    pub since: When,
+    /// When it was last used.
+    pub used: Option<When>,
+    /// What removes it.
+    pub form: String,
+}
+
+/// The page on which a user adds a passkey.
+pub struct PasskeyPage {
+    /// What the browser is asked: JSON.
+    pub options: String,
+    /// What was wrong with the last try.
+    pub problem: Option<OAuthError>,
+    /// What goes on.
+    pub form: String,
 }
 
 /// The page on which a user enrols an app.
@@ -85,7 +118,20 @@ impl Accounts {
         now: Timestamp,
     ) -> Result<Security, OAuthError> {
         let factors = self.factors_of(present).await?;
+        let mut passkeys = Vec::with_capacity(factors.passkeys.len());
+        for passkey in factors.passkeys {
+            passkeys.push(KnownPasskey {
+                form: self.form(Act::RemovePasskey(passkey.id.to_string()), present, browser)?,
+                name: passkey.name,
+                since: When::of(passkey.created_at, now),
+                used: passkey.last_used_at.map(|at| When::of(at, now)),
+            });
+        }
+        let begins = self.factors.has_passkeys();
+        let begin_passkey = begins.then(|| self.form(Act::BeginPasskey, present, browser));
         Ok(Security {
+            passkeys,
+            begin_passkey: begin_passkey.transpose()?,
             app: factors.totp.map(|totp| When::of(totp.created_at, now)),
             recovery_codes: factors.recovery_codes,
             is_required: user.is_some_and(|user| user.second_factor_required),
@@ -125,6 +171,18 @@ impl Accounts {
                 let secret = Zeroizing::new(secret);
                 self.add_app(form, &user, &secret, (present, browser)).await
             }
+            Act::BeginPasskey => self.ask_for_passkey(&user, None, present, browser).await,
+            Act::AddPasskey(Secret(state)) => {
+                self.add_passkey(form, &user, state, (present, browser))
+                    .await
+            }
+            Act::RemovePasskey(id) => {
+                let id = PasskeyId::parse(id).ok_or_else(|| Problem::of(over()))?;
+                let removal = FactorChange::RemovePasskey(id);
+                let removed = self.factors.remove(&user, removal, &cause).await;
+                removed.map_err(problem)?;
+                Ok(Outcome::Done)
+            }
             Act::RemoveApp => {
                 let removal = FactorChange::RemoveTotp;
                 let removed = self.factors.remove(&user, removal, &cause).await;
@@ -161,12 +219,73 @@ impl Accounts {
             }
             Err(refused) => return Err(problem(refused)),
         }
+        self.with_codes(user, present, &cause).await
+    }
+
+    /// Makes recovery codes for a user who has enrolled something and has none.
+    async fn with_codes(
+        &self,
+        user: &User,
+        present: &Present,
+        cause: &Cause,
+    ) -> Result<Outcome, Problem> {
         let factors = self.factors_of(present).await.map_err(Problem::of)?;
         if factors.recovery_codes > 0 {
             return Ok(Outcome::Done);
         }
-        let codes = self.factors.make_codes(user, &cause).await;
+        let codes = self.factors.make_codes(user, cause).await;
         Ok(Outcome::Codes(codes.map_err(problem)?))
+    }
+
+    async fn ask_for_passkey(
+        &self,
+        user: &User,
+        wrong: Option<OAuthError>,
+        present: &Present,
+        browser: Browser<'_>,
+    ) -> Result<Outcome, Problem> {
+        let factors = self.factors_of(present).await.map_err(Problem::of)?;
+        let begun = self.factors.begin_registration(user, &factors.passkeys);
+        let (asked, ceremony) = begun.map_err(problem)?;
+        let state = serde_json::to_string(&ceremony);
+        let state = state.map_err(|error| Problem::of(OAuthError::internal(error)))?;
+        let form = self.form(Act::AddPasskey(Secret(state)), present, browser);
+        Ok(Outcome::Passkey(Box::new(PasskeyPage {
+            options: asked.to_string(),
+            problem: wrong,
+            form: form.map_err(Problem::of)?,
+        })))
+    }
+
+    async fn add_passkey(
+        &self,
+        form: &Form,
+        user: &User,
+        state: &str,
+        (present, browser): (&Present, Browser<'_>),
+    ) -> Result<Outcome, Problem> {
+        let cause = Cause::of_user(user.id, browser.origin);
+        let field = |name| form.one(name).map_err(Problem::of);
+        let (answer, name) = (field("passkey")?, field("name")?);
+        let given = (answer.unwrap_or_default(), name.unwrap_or_default());
+        let ceremony: Registration =
+            serde_json::from_str(state).map_err(|_| Problem::of(over()))?;
+        let added = self
+            .factors
+            .finish_registration(user, &ceremony, given, &cause);
+        match added.await {
+            Ok(()) => self.with_codes(user, present, &cause).await,
+            Err(FactorRefused::Wrong) => {
+                let wrong = OAuthError::new(
+                    ErrorCode::AccessDenied,
+                    "passkey",
+                    "This passkey was not taken. Try again.",
+                );
+                self.ask_for_passkey(user, Some(wrong), present, browser)
+                    .await
+            }
+            Err(refused) => Err(problem(refused)),
+        }
     }
 
     fn enrolment(

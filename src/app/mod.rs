@@ -48,7 +48,7 @@ use crate::{
         self, AdminServices, Brand, ConnectionLimits, Listeners, Servers, Services, TrustedProxies,
     },
     identity::{
-        factor::{MOST_WRONG_CODES_PER_HOUR, SecondFactors},
+        factor::{MOST_WRONG_CODES_PER_HOUR, SecondFactors, passkey::relying_party},
         password::{NewPasswordError, Passwords},
         session::Sessions,
         sign_in::{self, SignIn},
@@ -326,6 +326,7 @@ impl Context {
             failures: Throttle::per_minute(config.limits.password_failures_per_minute),
             wrong_codes: Throttle::per_hour(MOST_WRONG_CODES_PER_HOUR),
             service: config.pages.name.clone(),
+            webauthn: relying_party(&self.issuer, &config.pages.name),
         }
     }
 

@@ -15,6 +15,12 @@ impl AssertionId {
         Self(sha256(&format!("{client} {jti}")))
     }
 
+    /// The id of a ceremony of a passkey, by its challenge, which was drawn at random.
+    pub fn of_ceremony(challenge: &str) -> Self {
+        // No client id begins with a space.
+        Self(sha256(&format!(" passkey {challenge}")))
+    }
+
     /// The bytes to store.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -65,6 +65,9 @@ pub(super) async fn form(
         Ok(Outcome::Enrolment(page)) => {
             visit.keep(pages::account_enrolment(&services.brand, &page), None)
         }
+        Ok(Outcome::Passkey(page)) => {
+            visit.keep(pages::account_passkey(&services.brand, &page), None)
+        }
         Ok(Outcome::Codes(codes)) => {
             visit.keep(pages::account_codes(&services.brand, &codes), None)
         }

@@ -102,6 +102,14 @@ pub(super) async fn form_post_script() -> HttpResponse {
     )
 }
 
+/// `GET /assets/passkey.js`.
+pub(super) async fn passkey_script() -> HttpResponse {
+    asset(
+        "text/javascript; charset=utf-8",
+        Bytes::from_static(pages::PASSKEY.as_bytes()),
+    )
+}
+
 fn asset(media_type: &'static str, body: Bytes) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, ASSET_MAX_AGE))

@@ -291,6 +291,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         ("/signin", form(Submitted::SignIn)),
         ("/signin/cancel", form(Submitted::Cancel)),
         ("/signin/factor", form(Submitted::Factor)),
+        ("/signin/passkey", form(Submitted::Passkey)),
         ("/signin/enrol", form(Submitted::Enrol)),
         ("/signin/continue", form(Submitted::Continue)),
         ("/consent", form(Submitted::Consent)),
@@ -298,6 +299,7 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         (account::FORMS_PATH, web::post().to(account::form)),
         (logout::DECISION_PATH, web::post().to(logout::decide)),
         (pages::STYLE_PATH, web::get().to(browser::style)),
+        (pages::PASSKEY_PATH, web::get().to(browser::passkey_script)),
         (
             pages::FORM_POST_PATH,
             web::get().to(browser::form_post_script),

@@ -16,7 +16,7 @@ use super::{account, error, logout};
 use crate::{
     account::{
         page::{AccountPage, Allowed},
-        security::EnrolmentPage,
+        security::{EnrolmentPage, PasskeyPage},
     },
     identity::factor::recovery::RecoveryCode,
     oauth::{
@@ -41,6 +41,15 @@ pub(super) const FORM_POST: &str = include_str!("form_post.js");
 
 /// Where it is, below the issuer.
 pub(super) const FORM_POST_PATH: &str = "/assets/form_post.js";
+
+/// What asks browsers for passkeys.
+pub(super) const PASSKEY: &str = include_str!("passkey.js");
+
+/// Where it is, below the issuer.
+pub(super) const PASSKEY_PATH: &str = "/assets/passkey.js";
+
+/// What lets it be loaded.
+const WITH_SCRIPT: &str = "script-src 'self'; ";
 
 /// What pages carry of whoever runs the service.
 #[derive(Clone, Debug)]
@@ -113,10 +122,40 @@ impl Brand {
     }
 }
 
+/// The form of a passkey, and the script that fills it in.
+#[derive(Template)]
+#[template(path = "passkey.html")]
+struct PasskeyForm<'a> {
+    script: String,
+    base: &'a str,
+    options: &'a str,
+    /// Whether it is for a user who is known.
+    has_other: bool,
+    flow: &'a str,
+}
+
+impl Brand {
+    fn passkey<'a>(
+        &'a self,
+        options: Option<&'a str>,
+        has_other: bool,
+        flow: &'a str,
+    ) -> Option<PasskeyForm<'a>> {
+        Some(PasskeyForm {
+            script: format!("{}{PASSKEY_PATH}", self.base),
+            base: &self.base,
+            options: options?,
+            has_other,
+            flow,
+        })
+    }
+}
+
 #[derive(Template)]
 #[template(path = "sign_in.html")]
 struct SignIn<'a> {
     brand: Frame<'a>,
+    passkey: Option<PasskeyForm<'a>>,
     base: &'a str,
     client: Option<&'a str>,
     username: &'a str,
@@ -176,6 +215,7 @@ struct SignedOut<'a> {
 #[template(path = "factor.html")]
 struct Factor<'a> {
     brand: Frame<'a>,
+    passkey: Option<PasskeyForm<'a>>,
     base: &'a str,
     username: &'a str,
     has_app: bool,
@@ -205,6 +245,18 @@ struct RecoveryCodes<'a> {
     action: String,
     /// None where nothing is to be gone on with.
     flow: Option<&'a str>,
+}
+
+#[derive(Template)]
+#[template(path = "account_passkey.html")]
+struct AccountPasskey<'a> {
+    brand: Frame<'a>,
+    script: String,
+    action: String,
+    account: String,
+    options: &'a str,
+    problem: Option<&'a str>,
+    form: &'a str,
 }
 
 #[derive(Template)]
@@ -246,19 +298,26 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
     let problem = page.problem.as_ref();
     let template = SignIn {
         brand: brand.frame(),
+        passkey: brand.passkey(page.passkey.as_deref(), false, &page.flow),
         base: &brand.base,
         client: page.client_name.as_deref(),
         username: &page.username,
         problem: problem.map(OAuthError::description),
         flow: &page.flow,
     };
-    asked(&template, problem, page.client_name.is_some())
+    let script = page.passkey.as_ref().map_or("", |_| WITH_SCRIPT);
+    asked(&template, script, problem, page.client_name.is_some())
 }
 
 /// Draws a page on which something may have been wrong with the last try.
-fn asked(template: &impl Template, problem: Option<&OAuthError>, for_client: bool) -> HttpResponse {
+fn asked(
+    template: &impl Template,
+    script: &str,
+    problem: Option<&OAuthError>,
+    for_client: bool,
+) -> HttpResponse {
     let status = problem.map_or(StatusCode::OK, status_of);
-    let response = drawn(status, template, "", for_client);
+    let response = drawn(status, template, script, for_client);
     match problem {
         Some(problem) => error::explained(response, problem),
         None => response,
@@ -269,6 +328,7 @@ fn asked(template: &impl Template, problem: Option<&OAuthError>, for_client: boo
 pub(super) fn factor(brand: &Brand, page: &FactorPage) -> HttpResponse {
     let template = Factor {
         brand: brand.frame(),
+        passkey: brand.passkey(page.passkey.as_deref(), true, &page.flow),
         base: &brand.base,
         username: &page.username,
         has_app: page.has_app,
@@ -276,7 +336,8 @@ pub(super) fn factor(brand: &Brand, page: &FactorPage) -> HttpResponse {
         problem: page.problem.as_ref().map(OAuthError::description),
         flow: &page.flow,
     };
-    asked(&template, page.problem.as_ref(), page.for_client)
+    let script = page.passkey.as_ref().map_or("", |_| WITH_SCRIPT);
+    asked(&template, script, page.problem.as_ref(), page.for_client)
 }
 
 /// The page on which users enrol an app because they have to.
@@ -291,7 +352,7 @@ pub(super) fn enrol(brand: &Brand, page: &EnrolPage) -> HttpResponse {
         problem: page.problem.as_ref().map(OAuthError::description),
         flow: &page.flow,
     };
-    asked(&template, page.problem.as_ref(), page.for_client)
+    asked(&template, "", page.problem.as_ref(), page.for_client)
 }
 
 /// The page that shows recovery codes, once; its form goes to `action`.
@@ -380,7 +441,21 @@ pub(super) fn account_enrolment(brand: &Brand, page: &EnrolmentPage) -> HttpResp
         problem: page.problem.as_ref().map(OAuthError::description),
         form: &page.form,
     };
-    asked(&template, page.problem.as_ref(), false)
+    asked(&template, "", page.problem.as_ref(), false)
+}
+
+/// The page on which a user adds a passkey at its account.
+pub(super) fn account_passkey(brand: &Brand, page: &PasskeyPage) -> HttpResponse {
+    let template = AccountPasskey {
+        brand: brand.frame(),
+        script: format!("{}{PASSKEY_PATH}", brand.base),
+        action: format!("{}{}", brand.base, account::FORMS_PATH),
+        account: format!("{}{}", brand.base, account::PATH),
+        options: &page.options,
+        problem: page.problem.as_ref().map(OAuthError::description),
+        form: &page.form,
+    };
+    asked(&template, WITH_SCRIPT, page.problem.as_ref(), false)
 }
 
 /// The page that shows recovery codes, once, on the way back to the account.

@@ -6,11 +6,13 @@
 //! To add a factor: a file of its own, a field of [`Factors`], its variants of [`FactorChange`], and
 //! what it is called in `amr` ([`method`]).
 
+pub mod passkey;
 pub mod recovery;
 pub mod totp;
 
 use std::sync::Arc;
 
+use webauthn_rs::prelude::{Webauthn, WebauthnError};
 use zeroize::Zeroizing;
 
 use self::{recovery::RecoveryCode, totp::TotpSecret};
@@ -98,6 +100,9 @@ pub enum FactorRefused {
     /// There is no primary master key.
     #[error("the database has no master key")]
     NoMasterKey,
+    /// A ceremony could not be begun, or what is stored of a passkey cannot be read.
+    #[error("a passkey cannot be asked for")]
+    Passkey(#[from] WebauthnError),
     /// No randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
@@ -151,6 +156,8 @@ pub struct SecondFactors {
     pub wrong_codes: Throttle<UserId>,
     /// What apps call the service.
     pub service: String,
+    /// Makes and verifies ceremonies of passkeys; none where browsers have no passkeys.
+    pub webauthn: Option<Webauthn>,
 }
 
 impl SecondFactors {

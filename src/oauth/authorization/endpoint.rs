@@ -74,6 +74,8 @@ pub enum Submitted {
     Consent,
     /// That of the second factor: a code.
     Factor,
+    /// The same, or that of the sign-in: a passkey.
+    Passkey,
     /// That of the enrolment of an app: its first code.
     Enrol,
     /// That of the recovery codes: the user has kept them.
@@ -128,6 +130,8 @@ pub struct SignInPage {
     pub client_name: Option<String>,
     /// What is filled in already.
     pub username: String,
+    /// What the browser is asked for a passkey: JSON.
+    pub passkey: Option<String>,
     /// What was wrong with the last try.
     pub problem: Option<OAuthError>,
     /// The request, sealed.
@@ -230,6 +234,7 @@ impl AuthorizationEndpoint {
         match page {
             Submitted::SignIn => self.sign_in(&form, &flow, browser).await,
             Submitted::Factor => self.take_code(&form, &flow, browser).await,
+            Submitted::Passkey => self.take_passkey(&form, &flow, browser).await,
             Submitted::Enrol => self.take_enrolment(&form, &flow, browser).await,
             Submitted::Continue => Ok(self.go_on(&flow, browser, None, false).await),
             Submitted::Consent if form.one("decision")? == Some("allow") => {
@@ -274,7 +279,7 @@ impl AuthorizationEndpoint {
         }
     }
 
-    fn ask_again(
+    pub(super) fn ask_again(
         &self,
         flow: &Flow,
         browser: Browser<'_>,
@@ -304,7 +309,9 @@ impl AuthorizationEndpoint {
         username: String,
         problem: Option<OAuthError>,
     ) -> Result<Reply, OAuthError> {
+        let (passkey, flow) = self.with_passkey(flow, &[])?;
         Ok(Reply::SignIn(SignInPage {
+            passkey,
             client_name: request.map(|request| request.client.client_name.clone()),
             username,
             problem,

@@ -11,7 +11,7 @@ use super::request::AuthorizationRequest;
 use crate::{
     clock::Timestamp,
     domain::{consent::Permission, factor::Proved},
-    identity::session::Present,
+    identity::{factor::passkey::Authentication, session::Present},
     oauth::{
         error::OAuthError,
         form::Form,
@@ -44,6 +44,8 @@ pub(super) struct Flow {
     pub(super) proved: Option<Proved>,
     /// The secret that an app is to share, in base64url: nothing is stored before it does.
     pub(super) enrolling: Option<String>,
+    /// The passkey that is asked for.
+    pub(super) ceremony: Option<Authentication>,
 }
 
 impl Flow {
@@ -55,6 +57,7 @@ impl Flow {
             shown: None,
             proved: None,
             enrolling: None,
+            ceremony: None,
         }
     }
 
@@ -63,6 +66,7 @@ impl Flow {
         Self {
             proved: None,
             enrolling: None,
+            ceremony: None,
             ..self.clone()
         }
     }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::{
         change::Cause,
-        factor::{Factors, ONE_FACTOR, Proved, acr},
+        factor::{Factors, ONE_FACTOR, Passkey, Proved, acr},
         user::User,
     },
     identity::{
@@ -37,6 +37,8 @@ pub struct FactorPage {
     pub has_app: bool,
     /// Whether recovery codes are left.
     pub has_codes: bool,
+    /// What the browser is asked for a passkey, if the user has one: JSON.
+    pub passkey: Option<String>,
     /// What was wrong with the last try.
     pub problem: Option<OAuthError>,
     /// Whether it leads to a client.
@@ -179,7 +181,14 @@ impl AuthorizationEndpoint {
         problem: Option<OAuthError>,
         browser: Browser<'_>,
     ) -> Result<Reply, OAuthError> {
+        let known = factors.passkeys.as_slice();
+        let (passkey, flow) = if known.is_empty() {
+            (None, flow.clone())
+        } else {
+            self.with_passkey(flow, known)?
+        };
         Ok(Reply::Factor(FactorPage {
+            passkey,
             username: user.username.to_string(),
             has_app: factors.totp.is_some(),
             has_codes: factors.recovery_codes > 0,
@@ -277,6 +286,63 @@ impl AuthorizationEndpoint {
         })
     }
 
+    /// A flow whose browser is asked for a passkey: any, or one of these.
+    pub(super) fn with_passkey(
+        &self,
+        flow: &Flow,
+        known: &[Passkey],
+    ) -> Result<(Option<String>, Flow), OAuthError> {
+        if !self.factors.has_passkeys() {
+            return Ok((None, flow.clone()));
+        }
+        let begun = self.factors.begin_authentication(known);
+        let (asked, ceremony) = begun.map_err(of_factor)?;
+        let flow = Flow {
+            ceremony: Some(ceremony),
+            ..flow.clone()
+        };
+        Ok((Some(asked.to_string()), flow))
+    }
+
+    /// Takes the answer of a passkey: as a second factor, or alone, as it has verified its user.
+    pub(super) async fn take_passkey(
+        &self,
+        form: &Form,
+        flow: &Flow,
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let ceremony = flow.ceremony.as_ref().ok_or_else(over)?;
+        let answer = form.one("passkey")?.unwrap_or_default();
+        let before = match &flow.proved {
+            Some(_) => Some(self.proved(flow).await?),
+            None => None,
+        };
+        let taken = self.factors.finish_authentication(ceremony, answer).await;
+        let refused = match (taken, before) {
+            (Ok((subject, amr)), Some((user, proved))) if subject == user.id => {
+                let amr = proved.amr.into_iter().chain(amr).collect();
+                return self.open(flow, &user, amr, browser).await;
+            }
+            (Ok((subject, amr)), None) => {
+                let reading = self.store.user(subject);
+                let user = store_answer(&self.clock, reading).await?;
+                if let Some(user) = user.filter(|user| !user.disabled) {
+                    return self.open(flow, &user, amr, browser).await;
+                }
+                FactorRefused::Wrong
+            }
+            (Err(refused), None) => refused,
+            (result, Some((user, _))) => {
+                let factors = self.factors_of(&user).await?;
+                let refused = result.err().unwrap_or(FactorRefused::Wrong);
+                let problem = Some(of_passkey(refused));
+                let page = self.factor_page(flow, &user, &factors, problem, browser);
+                return page.map(Answer::from);
+            }
+        };
+        self.ask_again(flow, browser, "", of_passkey(refused))
+    }
+
     /// Opens a session for a user who has authenticated by these methods, and goes on.
     async fn open(
         &self,
@@ -337,6 +403,18 @@ const fn sessions_ended() -> OAuthError {
     )
 }
 
+/// What is said to whoever has not proved to have a passkey.
+fn of_passkey(refused: FactorRefused) -> OAuthError {
+    match refused {
+        FactorRefused::Wrong => OAuthError::new(
+            ErrorCode::AccessDenied,
+            "passkey",
+            "This passkey does not sign you in here. Try another way.",
+        ),
+        refused => of_factor(refused),
+    }
+}
+
 /// What is said to whoever has not proved a second factor.
 pub fn of_factor(refused: FactorRefused) -> OAuthError {
     match refused {
@@ -362,6 +440,7 @@ pub fn of_factor(refused: FactorRefused) -> OAuthError {
         error @ (FactorRefused::Sealing(_)
         | FactorRefused::MasterKey(_)
         | FactorRefused::NoMasterKey
+        | FactorRefused::Passkey(_)
         | FactorRefused::Entropy(_)) => OAuthError::internal(error),
     }
 }

@@ -1,5 +1,6 @@
 //! What tests need around them.
 
+pub(crate) mod authenticator;
 pub(crate) mod chromium;
 pub(crate) mod database;
 pub(crate) mod jwt;

@@ -311,6 +311,7 @@ impl TestServer {
             failures: Throttle::per_minute(0),
             wrong_codes: Throttle::per_hour(0),
             service: "Countersign".to_owned(),
+            webauthn: None,
         }
     }
 

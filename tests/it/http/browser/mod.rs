@@ -6,6 +6,7 @@ mod chromium;
 mod hosts;
 mod logout;
 mod pages;
+mod passkey;
 mod second_factor;
 mod session_tokens;
 mod single_page;

@@ -1,0 +1,229 @@
+//! Passkeys (Web Authentication §7): added at the account page, presented after a password or alone.
+
+use std::time::Duration;
+
+use countersign::{
+    clock::{ManualClock, Timestamp},
+    domain::change::Change,
+};
+use serde_json::{Value, json};
+
+use super::{Browser, Site, account::form_before, flow, heading, hidden, returned};
+use crate::support::{
+    authenticator::Authenticator,
+    database::Engine,
+    server::{Answer, ISSUER, Setup},
+    sign_in::{PASSWORD, claims, update_user},
+};
+
+on_both_engines! {
+    a_passkey_is_added_at_the_account_page_and_signs_in_alone,
+    a_passkey_is_a_second_factor,
+}
+
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+const CONSENT: &str = "Allow Field &#60;b&#62;Notes to use your account?";
+
+/// What a page asks the browser for.
+fn options(page: &Answer) -> Value {
+    let (_, rest) = page.body.split_once("data-options=\"").unwrap();
+    let text = rest.split('"').next().unwrap();
+    let text = text.replace("&#34;", "\"").replace("&#38;", "&");
+    serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"))
+}
+
+impl Browser<'_> {
+    /// Adds a passkey at the account page, where somebody has just signed in.
+    async fn add(&mut self, key: &mut Authenticator, name: &str) -> Answer {
+        let page = self.account().await;
+        let page = self.act(&form_before(&page, "Add a passkey")).await;
+        assert_eq!((page.status, heading(&page)), (200, "Add a passkey"));
+        let made = key.create(&options(&page));
+        let form = hidden(&page, "form");
+        let form = [("form", &*form), ("passkey", &made), ("name", name)];
+        self.post("/account/forms", &form).await
+    }
+
+    async fn present(&mut self, page: &Answer, signed: &str) -> Answer {
+        let flow = flow(page);
+        let form = [("flow", flow.as_str()), ("passkey", signed)];
+        self.post("/signin/passkey", &form).await
+    }
+}
+
+/// A site with a clock, and Ada's passkey.
+async fn equipped(setup: Setup) -> (Site, ManualClock, Authenticator) {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(setup.clock(clock.clone())).await;
+    let mut key = Authenticator::new(1, ISSUER);
+    let mut browser = site.browser();
+    browser.ada().await;
+    let page = browser.add(&mut key, "Telephone").await;
+    assert_eq!(heading(&page), "Keep your recovery codes", "{page:?}");
+    (site, clock, key)
+}
+
+async fn strength(site: &Site, answer: &Answer) -> (Value, Value) {
+    let tokens = site.exchanged(&returned(answer)["code"]).await;
+    let claims = claims(&tokens.access_token());
+    (claims["acr"].clone(), claims["amr"].clone())
+}
+
+async fn a_passkey_is_added_at_the_account_page_and_signs_in_alone(engine: Engine) {
+    let (site, _clock, mut key) = equipped(Setup::new().on(engine)).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.contains("script-src 'self';"), "{policy}");
+    assert!(page.body.contains("/assets/passkey.js"), "{page:?}");
+    let asked = options(&page);
+    assert_eq!(asked["rpId"], "issuer.example");
+    assert_eq!(asked["userVerification"], "required");
+    assert_eq!(asked["allowCredentials"], json!([]));
+    let answer = browser.present(&page, &key.sign(&asked)).await;
+    assert_eq!(heading(&answer), CONSENT);
+    let answer = browser.decide(&answer, "allow").await;
+    let expected = (
+        json!("urn:countersign:acr:2"),
+        json!(["hwk", "user", "mfa"]),
+    );
+    assert_eq!(strength(&site, &answer).await, expected);
+    // The same answer is taken once, though the page would still be good.
+    let mut thief = site.browser_of(&browser);
+    let again = thief.present(&page, &key.sign(&asked)).await;
+    assert_eq!((again.status, heading(&again)), (400, "Sign in"));
+    // The account page shows it; a second one of the same kind has another name.
+    let page = browser.account().await;
+    assert!(page.body.contains("Telephone"), "{page:?}");
+    let mut shared = Authenticator::new(2, ISSUER);
+    shared.is_shared = true;
+    let added = browser.add(&mut shared, " <b>Laptop ").await;
+    assert_eq!(added.status, 303, "{added:?}");
+    let page = browser.account().await;
+    assert!(page.body.contains("&#60;b&#62;Laptop"), "{page:?}");
+    let mut other = site.browser();
+    let page = other.ask(&[]).await;
+    let answer = other.present(&page, &shared.sign(&options(&page))).await;
+    assert_eq!(strength(&site, &answer).await.1[0], "swk");
+    // What is removed signs nobody in.
+    let page = browser.account().await;
+    let (_, rest) = page.body.split_once("Telephone").unwrap();
+    let removal = rest.split("name=\"form\" value=\"").nth(1).unwrap();
+    let removal = removal.split('"').next().unwrap();
+    assert_eq!(browser.act(removal).await.status, 303);
+    let mut third = site.browser();
+    let page = third.ask(&[]).await;
+    key.counter = 1;
+    let refused = third.present(&page, &key.sign(&options(&page))).await;
+    assert_eq!((refused.status, heading(&refused)), (400, "Sign in"));
+}
+
+async fn a_passkey_is_a_second_factor(engine: Engine) {
+    let (site, _clock, mut key) = equipped(Setup::new().on(engine)).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    let page = browser.sign_in(&page, "ada", PASSWORD).await;
+    assert_eq!(heading(&page), "Two-step verification");
+    let asked = options(&page);
+    assert_eq!(asked["allowCredentials"].as_array().unwrap().len(), 1);
+    // Not one of somebody else.
+    let bob = site.server.user("bob").await;
+    site.set_password(bob, PASSWORD).await;
+    let mut of_bob = Authenticator::new(3, ISSUER);
+    let mut other = site.browser();
+    let first = other.ask(&[]).await;
+    other.sign_in(&first, "bob", PASSWORD).await;
+    other.add(&mut of_bob, "").await;
+    let refused = browser.present(&page, &of_bob.sign(&asked)).await;
+    assert_eq!(heading(&refused), "Two-step verification");
+    assert_eq!(refused.status, 400);
+    let page = refused;
+    let answer = browser.present(&page, &key.sign(&options(&page))).await;
+    let answer = browser.decide(&answer, "allow").await;
+    let expected = (
+        json!("urn:countersign:acr:2"),
+        json!(["pwd", "hwk", "user", "mfa"]),
+    );
+    assert_eq!(strength(&site, &answer).await, expected);
+    // One that counts goes on counting: a copy that is behind is found out.
+    for (counter, is_taken) in [(7, true), (7, false), (6, false), (0, false), (8, true)] {
+        key.counter = counter;
+        let mut browser = site.browser();
+        let page = browser.ask(&[]).await;
+        let answer = browser.present(&page, &key.sign(&options(&page))).await;
+        assert_eq!(answer.status == 303, is_taken, "{counter}: {answer:?}");
+    }
+}
+
+/// Web Authentication §7.1, §7.2: whatever is wrong with an answer.
+#[tokio::test]
+async fn an_answer_that_is_not_in_order_signs_nobody_in() {
+    let (site, clock, mut key) = equipped(Setup::new()).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    let asked = options(&page);
+    let good = key.sign(&asked);
+    let of_other_challenge = key.sign(&options(&browser.ask(&[]).await));
+    key.origin = "https://evil.example".to_owned();
+    let of_other_origin = key.sign(&asked);
+    key.origin = ISSUER.to_owned();
+    key.verifies = false;
+    let unverified = key.sign(&asked);
+    key.verifies = true;
+    let mut elsewhere = asked.clone();
+    elsewhere["rpId"] = json!("evil.example");
+    let of_other_party = key.sign(&elsewhere);
+    let forged = Authenticator::new(1, ISSUER).sign(&asked);
+    let unknown = Authenticator::new(9, ISSUER).sign(&asked);
+    let long = "x".repeat(20_000);
+    for wrong in [
+        &of_other_challenge,
+        &of_other_origin,
+        &unverified,
+        &of_other_party,
+        &forged,
+        &unknown,
+        "",
+        "{}",
+        &long,
+    ] {
+        let answer = browser.present(&page, wrong).await;
+        assert_eq!(
+            (answer.status, heading(&answer)),
+            (400, "Sign in"),
+            "{wrong}"
+        );
+    }
+    // In another browser.
+    let mut other = site.browser();
+    other.ask(&[]).await;
+    let answer = other.present(&page, &good).await;
+    assert_eq!(heading(&answer), "This does not work");
+    // A disabled user.
+    let now = site.server.clients.clock.now();
+    update_user(site.server.store(), site.ada, now, |user| {
+        user.disabled = true;
+    })
+    .await;
+    let answer = browser.present(&page, &good).await;
+    assert_eq!((answer.status, heading(&answer)), (400, "Sign in"));
+    update_user(site.server.store(), site.ada, now, |user| {
+        user.disabled = false;
+    })
+    .await;
+    // Too late.
+    let page = browser.ask(&[]).await;
+    let late = key.sign(&options(&page));
+    clock.advance(Duration::from_mins(5));
+    let answer = browser.present(&page, &late).await;
+    assert_eq!((answer.status, heading(&answer)), (400, "Sign in"));
+    // After a reset there is none.
+    let page = browser.ask(&[]).await;
+    let reset = Change::ResetFactors {
+        id: site.ada,
+        tokens_die_at: NOW,
+    };
+    site.server.apply(reset).await;
+    let answer = browser.present(&page, &key.sign(&options(&page))).await;
+    assert_eq!((answer.status, heading(&answer)), (400, "Sign in"));
+}
