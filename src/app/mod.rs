@@ -700,6 +700,23 @@ fn session_tokens(
     }
 }
 
+/// What tells proxies who sends requests to their hosts.
+fn hosts(
+    context: &Context,
+    sync: &sync::Sync,
+    authenticator: &Arc<Authenticator>,
+    tokens: &SessionTokens,
+) -> ProtectedHosts {
+    ProtectedHosts {
+        issuer: context.issuer.clone(),
+        authenticator: Arc::clone(authenticator),
+        tokens: tokens.clone(),
+        seals: seals(context, sync),
+        entropy: context.entropy.clone(),
+        lifetime: context.config.session_lifetime,
+    }
+}
+
 /// What seals and opens what browsers keep.
 fn seals(context: &Context, sync: &sync::Sync) -> Seals {
     Seals {
@@ -766,6 +783,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         clock: context.clock.clone(),
     };
     let refresh_tokens = refresh_tokens(context, sync);
+    let session_tokens = session_tokens(context, &minter, &refresh_tokens);
     let rotations = RotationQueue::default();
     let sign_in = Arc::new(sign_in);
     let factors = Arc::new(context.second_factors());
@@ -774,18 +792,11 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         accounts: accounts(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
         logout: logout(context, sync),
         authorization: authorization(context, sync, Arc::clone(&sign_in), Arc::clone(&factors)),
-        hosts: ProtectedHosts {
-            issuer: context.issuer.clone(),
-            authenticator: Arc::clone(&authenticator),
-            tokens: session_tokens(context, &minter, &refresh_tokens),
-            seals: seals(context, sync),
-            entropy: context.entropy.clone(),
-            lifetime: config.session_lifetime,
-        },
+        hosts: hosts(context, sync, &authenticator, &session_tokens),
         session_pages: SessionPages {
             authenticator: Arc::clone(&authenticator),
             sessions: sessions(context),
-            tokens: session_tokens(context, &minter, &refresh_tokens),
+            tokens: session_tokens,
         },
         brand: Brand::new(
             &config.pages.name,
