@@ -146,6 +146,8 @@ fn client(now: Timestamp) -> Client {
         access_token_ttl_seconds: None,
         redirect_uris: Vec::new(),
         post_logout_redirect_uris: Vec::new(),
+        backchannel_logout_uri: None,
+        backchannel_logout_session_required: false,
         require_pkce: true,
         second_factor_required: false,
         first_party: false,

@@ -100,6 +100,8 @@ struct Inner {
     password_hash_duration: Histogram,
     presented_passwords: Family<Labels<1>, Counter>,
     jwks_fetches: Family<Labels<1>, Counter>,
+    logout_notices: Family<Labels<1>, Counter>,
+    logout_notices_waiting: Gauge,
     certificate_reloads: Family<Labels<1>, Counter>,
     process_resident_memory: Seconds,
     process_open_fds: Seconds,
@@ -330,6 +332,18 @@ impl Metrics {
         self.0.presented_passwords.get_or_create(&labels).inc();
     }
 
+    /// Counts an attempt to tell a client that a user has been signed out.
+    pub fn logout_notice(&self, outcome: &'static str) {
+        let labels = [("outcome", outcome)];
+        self.0.logout_notices.get_or_create(&labels).inc();
+    }
+
+    /// Notes how many such notices there are to tell.
+    pub fn logout_notices_waiting(&self, waiting: u64) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.0.logout_notices_waiting.set(waiting);
+    }
+
     /// Counts a fetch of some client's `jwks_uri`.
     pub fn jwks_fetched(&self, outcome: &'static str) {
         let labels = [("outcome", outcome)];
@@ -402,6 +416,8 @@ impl Inner {
             families_ended: Family::default(),
             password_hash_duration: Histogram::new(PASSWORD_HASH_BUCKETS),
             presented_passwords: Family::default(),
+            logout_notices: Family::default(),
+            logout_notices_waiting: Gauge::default(),
             keys: Family::default(),
             key_age: Family::default(),
             key_next_transition: Family::default(),
@@ -465,6 +481,16 @@ impl Inner {
             "Time that one hash of a password takes",
             Unit::Seconds,
             self.password_hash_duration.clone(),
+        );
+        registry.register(
+            "logout_notices",
+            "Attempts to tell clients that users were signed out, by outcome",
+            self.logout_notices.clone(),
+        );
+        registry.register(
+            "logout_notices_waiting",
+            "Notices to clients that users were signed out, not told yet",
+            self.logout_notices_waiting.clone(),
         );
         registry.register(
             "presented_passwords",

@@ -148,6 +148,8 @@ fn words(
         | EventType::KeyRevoked
         | EventType::KeyRotated
         | EventType::KeysRewrapped
+        | EventType::LogoutNoticeDropped
+        | EventType::LogoutNoticeRefused
         | EventType::MasterKeyPromoted
         | EventType::ResourceCreated
         | EventType::ResourceDeleted

@@ -65,6 +65,10 @@ pub struct ClientMetadata {
     pub redirect_uris: Vec<String>,
     /// Where they may be sent after a sign-out.
     pub post_logout_redirect_uris: Vec<String>,
+    /// Where it is told that its users have been signed out.
+    pub backchannel_logout_uri: Option<String>,
+    /// Whether it has to be told of which sign-in: the `sid` of its tokens.
+    pub backchannel_logout_session_required: bool,
     /// Whether its codes are bound to a verifier; true when absent. As long as there are no ID tokens,
     /// all are.
     pub require_pkce: Option<bool>,
@@ -489,6 +493,7 @@ impl ClientAdmin {
             "post_logout_redirect_uris",
             &written.post_logout_redirect_uris,
         );
+        review.backchannel_logout(written);
         let scope = review.scope(&written.scope);
         let require_pkce = written.require_pkce.unwrap_or(true);
         if !require_pkce {
@@ -522,6 +527,8 @@ impl ClientAdmin {
             default_resource,
             redirect_uris,
             post_logout_redirect_uris,
+            backchannel_logout_uri: written.backchannel_logout_uri.clone(),
+            backchannel_logout_session_required: written.backchannel_logout_session_required,
             require_pkce,
             second_factor_required: written.second_factor_required,
             allowed_origins: written.allowed_origins.clone(),
@@ -638,6 +645,21 @@ impl Review {
                 // "implicit" and hybrids bring tokens through the browser (RFC 9700 §2.1.2).
                 self.wrong(format!("/response_types/{index}"), "must be code");
             }
+        }
+    }
+
+    fn backchannel_logout(&mut self, written: &ClientMetadata) {
+        match written.backchannel_logout_uri.as_deref() {
+            Some(uri) => {
+                if let Some(detail) = client_keys::uri_problem(uri) {
+                    self.wrong("/backchannel_logout_uri", detail);
+                }
+            }
+            None if written.backchannel_logout_session_required => self.wrong(
+                "/backchannel_logout_session_required",
+                "is for clients that have a backchannel_logout_uri",
+            ),
+            None => {}
         }
     }
 
@@ -826,6 +848,8 @@ fn metadata_of(client: &Client) -> ClientMetadata {
         response_types: None,
         redirect_uris: texts(&client.redirect_uris),
         post_logout_redirect_uris: texts(&client.post_logout_redirect_uris),
+        backchannel_logout_uri: client.backchannel_logout_uri.clone(),
+        backchannel_logout_session_required: client.backchannel_logout_session_required,
         require_pkce: Some(client.require_pkce),
         second_factor_required: client.second_factor_required,
         scope: client.scope.to_string(),

@@ -208,9 +208,9 @@ fn end_text(family: &Family, ending: &Ending, cause: Option<&Cause>) -> String {
                 .to_owned();
         }
         Why::Itself(None) => return "The session was ended.".to_owned(),
-        Why::Itself(Some(EndReason::SignedOut)) => "The user signed out",
+        Why::Itself(Some(EndReason::SignedOut)) => return of_user("signed out", cause),
         Why::Itself(Some(EndReason::ConsentWithdrawn)) => {
-            "The user took back what it had allowed the client"
+            return of_user("took back what it had allowed the client", cause);
         }
         Why::Itself(Some(EndReason::RevokedByClient)) => {
             return format!(
@@ -262,6 +262,12 @@ fn end_text(family: &Family, ending: &Ending, cause: Option<&Cause>) -> String {
             "{act}; the audit trail does not say any more when, by whom and why.{consequence}"
         ),
     }
+}
+
+/// What a user has done itself.
+fn of_user(did: &str, cause: Option<&Cause>) -> String {
+    let from = cause.map(Party::of).as_ref().map(from);
+    format!("The user {did}{}.", from.unwrap_or_default())
 }
 
 /// Who caused something.

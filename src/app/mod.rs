@@ -62,7 +62,7 @@ use crate::{
         introspection::Introspection,
         limits::Limits,
         live_token::LiveTokens,
-        logout::endpoint::LogoutEndpoint,
+        logout::{endpoint::LogoutEndpoint, notices::LogoutNotifier},
         metadata,
         refresh_tokens::RefreshTokens,
         revocation::Revocation,
@@ -359,6 +359,7 @@ pub struct App {
     listeners: Listeners,
     certificate: Option<Arc<Certificate>>,
     sync: sync::Sync,
+    notifier: Arc<LogoutNotifier>,
     banner: Option<String>,
 }
 
@@ -397,6 +398,7 @@ impl App {
         let resolver: Arc<dyn Resolver> = Arc::new(SystemResolver);
         let outbound = Outbound::new(&context.config.outbound, &resolver, context.clock.clone())?;
         let sign_in = context.sign_in().await?;
+        let notifier = Arc::new(notifier(&context, &sync, outbound.clone()));
         let services = services(&context, &sync, outbound, sign_in);
         let tls = certificate.as_ref().map(Certificate::server_config);
         let tls = tls
@@ -408,6 +410,7 @@ impl App {
             listeners: Listeners { public, tls, admin },
             certificate,
             sync,
+            notifier,
             banner,
         })
     }
@@ -466,6 +469,7 @@ impl App {
             self.context.config.keep_events,
             end_tasks.clone(),
         ));
+        tasks.spawn(tasks::logout_notices(self.notifier, end_tasks.clone()));
         tasks.spawn(node.run(end_tasks.clone()));
         if let Some(certificate) = self.certificate {
             tasks.spawn(certificate.follow(
@@ -670,6 +674,19 @@ fn logout(context: &Context, sync: &sync::Sync) -> LogoutEndpoint {
         snapshots: sync.snapshots(),
         seals: seals(context, sync),
         clock: context.clock.clone(),
+    }
+}
+
+/// What tells clients that their users have been signed out.
+fn notifier(context: &Context, sync: &sync::Sync, outbound: Outbound) -> LogoutNotifier {
+    LogoutNotifier {
+        issuer: context.issuer.clone(),
+        store: Arc::clone(&context.store),
+        snapshots: sync.snapshots(),
+        outbound,
+        clock: context.clock.clone(),
+        entropy: context.entropy.clone(),
+        metrics: context.metrics.clone(),
     }
 }
 

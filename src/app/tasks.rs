@@ -15,6 +15,7 @@ use crate::{
     },
     keys::{lifecycle::LONGEST_TOKEN_LIFE, master::MasterKeySource},
     metrics::Metrics,
+    oauth::logout::notices::LogoutNotifier,
     registry::Snapshots,
     store::{Bounds, Store, StoreError},
     telemetry,
@@ -31,6 +32,9 @@ const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
 
 /// How long the sweeper rests between two batches.
 const BETWEEN_BATCHES: Duration = Duration::from_millis(50);
+
+/// How often somebody looks whether clients are to be told something.
+const BETWEEN_NOTICES: Duration = Duration::from_secs(1);
 
 /// How many rows of a kind a batch deletes at most.
 const SWEEP: u32 = 500;
@@ -167,6 +171,31 @@ async fn walk(
         clock.sleep(BETWEEN_STEPS).await;
     }
     Ok(())
+}
+
+/// Tells clients that their users have been signed out. Every node runs this; they share the work.
+pub(super) async fn logout_notices(notifier: Arc<LogoutNotifier>, stop: CancellationToken) {
+    let mut is_in_trouble = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = notifier.clock.sleep(BETWEEN_NOTICES) => {}
+        }
+        // What is begun when the node stops is told by another one, when its lease is over.
+        let told = tokio::select! {
+            () = stop.cancelled() => return,
+            told = notifier.round() => told,
+        };
+        if let Err(error) = &told
+            && !is_in_trouble
+        {
+            tracing::warn!(
+                error = telemetry::chain(error),
+                "clients cannot be told of logouts; trying again"
+            );
+        }
+        is_in_trouble = told.is_err();
+    }
 }
 
 /// The sign of life of this process.

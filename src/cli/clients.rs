@@ -157,6 +157,12 @@ struct Details {
     /// Where they may be sent after a sign-out; repeatable
     #[arg(long = "post-logout-redirect-uri", value_name = "URI")]
     post_logout_redirect_uris: Vec<String>,
+    /// Where it is told that its users have been signed out
+    #[arg(long, value_name = "URL")]
+    backchannel_logout_uri: Option<String>,
+    /// Whether it has to be told of which sign-in
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    backchannel_logout_session_required: Option<bool>,
     /// Whether its codes are bound to a verifier; `false` is for clients that authenticate and send a nonce
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     require_pkce: Option<bool>,
@@ -386,6 +392,12 @@ impl Details {
                 self.post_logout_redirect_uris.into(),
             );
         }
+        if let Some(uri) = self.backchannel_logout_uri {
+            put("backchannel_logout_uri", uri.into());
+        }
+        if let Some(required) = self.backchannel_logout_session_required {
+            put("backchannel_logout_session_required", required.into());
+        }
         if let Some(require_pkce) = self.require_pkce {
             put("require_pkce", require_pkce.into());
         }
@@ -513,6 +525,14 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
         ("created", output::utc_seconds(client.created_at)),
         ("changed", output::utc_seconds(client.updated_at)),
     ];
+    if let Some(uri) = &client.backchannel_logout_uri {
+        let of_which = if client.backchannel_logout_session_required {
+            ", of which sign-in"
+        } else {
+            ""
+        };
+        fields.push(("told of sign-outs", format!("at {uri}{of_which}")));
+    }
     if let Some(jwks) = &client.jwks {
         let keys = KeySet::parse(jwks.to_string().as_bytes()).unwrap_or_default();
         fields.push(("keys", words(keys.kids())));

@@ -99,6 +99,8 @@ fn in_flags(error: &FieldError) -> String {
     let flag = match field {
         "access_token_ttl_seconds" => "--ttl",
         "allowed_origins" => "--allowed-origin",
+        "backchannel_logout_session_required" => "--backchannel-logout-session-required",
+        "backchannel_logout_uri" => "--backchannel-logout-uri",
         "claims" => "--claims",
         "client_name" | "name" => "--name",
         "default_resource" => "--default-resource",

@@ -71,7 +71,7 @@ enum Command {
     Keys(keys::Command),
     /// Clients and their secrets
     #[command(subcommand)]
-    Clients(clients::Command),
+    Clients(Box<clients::Command>),
     /// Users and their passwords
     #[command(subcommand)]
     Users(users::Command),

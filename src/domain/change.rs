@@ -13,6 +13,7 @@ use super::{
     family::EndReason,
     id::{ClientId, FamilyId, ResourceId, SessionId, UserId},
     key::KeySchedule,
+    logout_notice::LogoutNotice,
     name::named,
     resource::Resource,
     user::User,
@@ -164,6 +165,16 @@ pub enum Change {
         /// When the last token issued to the user by now is dead.
         tokens_die_at: Timestamp,
     },
+    /// Gives up telling a client that a user has been signed out. Where somebody has told it, that is a
+    /// conflict.
+    DropNotice {
+        /// What it was to be told.
+        notice: Box<LogoutNotice>,
+        /// What the audit trail calls it.
+        event: EventType,
+        /// What was in the way.
+        problem: String,
+    },
     /// Begins a new epoch after a backup was restored: every node reads everything again.
     Restore {
         /// Leaves alone the tokens of which nobody knows any more whether they were revoked.
@@ -205,6 +216,10 @@ named!(
         KeyRotated = "key.rotated",
         /// Every key was sealed anew under the primary master key.
         KeysRewrapped = "keys.rewrapped",
+        /// A client was not told that a user has been signed out, as it has not answered for too long.
+        LogoutNoticeDropped = "logout_notice.dropped",
+        /// A client has refused to hear that a user has been signed out.
+        LogoutNoticeRefused = "logout_notice.refused",
         /// Another master key became the primary one.
         MasterKeyPromoted = "master_key.promoted",
         /// A user has added a passkey.

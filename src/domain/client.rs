@@ -90,6 +90,10 @@ pub struct Client {
     pub redirect_uris: Vec<RedirectUri>,
     /// Where they may be sent after a sign-out (`OpenID` Connect RP-Initiated Logout §3.1).
     pub post_logout_redirect_uris: Vec<RedirectUri>,
+    /// Where it is told that its users have been signed out (Back-Channel Logout §2.2).
+    pub backchannel_logout_uri: Option<String>,
+    /// Whether it has to be told of which sign-in.
+    pub backchannel_logout_session_required: bool,
     /// Whether its codes are bound to a verifier (RFC 7636). Only a client that authenticates and
     /// uses `OpenID` Connect, whose `nonce` does the like, may do without.
     pub require_pkce: bool,
@@ -172,6 +176,8 @@ impl Client {
             "response_types": self.response_types(),
             "redirect_uris": texts(&self.redirect_uris),
             "post_logout_redirect_uris": texts(&self.post_logout_redirect_uris),
+            "backchannel_logout_uri": self.backchannel_logout_uri,
+            "backchannel_logout_session_required": self.backchannel_logout_session_required,
             "require_pkce": self.require_pkce,
             "second_factor_required": self.second_factor_required,
             "scope": self.scope.to_string(),

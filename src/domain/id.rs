@@ -50,6 +50,10 @@ uuid_id!(
     MasterKeyId
 );
 uuid_id!(
+    /// Identifies what a client is to be told.
+    NoticeId
+);
+uuid_id!(
     /// Identifies a running process of the service.
     NodeId
 );

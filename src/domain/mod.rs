@@ -20,6 +20,7 @@ pub mod factor;
 pub mod family;
 pub mod id;
 pub mod key;
+pub mod logout_notice;
 pub mod name;
 pub mod node;
 pub mod profile;

@@ -82,6 +82,8 @@ pub fn document(issuer: &str) -> Value {
         "introspection_endpoint": format!("{issuer}{INTROSPECTION_PATH}"),
         "introspection_endpoint_auth_methods_supported": methods.iter().filter(|name| **name != "none").collect::<Vec<_>>(),
         "introspection_endpoint_auth_signing_alg_values_supported": ASSERTION_ALGS,
+        "backchannel_logout_session_supported": true,
+        "backchannel_logout_supported": true,
         "end_session_endpoint": format!("{issuer}{LOGOUT_PATH}"),
         "revocation_endpoint": format!("{issuer}{REVOCATION_PATH}"),
         "revocation_endpoint_auth_methods_supported": methods,

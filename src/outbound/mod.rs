@@ -1,4 +1,4 @@
-//! Requests to others: documents that clients say are somewhere, fetched with care.
+//! Requests to others: documents that clients say are somewhere, and what they are told, with care.
 //!
 //! Whoever registers a client chooses its URLs, and this machine may reach what they cannot (SSRF):
 //! so only the world outside is asked, and networks that the operator names. Imports `clock`.
@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use reqwest::{
     Client, Response, StatusCode,
     dns::{Addrs, Name, Resolve, Resolving},
-    header::{ACCEPT, CACHE_CONTROL, HeaderMap},
+    header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap},
     redirect,
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
@@ -177,7 +177,25 @@ impl Outbound {
         }
     }
 
-    async fn fetch_in_any_time(&self, url: &Url) -> Result<Document, FetchError> {
+    /// Posts a form; the status of the answer, of which nothing else is read. Redirects are not
+    /// followed.
+    pub async fn post(&self, url: &Url, form: &[(&str, &str)]) -> Result<u16, FetchError> {
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(form)
+            .finish();
+        let request = self
+            .client_for(url)?
+            .post(url.clone())
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(body);
+        tokio::select! {
+            response = request.send() => Ok(response.map_err(failed)?.status().as_u16()),
+            () = self.clock.sleep(self.timeout) => Err(FetchError::TooSlow),
+        }
+    }
+
+    /// What connects to a URL that may be asked.
+    fn client_for(&self, url: &Url) -> Result<&Client, FetchError> {
         let public = match url.scheme() {
             "https" => true,
             "http" => false,
@@ -195,8 +213,12 @@ impl Outbound {
         if literal.is_some_and(|address| !may_connect(address, public, &self.allowed)) {
             return Err(FetchError::Forbidden);
         }
-        let client = if public { &self.wide } else { &self.narrow };
-        let request = client.get(url.clone()).header(ACCEPT, "application/json");
+        Ok(if public { &self.wide } else { &self.narrow })
+    }
+
+    async fn fetch_in_any_time(&self, url: &Url) -> Result<Document, FetchError> {
+        let request = self.client_for(url)?.get(url.clone());
+        let request = request.header(ACCEPT, "application/json");
         let response = request.send().await.map_err(failed)?;
         if response.status() != StatusCode::OK {
             return Err(FetchError::Status(response.status()));

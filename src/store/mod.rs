@@ -39,8 +39,9 @@ use crate::{
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
+        logout_notice::ClaimedNotices,
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -360,6 +361,22 @@ pub trait Store: Send + Sync + 'static {
 
     /// What a user has allowed, by client.
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError>;
+
+    /// Takes on what clients are to be told and is due at `now`, the longest due first: until
+    /// `lease_until` nobody else takes it on, on whatever node.
+    async fn claim_notices(
+        &self,
+        limit: u32,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedNotices, StoreError>;
+
+    /// Puts off what a client was to be told until `due_at`, or, as it was told, forgets it.
+    async fn put_off_notice(
+        &self,
+        id: NoticeId,
+        due_at: Option<Timestamp>,
+    ) -> Result<(), StoreError>;
 
     /// Stores an unfinished sign-in under the hash of its `auth_session`.
     async fn put_challenge(

@@ -49,6 +49,11 @@ impl Dialect for Sqlite {
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
 
     // Whoever has begun to write is alone.
+    const CLAIM_NOTICES: &'static str = "update logout_notice \
+         set due_at = $3, attempts = attempts + 1 where id in \
+         (select id from logout_notice where due_at <= $1 order by due_at limit $2) \
+         returning id, client_id, subject, family_id, attempts, created_at";
+
     const SHARE_CONSENT: &'static str =
         "select client_epoch from consent where subject = $1 and client_id = $2";
 

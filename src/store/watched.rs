@@ -21,8 +21,9 @@ use crate::{
             EndReason, Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms,
             UserStanding, Verdict,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
+        logout_notice::ClaimedNotices,
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -298,6 +299,25 @@ impl Store for Watched {
 
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
         self.watch("consents", self.inner.consents(subject)).await
+    }
+
+    async fn claim_notices(
+        &self,
+        limit: u32,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedNotices, StoreError> {
+        let call = self.inner.claim_notices(limit, lease_until, now);
+        self.watch("claim_notices", call).await
+    }
+
+    async fn put_off_notice(
+        &self,
+        id: NoticeId,
+        due_at: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
+        let call = self.inner.put_off_notice(id, due_at);
+        self.watch("put_off_notice", call).await
     }
 
     async fn put_challenge(

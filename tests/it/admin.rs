@@ -29,8 +29,9 @@ use countersign::{
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
+        logout_notice::ClaimedNotices,
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -310,6 +311,23 @@ impl Store for Contested {
 
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
         self.store.consents(subject).await
+    }
+
+    async fn claim_notices(
+        &self,
+        limit: u32,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedNotices, StoreError> {
+        self.store.claim_notices(limit, lease_until, now).await
+    }
+
+    async fn put_off_notice(
+        &self,
+        id: NoticeId,
+        due_at: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
+        self.store.put_off_notice(id, due_at).await
     }
 
     async fn put_challenge(

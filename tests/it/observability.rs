@@ -36,6 +36,8 @@ fn exported() -> Exposition {
     metrics.password_hashed(span);
     metrics.password_presented("right");
     metrics.jwks_fetched("fetched");
+    metrics.logout_notice("delivered");
+    metrics.logout_notices_waiting(1);
     metrics.certificate_reloaded(true);
     let _open = metrics.connection("public");
     Exposition::parse(&metrics.text(&Reading {

@@ -32,6 +32,11 @@ pub(super) struct Client {
     redirect_uris: Vec<String>,
     /// Where they may be sent after a sign-out.
     post_logout_redirect_uris: Vec<String>,
+    /// Where it is told that its users have been signed out.
+    #[schema(required)]
+    backchannel_logout_uri: Option<String>,
+    /// Whether it has to be told of which sign-in: the `sid` of its tokens.
+    backchannel_logout_session_required: bool,
     /// Whether its codes are bound to a verifier. As long as there are no ID tokens, all are.
     require_pkce: bool,
     /// Whether a password alone is not enough for anybody to sign in to it.

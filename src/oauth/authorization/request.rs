@@ -569,6 +569,8 @@ mod tests {
                 uri("http://127.0.0.1/cb"),
             ],
             post_logout_redirect_uris: Vec::new(),
+            backchannel_logout_uri: None,
+            backchannel_logout_session_required: false,
             require_pkce: true,
             second_factor_required: false,
             allowed_origins: Vec::new(),

@@ -10,6 +10,7 @@ mod audit;
 mod factors;
 mod families;
 mod keys;
+mod notices;
 mod registry;
 mod revocations;
 mod session_families;
@@ -46,8 +47,9 @@ use crate::{
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
+        logout_notice::ClaimedNotices,
         node::{Environment, Node},
         resource::Resource,
         revocation::{LONGEST_CHANGE, Revocation},
@@ -105,6 +107,9 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     const BEGIN_READ: &'static str;
     /// Selects the database's clock in milliseconds since 1970.
     const DATABASE_TIME: &'static str;
+
+    /// Takes on at most `$2` notices that are due at `$1`, none that somebody else takes on, until `$3`.
+    const CLAIM_NOTICES: &'static str;
 
     /// Selects `client_epoch` of what user `$1` has allowed client `$2`, and keeps it as it is until
     /// the transaction ends.
@@ -373,6 +378,7 @@ where
     }
 
     /// Makes a change at `now`, but for its place in the order and its event.
+    #[expect(clippy::too_many_lines, reason = "an arm for each change")]
     async fn make(
         &self,
         tx: &mut Transaction<'_, DB>,
@@ -421,7 +427,10 @@ where
                 family,
                 reason,
                 tokens_die_at,
-            } => Self::end_family(tx, *family, *reason, *tokens_die_at, now).await?,
+            } => {
+                self.notify_of_end(tx, *family, *reason, now).await?;
+                Self::end_family(tx, *family, *reason, *tokens_die_at, now).await?
+            }
             Change::PutUser {
                 user,
                 expected,
@@ -437,7 +446,10 @@ where
                 id,
                 expected,
                 tokens_die_at,
-            } => Self::delete_user(tx, *id, *expected, *tokens_die_at).await?,
+            } => {
+                let spans = Spans::new(now, *tokens_die_at);
+                self.delete_user(tx, *id, *expected, spans).await?
+            }
             Change::EndUserSessions { id, tokens_die_at } => {
                 let spans = Spans::new(now, *tokens_die_at);
                 self.end_user_sessions(tx, *id, spans).await?
@@ -445,7 +457,7 @@ where
             Change::EndSession {
                 session,
                 tokens_die_at,
-            } => Self::end_session(tx, *session, *tokens_die_at, now).await?,
+            } => self.end_session(tx, *session, *tokens_die_at, now).await?,
             Change::PutConsent { consent, expected } => {
                 Self::put_consent(tx, consent, *expected).await?
             }
@@ -455,7 +467,8 @@ where
                 tokens_die_at,
             } => {
                 let die_at = *tokens_die_at;
-                Self::withdraw_consent(tx, *subject, client_id, die_at, now).await?
+                self.withdraw_consent(tx, *subject, client_id, die_at, now)
+                    .await?
             }
             Change::ChangeFactors {
                 subject,
@@ -466,6 +479,11 @@ where
                 let spans = Spans::new(now, *tokens_die_at);
                 self.reset_factors(tx, *id, spans).await?
             }
+            Change::DropNotice {
+                notice,
+                event,
+                problem,
+            } => Self::drop_notice(tx, notice, *event, problem).await?,
             Change::Restore {
                 keep_tokens,
                 tokens_die_at,
@@ -931,6 +949,23 @@ where
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError> {
         let mut connection = self.readers().acquire().await?;
         Self::read_consents(&mut connection, subject).await
+    }
+
+    async fn claim_notices(
+        &self,
+        limit: u32,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedNotices, StoreError> {
+        self.take_notices(limit, lease_until, now).await
+    }
+
+    async fn put_off_notice(
+        &self,
+        id: NoticeId,
+        due_at: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
+        self.settle_notice(id, due_at).await
     }
 
     async fn put_challenge(

@@ -31,7 +31,8 @@ macro_rules! client_columns {
          allowed_origins, access_token_ttl_seconds, disabled, demo, revision, created_at, updated_at, \
          jwks, jwks_uri, tokens_not_before, first_party, refresh_policy, refresh_sharing_acknowledged, \
          session_epoch, redirect_uris, post_logout_redirect_uris, require_pkce, \
-         second_factor_required, session_tokens, forward_auth"
+         second_factor_required, session_tokens, forward_auth, \
+         backchannel_logout_uri, backchannel_logout_session_required"
     };
 }
 
@@ -90,7 +91,7 @@ where
                     "insert into client (",
                     client_columns!(),
                     ") \
-                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27) \
+                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29) \
                      on conflict (client_id) do nothing \
                      returning client_id"
                 )
@@ -103,12 +104,13 @@ where
                  tokens_not_before = $17, first_party = $18, refresh_policy = $19, \
                  refresh_sharing_acknowledged = $20, session_epoch = $21, redirect_uris = $22, \
                  post_logout_redirect_uris = $23, require_pkce = $24, second_factor_required = $25, \
-                 session_tokens = $26, forward_auth = $27 \
+                 session_tokens = $26, forward_auth = $27, \
+                 backchannel_logout_uri = $28, backchannel_logout_session_required = $29 \
                  where client_id = $1 and revision = $12 - 1 \
                  returning client_id"
             }
         };
-        let written = sqlx::query::<DB>(sql)
+        sqlx::query::<DB>(sql)
             .bind(after.client_id.as_str().to_owned())
             .bind(after.client_name.clone())
             .bind(after.auth_method.as_str().to_owned())
@@ -141,11 +143,11 @@ where
             .bind(i64::from(after.second_factor_required))
             .bind(i64::from(after.session_tokens))
             .bind(i64::from(after.forward_auth))
+            .bind(after.backchannel_logout_uri.clone())
+            .bind(i64::from(after.backchannel_logout_session_required))
             .fetch_optional(&mut **tx)
-            .await?;
-        if written.is_none() {
-            return Err(StoreError::Conflict);
-        }
+            .await?
+            .ok_or(StoreError::Conflict)?;
         Self::put_secrets(tx, &after, before.as_ref()).await?;
         let target = after.client_id.to_string();
         Ok(Done {
@@ -423,6 +425,12 @@ where
             post_logout_redirect_uris: redirects("post_logout_redirect_uris")?,
             require_pkce: Self::column::<i64>(row, TABLE, "require_pkce")? != 0,
             second_factor_required: Self::column::<i64>(row, TABLE, "second_factor_required")? != 0,
+            backchannel_logout_uri: Self::column(row, TABLE, "backchannel_logout_uri")?,
+            backchannel_logout_session_required: Self::column::<i64>(
+                row,
+                TABLE,
+                "backchannel_logout_session_required",
+            )? != 0,
             access_token_ttl_seconds: ttl,
             first_party: Self::column::<i64>(row, TABLE, "first_party")? != 0,
             session_tokens: Self::column::<i64>(row, TABLE, "session_tokens")? != 0,

@@ -142,6 +142,7 @@ where
     /// Ends a session, and with it the sign-ins at clients that it has brought, but for those that
     /// were to outlast it.
     pub(super) async fn end_session(
+        &self,
         tx: &mut Transaction<'_, DB>,
         id: SessionId,
         tokens_die_at: Timestamp,
@@ -171,6 +172,9 @@ where
             !grant.outlasts_its_session()
         })
         .await?;
+        for family in &families {
+            self.notify_of_family(tx, *family, now).await?;
+        }
         Ok(Self::ending_several(
             EventType::SessionEnded,
             &id,
@@ -299,6 +303,7 @@ where
 
     /// Takes back what a user has allowed a client, and ends the user's sign-ins there.
     pub(super) async fn withdraw_consent(
+        &self,
         tx: &mut Transaction<'_, DB>,
         subject: UserId,
         client: &ClientId,
@@ -335,6 +340,9 @@ where
         let ids = Self::ids(&rows)?;
         let reason = EndReason::ConsentWithdrawn;
         let families = Self::end_families(tx, &ids, reason, now, |_| true).await?;
+        for family in &families {
+            self.notify_of_family(tx, *family, now).await?;
+        }
         Ok(Self::ending_several(
             EventType::ConsentWithdrawn,
             client,

@@ -73,6 +73,7 @@ where
                 before.session_epoch
             }
             Some(_) => {
+                self.notify_of_user(tx, user.id, spans.now).await?;
                 let not_before = next_second(spans.now);
                 after.tokens_not_before = Some(not_before);
                 // While it is disabled, a clock that runs ahead spares no token.
@@ -147,11 +148,13 @@ where
     }
 
     pub(super) async fn delete_user(
+        &self,
         tx: &mut Transaction<'_, DB>,
         id: UserId,
         expected: Revision,
-        tokens_die_at: Timestamp,
+        spans: Spans,
     ) -> Result<Done, StoreError> {
+        self.notify_of_user(tx, id, spans.now).await?;
         let before = sqlx::query::<DB>(concat!(
             "delete from end_user where id = $1 and revision = $2 returning ",
             user_columns!()
@@ -174,7 +177,7 @@ where
                 after: None,
             },
             published: vec![
-                Published::user(id, None, tokens_die_at),
+                Published::user(id, None, spans.tokens_die_at),
                 Published::of(Topic::User, &id),
             ],
         })
@@ -186,6 +189,7 @@ where
         id: UserId,
         spans: Spans,
     ) -> Result<Done, StoreError> {
+        self.notify_of_user(tx, id, spans.now).await?;
         let not_before = next_second(spans.now);
         let row = sqlx::query::<DB>(
             "update end_user set session_epoch = $2, tokens_not_before = $3, \

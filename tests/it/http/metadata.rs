@@ -53,6 +53,8 @@ async fn the_metadata_says_what_is_there_and_no_more() {
                 "introspection_endpoint_auth_methods_supported":
                     ["client_secret_basic", "client_secret_post", "private_key_jwt"],
                 "introspection_endpoint_auth_signing_alg_values_supported": ["ES256"],
+                "backchannel_logout_session_supported": true,
+                "backchannel_logout_supported": true,
                 "end_session_endpoint": "https://issuer.example/oauth2/logout",
                 "revocation_endpoint": "https://issuer.example/oauth2/revoke",
                 "revocation_endpoint_auth_methods_supported":

@@ -12,6 +12,7 @@ mod families;
 mod keys;
 mod model;
 mod nodes;
+mod notices;
 mod opening;
 mod outage;
 mod racing;
@@ -137,6 +138,11 @@ on_both_engines! {
         a_session_that_is_over_gets_nothing,
         what_was_ended_by_itself_stays_so_until_the_user_authenticates_again,
         a_client_whose_sessions_were_ended_has_another_family,
+    }
+    notices {
+        the_end_of_a_sign_in_is_to_be_told,
+        who_does_not_want_to_be_told_is_not,
+        what_somebody_has_taken_on_nobody_else_does,
     }
     sessions {
         a_session_is_read_back_as_it_was_put,

@@ -10,8 +10,9 @@ use reqwest::Method;
 
 use super::{Browser, CALLBACK, Site, flow, heading, pages::is_guarded, returned};
 use crate::support::{
+    chromium::Chromium,
     database::{Database, Engine},
-    server::{Answer, Setup, answer, metadata},
+    server::{Answer, ISSUER, Setup, answer, metadata},
     sign_in::{PASSWORD, SignedIn, VERIFIER},
 };
 
@@ -531,4 +532,46 @@ async fn the_account_page_is_guarded_and_bounded() {
     // In an old browser that is still signed in, it is still the first.
     let refused = browser.act("x").await;
     is_guarded(&refused);
+}
+
+/// What people see, in a browser that draws it: and one browser ends the session of another at once.
+#[tokio::test]
+async fn the_account_page_is_looked_at_and_ends_the_session_of_another_browser() {
+    let site = with_desk(Engine::Sqlite).await;
+    let mut other = site.browser();
+    other.ada().await;
+    tokens(&site, &mut other, "read").await;
+    tokens(&site, &mut other, "openid offline_access read").await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    browser.open(&format!("{ISSUER}/account")).await;
+    browser.reads("Sign in").await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Your account").await;
+    browser.shows("account").await;
+    assert!(other.is_signed_in().await);
+    browser.press("Sign out everywhere else").await;
+    browser.reads("Your account").await;
+    browser
+        .says(
+            "#happenings + .cards li:first-child p",
+            "You signed out everywhere.",
+        )
+        .await;
+    assert!(!other.is_signed_in().await);
+    browser.press("Change password").await;
+    browser.fill("#current", "wrong").await;
+    browser.fill("#new", NEW_PASSWORD).await;
+    browser.fill("#again", NEW_PASSWORD).await;
+    let submit = "document.querySelector('#password-panel form').requestSubmit()";
+    browser.run(submit, serde_json::Value::Null).await;
+    browser
+        .says("#password-problem", "The current password is wrong.")
+        .await;
+    browser.shows("account-wrong-password").await;
+    browser.open(&format!("{ISSUER}/oauth2/logout")).await;
+    browser.reads("Sign out?").await;
+    browser.shows("sign-out").await;
+    browser.press("Sign out").await;
+    browser.reads("You are signed out").await;
+    browser.shows("signed-out").await;
 }

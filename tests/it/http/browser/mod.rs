@@ -2,6 +2,7 @@
 
 mod account;
 mod authorize;
+mod backchannel;
 mod chromium;
 mod hosts;
 mod logout;

@@ -1,0 +1,30 @@
+//! What clients are told when their users have been signed out (`OpenID` Connect Back-Channel Logout 1.0).
+
+use super::id::{ClientId, FamilyId, NoticeId, UserId};
+use crate::clock::Timestamp;
+
+/// That a user has been signed out of a client, which has not heard of it yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogoutNotice {
+    /// Which notice.
+    pub id: NoticeId,
+    /// Who is to be told.
+    pub client_id: ClientId,
+    /// Of whom.
+    pub subject: UserId,
+    /// The sign-in that has ended; none are all of the user's at that client.
+    pub family: Option<FamilyId>,
+    /// How often somebody has set out to tell it, this time as well.
+    pub attempts: u32,
+    /// When the sign-in ended.
+    pub created_at: Timestamp,
+}
+
+/// What somebody has set out to tell, and what is left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimedNotices {
+    /// To be told now, by nobody else.
+    pub notices: Vec<LogoutNotice>,
+    /// How many there are in all, these as well.
+    pub waiting: u64,
+}

@@ -1,0 +1,381 @@
+//! Clients are told that their users have been signed out (`OpenID` Connect Back-Channel Logout 1.0).
+
+use std::{collections::BTreeSet, time::Duration};
+
+use countersign::{
+    admin::client::ClientMetadata,
+    clock::{ManualClock, Timestamp},
+    domain::{
+        change::{Change, EventType},
+        event::{Event, EventQuery},
+        family::EndReason,
+    },
+};
+use countersign_verifier::{KeySet, base64url, jws::Compact};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{Browser, CALLBACK, Site, heading, returned};
+use crate::support::{
+    database::Engine,
+    openmetrics,
+    server::{ISSUER, Setup, answer, metadata},
+    sign_in::{PASSWORD, SignedIn, VERIFIER, claims},
+    site::Site as Receiver,
+    soon,
+};
+
+on_both_engines! {
+    oidcc_backchannel_rp_initiated_logout,
+    a_client_that_is_down_is_told_when_it_comes_back,
+    whatever_ends_all_sessions_of_a_user_is_told_once,
+}
+
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+/// How often something is looked for before the clock is moved on.
+const PATIENCE: u32 = 40;
+
+/// A site whose clients `desk` and `strict` want to be told; `strict` of which sign-in.
+struct Told {
+    site: Site,
+    clock: ManualClock,
+    desk: Receiver,
+    strict: Receiver,
+    _folder: TempDir,
+}
+
+fn wants_to_be_told(name: &str, receiver: &Receiver) -> ClientMetadata {
+    ClientMetadata {
+        client_name: name.to_owned(),
+        scope: "read openid offline_access".to_owned(),
+        redirect_uris: vec![CALLBACK.to_owned()],
+        backchannel_logout_uri: Some(receiver.url("/told?a=b")),
+        token_endpoint_auth_method: Some("none".to_owned()),
+        ..metadata()
+    }
+}
+
+impl Told {
+    async fn on(engine: Engine) -> Self {
+        let clock = ManualClock::new(NOW);
+        let (desk, strict) = (Receiver::secure(), Receiver::secure());
+        let folder = TempDir::new().unwrap();
+        let roots = folder.path().join("roots.pem");
+        let certificates = format!("{}{}", desk.certificate, strict.certificate);
+        std::fs::write(&roots, certificates).unwrap();
+        let of_strict = ClientMetadata {
+            backchannel_logout_session_required: true,
+            ..wants_to_be_told("Strict", &strict)
+        };
+        let setup = Setup::new()
+            .on(engine)
+            .clock(clock.clone())
+            .set("outbound.allowed_networks", "127.0.0.1/32")
+            .set("outbound.timeout_seconds", "20")
+            .set("outbound.ca_certificates", roots.to_str().unwrap())
+            .client("desk", wants_to_be_told("Desk", &desk))
+            .client("strict", of_strict);
+        for receiver in [&desk, &strict] {
+            receiver.fail(200);
+        }
+        Self {
+            site: Site::of(setup).await,
+            clock,
+            desk,
+            strict,
+            _folder: folder,
+        }
+    }
+
+    /// Lets time go by until something is so.
+    async fn until(&self, mut is_so: impl AsyncFnMut() -> bool) {
+        soon(async {
+            for seconds in 1.. {
+                for _ in 0..PATIENCE {
+                    if is_so().await {
+                        return;
+                    }
+                    // Gives the server a turn.
+                    answer(self.site.server.get("/health/live")).await;
+                }
+                // Where the clock was moved on while a notice was taken on, it is told when that is over.
+                let is_lost = seconds % 30 == 0;
+                let span = if is_lost { 6 * 60 } else { 1 };
+                self.clock.advance(Duration::from_secs(span));
+            }
+        })
+        .await;
+    }
+
+    /// How often clients were told with this outcome.
+    async fn count(&self, outcome: &str) -> f64 {
+        let (_, metrics) = openmetrics::scrape(self.site.server.admin).await;
+        let name = format!("countersign_logout_notices_total{{outcome=\"{outcome}\"}}");
+        metrics.value(&name)
+    }
+
+    /// Waits until clients were told so often with this outcome.
+    async fn reaches(&self, outcome: &str, count: f64) {
+        self.until(async || self.count(outcome).await >= count)
+            .await;
+        assert!((self.count(outcome).await - count).abs() < 0.5, "{outcome}");
+    }
+
+    /// Lets so much time go by that whatever is left to be told is told; nothing is, but what was.
+    async fn nothing_more_is_told(&self) {
+        let before = (self.desk.bodies(), self.strict.bodies());
+        for _ in 0..5 {
+            self.clock.advance(Duration::from_secs(3));
+            for _ in 0..PATIENCE {
+                answer(self.site.server.get("/health/live")).await;
+            }
+        }
+        assert_eq!((self.desk.bodies(), self.strict.bodies()), before);
+    }
+
+    async fn events(&self, kind: EventType) -> Vec<Event> {
+        let query = EventQuery {
+            kinds: vec![kind],
+            limit: 9,
+            ..EventQuery::default()
+        };
+        self.site.server.store().events(&query).await.unwrap()
+    }
+}
+
+/// The logout tokens that a client has got, each verified.
+async fn told(site: &Site, receiver: &Receiver) -> Vec<Value> {
+    let bodies = String::from_utf8(receiver.bodies()).unwrap();
+    let jwks = site.server.jwks().await;
+    let keys = KeySet::parse(jwks.as_bytes()).unwrap();
+    let tokens = bodies.split("logout_token=").skip(1);
+    tokens
+        .map(|token| {
+            let token = Compact::parse(token).unwrap();
+            assert_eq!(token.header().typ(), Some("logout+jwt"));
+            let key = keys.find(token.header().kid().unwrap()).unwrap();
+            serde_json::from_slice(token.verify(key).unwrap()).unwrap()
+        })
+        .collect()
+}
+
+impl Browser<'_> {
+    /// Signs Ada in at a client; its tokens, and its ID Token.
+    async fn at(&mut self, client_id: &str, scope: &str) -> (SignedIn, String) {
+        let mut answer = self
+            .ask(&[("client_id", client_id), ("scope", scope)])
+            .await;
+        if answer.status == 200 && heading(&answer) == "Sign in" {
+            answer = self.sign_in(&answer, "ada", PASSWORD).await;
+        }
+        if answer.status == 200 {
+            answer = self.decide(&answer, "allow").await;
+        }
+        let code = returned(&answer)["code"].clone();
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("client_id", client_id),
+            ("code", &code),
+            ("code_verifier", VERIFIER),
+            ("redirect_uri", CALLBACK),
+        ];
+        let request = self.site.server.token_request().form(&form);
+        let tokens = crate::support::server::answer(request).await;
+        assert_eq!(tokens.status, 200, "{tokens:?}");
+        let id_token = tokens.json()["id_token"].as_str().unwrap().to_owned();
+        (SignedIn::of(&tokens), id_token)
+    }
+
+    async fn signs_out(&mut self, hint: &str) {
+        let path = format!("/oauth2/logout?id_token_hint={hint}");
+        let answer = self.send(self.request(Method::GET, &path)).await;
+        assert_eq!(heading(&answer), "You are signed out", "{answer:?}");
+    }
+}
+
+async fn oidcc_backchannel_rp_initiated_logout(engine: Engine) {
+    let it = Told::on(engine).await;
+    let mut browser = it.site.browser();
+    let (desk, hint) = browser.at("desk", "openid read").await;
+    let (strict, _) = browser.at("strict", "openid read").await;
+    let (_, _) = browser.at("strict", "openid read offline_access").await;
+    browser.signs_out(&hint).await;
+    it.reaches("delivered", 2.0).await;
+    let mut ids = BTreeSet::new();
+    for (client, receiver, tokens) in [("desk", &it.desk, &desk), ("strict", &it.strict, &strict)] {
+        let told = told(&it.site, receiver).await;
+        let [token] = &told[..] else {
+            panic!("{told:?}")
+        };
+        let of_access_token = claims(&tokens.access_token);
+        assert_eq!(token["iss"], ISSUER);
+        assert_eq!(token["aud"], client);
+        assert_eq!(token["sub"], it.site.ada.to_string());
+        assert_eq!(token["sub"], of_access_token["sub"]);
+        assert_eq!(token["sid"], of_access_token["sid"]);
+        let event = json!({ "http://schemas.openid.net/event/backchannel-logout": {} });
+        assert_eq!(token["events"], event);
+        assert_eq!(token["nonce"], Value::Null);
+        let (iat, exp) = (
+            token["iat"].as_i64().unwrap(),
+            token["exp"].as_i64().unwrap(),
+        );
+        assert!(iat >= NOW.seconds() && exp - iat <= 120, "{token}");
+        assert!(ids.insert(token["jti"].as_str().unwrap().to_owned()));
+    }
+    // What was to outlast the session was not told, nor is anything told twice.
+    it.nothing_more_is_told().await;
+}
+
+/// It does not answer, answers otherwise, sends elsewhere, says nothing more, and is back at last. Who
+/// signs out waits for none of that.
+async fn a_client_that_is_down_is_told_when_it_comes_back(engine: Engine) {
+    let it = Told::on(engine).await;
+    let elsewhere = Receiver::secure();
+    let mut browser = it.site.browser();
+    let (_, hint) = browser.at("desk", "openid read").await;
+    it.desk.stall_after("HTTP/1.1 200");
+    browser.signs_out(&hint).await;
+    it.reaches("failed", 1.0).await;
+    it.desk.fail(503);
+    it.clock.advance(Duration::from_secs(10));
+    it.reaches("failed", 2.0).await;
+    it.desk.answer_raw(format!(
+        "HTTP/1.1 307 No\r\nLocation: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        elsewhere.url("/")
+    ));
+    it.clock.advance(Duration::from_mins(1));
+    it.reaches("failed", 3.0).await;
+    assert_eq!(elsewhere.connections(), 0);
+    // Longer and longer.
+    let connections = it.desk.connections();
+    it.nothing_more_is_told().await;
+    assert_eq!(it.desk.connections(), connections);
+    it.desk.fail(204);
+    it.clock.advance(Duration::from_mins(5));
+    it.reaches("delivered", 1.0).await;
+    let told = told(&it.site, &it.desk).await;
+    let ids: BTreeSet<&str> = told.iter().map(|it| it["jti"].as_str().unwrap()).collect();
+    assert_eq!((told.len(), ids.len()), (4, 4));
+    let sids: BTreeSet<&str> = told.iter().map(|it| it["sid"].as_str().unwrap()).collect();
+    assert_eq!(sids.len(), 1);
+    it.nothing_more_is_told().await;
+}
+
+async fn whatever_ends_all_sessions_of_a_user_is_told_once(engine: Engine) {
+    let it = Told::on(engine).await;
+    let (mut here, mut there) = (it.site.browser(), it.site.browser());
+    let mut sids = BTreeSet::new();
+    for browser in [&mut here, &mut there] {
+        browser.at("desk", "openid read").await;
+        let (strict, _) = browser.at("strict", "openid read").await;
+        sids.insert(strict.family.to_string());
+    }
+    it.site
+        .server
+        .apply(Change::EndUserSessions {
+            id: it.site.ada,
+            tokens_die_at: NOW.plus(Duration::from_hours(1)),
+        })
+        .await;
+    it.reaches("delivered", 3.0).await;
+    let of_desk = told(&it.site, &it.desk).await;
+    assert_eq!(of_desk.len(), 1, "{of_desk:?}");
+    assert_eq!(of_desk[0]["sub"], it.site.ada.to_string());
+    assert_eq!(of_desk[0]["sid"], Value::Null);
+    // Who has to be told of which sign-in is told of each.
+    let of_strict = told(&it.site, &it.strict).await;
+    let told: BTreeSet<String> = of_strict
+        .iter()
+        .map(|token| token["sid"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(told, sids);
+    it.nothing_more_is_told().await;
+}
+
+#[tokio::test]
+async fn a_client_that_refuses_is_not_told_again() {
+    let it = Told::on(Engine::Sqlite).await;
+    let mut browser = it.site.browser();
+    let (desk, hint) = browser.at("desk", "openid read").await;
+    it.desk.fail(400);
+    browser.signs_out(&hint).await;
+    it.reaches("refused", 1.0).await;
+    it.until(async || !it.events(EventType::LogoutNoticeRefused).await.is_empty())
+        .await;
+    let events = it.events(EventType::LogoutNoticeRefused).await;
+    assert_eq!(events[0].target, "desk");
+    let after = events[0].after.as_ref().unwrap();
+    assert_eq!(after["family"], desk.family.to_string());
+    it.desk.fail(200);
+    it.clock.advance(Duration::from_hours(2));
+    it.nothing_more_is_told().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_for_a_day_is_told_no_more() {
+    let it = Told::on(Engine::Sqlite).await;
+    let mut browser = it.site.browser();
+    let (_, hint) = browser.at("desk", "openid read").await;
+    it.desk.fail(500);
+    browser.signs_out(&hint).await;
+    it.reaches("failed", 1.0).await;
+    it.clock.advance(Duration::from_hours(24));
+    it.reaches("dropped", 1.0).await;
+    it.until(async || !it.events(EventType::LogoutNoticeDropped).await.is_empty())
+        .await;
+    let events = it.events(EventType::LogoutNoticeDropped).await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].target, "desk");
+    it.desk.fail(200);
+    it.clock.advance(Duration::from_hours(24));
+    it.nothing_more_is_told().await;
+}
+
+/// A client that signs its user out itself knows; what an operator or the user ends it does not.
+#[tokio::test]
+async fn a_client_is_not_told_what_it_has_done() {
+    let it = Told::on(Engine::Sqlite).await;
+    let mut browser = it.site.browser();
+    let (own, _) = browser.at("desk", "openid read").await;
+    let form = [("client_id", "desk"), ("token", own.refresh_token.as_str())];
+    let request = it.site.server.request(Method::POST, "/oauth2/revoke");
+    assert_eq!(answer(request.form(&form)).await.status, 200);
+    it.nothing_more_is_told().await;
+    assert_eq!(told(&it.site, &it.desk).await, [] as [Value; 0]);
+    let (ended, _) = browser.at("desk", "openid read").await;
+    it.site
+        .server
+        .apply(Change::EndFamily {
+            family: ended.family,
+            reason: EndReason::RevokedByOperator,
+            tokens_die_at: NOW.plus(Duration::from_hours(1)),
+        })
+        .await;
+    it.reaches("delivered", 1.0).await;
+    let told = told(&it.site, &it.desk).await;
+    assert_eq!(told[0]["sid"], ended.family.to_string());
+    assert_eq!(told.len(), 1);
+}
+
+/// The header of a logout token says that it is one, so that nobody takes it for anything else here.
+#[tokio::test]
+async fn a_logout_token_is_no_other_token() {
+    let it = Told::on(Engine::Sqlite).await;
+    let mut browser = it.site.browser();
+    let (_, hint) = browser.at("desk", "openid read").await;
+    browser.signs_out(&hint).await;
+    it.reaches("delivered", 1.0).await;
+    let body = String::from_utf8(it.desk.bodies()).unwrap();
+    let token = body.strip_prefix("logout_token=").unwrap();
+    let head = base64url::decode(token.split('.').next().unwrap()).unwrap();
+    let head: Value = serde_json::from_slice(&head).unwrap();
+    assert_eq!(head["typ"], "logout+jwt");
+    assert_eq!(head["alg"], "ES256");
+    browser.at("desk", "openid read").await;
+    let path = format!("/oauth2/logout?id_token_hint={token}");
+    let refused = browser.send(browser.request(Method::GET, &path)).await;
+    assert_eq!(refused.header("countersign-reason"), Some("id_token_hint"));
+}
