@@ -11,9 +11,12 @@ use serde_json::{Value, json};
 use super::{Browser, Site, account::form_before, flow, heading, hidden, returned};
 use crate::support::{
     authenticator::Authenticator,
+    chromium::Chromium,
     database::Engine,
+    process::until,
     server::{Answer, ISSUER, Setup},
     sign_in::{PASSWORD, claims, update_user},
+    totp,
 };
 
 on_both_engines! {
@@ -226,4 +229,76 @@ async fn an_answer_that_is_not_in_order_signs_nobody_in() {
     site.server.apply(reset).await;
     let answer = browser.present(&page, &key.sign(&options(&page))).await;
     assert_eq!((answer.status, heading(&answer)), (400, "Sign in"));
+}
+
+/// Where the account page is.
+fn account() -> String {
+    format!("{ISSUER}/account")
+}
+
+#[tokio::test]
+async fn a_browser_makes_a_passkey_and_signs_in_with_it() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    browser.authenticator().await;
+    browser.open(&account()).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Your account").await;
+    browser.press("Add a passkey").await;
+    browser.reads("Add a passkey").await;
+    browser.shows("passkey-add").await;
+    browser.fill("#name", "Telephone").await;
+    browser.press("Add").await;
+    browser.reads("Keep your recovery codes").await;
+    browser.shows("recovery-codes").await;
+    browser.open(&account()).await;
+    browser.reads("Your account").await;
+    browser.shows("account-passkey").await;
+    // The page to sign in on offers it in the field of the name, and this user takes what is offered.
+    browser.press("Sign out").await;
+    let used = until("a sign-in with the passkey", async || {
+        let factors = site.server.store().factors(site.ada).await.unwrap();
+        let passkey = factors.passkeys.into_iter().next()?;
+        passkey.last_used_at.is_some().then_some(passkey)
+    });
+    assert_eq!(used.await.name, "Telephone");
+    browser.reads("Your account").await;
+}
+
+#[tokio::test]
+async fn a_browser_shows_what_second_factors_take() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    let now = || site.server.clients.clock.now();
+    update_user(site.server.store(), site.ada, now(), |user| {
+        user.second_factor_required = true;
+    })
+    .await;
+    browser.open(&account()).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Set up two-step verification").await;
+    browser.shows("second-factor-enrol").await;
+    let secret = totp::secret(&browser.text("code.secret").await);
+    browser
+        .fill("#code", &totp::wrong_code(&secret, now()))
+        .await;
+    browser.press("Turn on").await;
+    browser
+        .says("#problem", "The code is wrong, or was used before.")
+        .await;
+    browser.fill("#code", &totp::code(&secret, now())).await;
+    browser.press("Turn on").await;
+    browser.reads("Keep your recovery codes").await;
+    let recovery = browser.text(".codes code").await;
+    browser.press("I have kept them").await;
+    browser.reads("Your account").await;
+    browser.shows("account-security").await;
+    browser.press("Sign out").await;
+    browser.reads("Sign in").await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Two-step verification").await;
+    browser.shows("second-factor").await;
+    browser.fill("#code", &recovery).await;
+    browser.press("Verify").await;
+    browser.reads("Your account").await;
 }
