@@ -38,6 +38,9 @@ use super::{process::until, soon};
 /// The widths at which pages are looked at: a phone's and a desk's, in CSS pixels.
 const WIDTHS: [u32; 2] = [360, 1280];
 
+/// How often `chromedriver` is started anew when it finds no port.
+const ATTEMPTS: u32 = 5;
+
 /// What is wrong with a page for those who use it, in words; nothing if nothing is.
 const FAULTS: &str = include_str!("page_faults.js");
 
@@ -61,7 +64,13 @@ struct Driver {
 }
 
 impl Driver {
+    /// One that has found a port: another program may take the one that it has looked at.
     fn start() -> Self {
+        let started = (0..ATTEMPTS).find_map(|_| Self::try_start());
+        started.expect("chromedriver at a free port")
+    }
+
+    fn try_start() -> Option<Self> {
         // It ends with whoever started it, and so does the browser.
         let mut process = Command::new("setpriv")
             .args(["--pdeathsig", "TERM", "chromedriver", "--port=0"])
@@ -76,10 +85,14 @@ impl Driver {
             let (_, port) = line.split_once("started successfully on port ")?;
             Some(port.trim_end_matches('.').parse().unwrap())
         });
-        Self {
-            port: port.expect("the port of chromedriver"),
-            process,
+        if port.is_none() {
+            // It has ended.
+            process.wait().unwrap();
         }
+        Some(Self {
+            port: port?,
+            process,
+        })
     }
 }
 
