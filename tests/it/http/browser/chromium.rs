@@ -195,7 +195,8 @@ async fn tabs_share_what_a_user_has_signed_in_to() {
 async fn the_browser_of_the_tests_keeps_passkeys() {
     let site = Site::start().await;
     let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
-    browser.open(&request(&[])).await;
+    // A page that asks for no passkey by itself.
+    browser.open(&request(&[("client_id", "nobody")])).await;
     browser.authenticator().await;
     let signed = "
         const challenge = new Uint8Array(32);
@@ -211,4 +212,23 @@ async fn the_browser_of_the_tests_keeps_passkeys() {
     let signed = browser.run(signed, Value::Null).await;
     assert_eq!(signed["origin"], ISSUER);
     assert_eq!(signed["type"], "webauthn.get");
+}
+
+#[tokio::test]
+async fn a_user_looks_at_the_account_and_signs_out() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    browser.open(&format!("{ISSUER}/account")).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Your account").await;
+    browser.shows("account").await;
+    browser.open(&format!("{ISSUER}/oauth2/logout")).await;
+    browser.find("form button").await;
+    browser.shows("sign-out").await;
+    let button = browser.find("form button").await;
+    button.click().await.unwrap();
+    browser.reads("You are signed out").await;
+    browser.shows("signed-out").await;
+    browser.open(&format!("{ISSUER}/account")).await;
+    browser.reads("Sign in").await;
 }
