@@ -85,14 +85,12 @@ impl Driver {
             let (_, port) = line.split_once("started successfully on port ")?;
             Some(port.trim_end_matches('.').parse().unwrap())
         });
-        if port.is_none() {
-            // It has ended.
-            process.wait().unwrap();
-        }
-        Some(Self {
-            port: port?,
+        // Dropped without one, it is waited for: it has ended.
+        let driver = Self {
             process,
-        })
+            port: port.unwrap_or_default(),
+        };
+        port.is_some().then_some(driver)
     }
 }
 
