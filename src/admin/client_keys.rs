@@ -80,9 +80,11 @@ fn kid(key: &Value) -> Result<String, String> {
     Err("must have a kid of 1 to 64 characters of A-Z, a-z, 0-9, - and _, or none".to_owned())
 }
 
-/// What is wrong with a `jwks_uri`, if anything.
+/// What is wrong with a URL that the service is to call, if anything.
 pub(super) fn uri_problem(uri: &str) -> Option<&'static str> {
+    // Parsing alone would take spaces, line breaks and NUL.
     let fits = uri.len() <= LONGEST_URI
+        && uri.bytes().all(|byte| byte.is_ascii_graphic())
         && Url::parse(uri).is_ok_and(|url| {
             url.scheme() == "https"
                 && url.has_host()
@@ -91,6 +93,6 @@ pub(super) fn uri_problem(uri: &str) -> Option<&'static str> {
                 && url.fragment().is_none()
         });
     (!fits).then_some(
-        "must be an https URL of at most 2048 characters without credentials and fragment",
+        "must be an https URL of at most 2048 ASCII characters without credentials and fragment",
     )
 }

@@ -1,7 +1,7 @@
 //! The step of a sign-in that comes after the password: a second factor, or its enrolment.
 //!
 //! What was proved before goes into the sealed flow, so that no step can be left out: a session is
-//! opened by [`AuthorizationEndpoint::open`] alone, for what [`next`] finds to be enough.
+//! opened by `AuthorizationEndpoint::open` alone, for what [`next`] finds to be enough.
 
 use countersign_verifier::base64url;
 
