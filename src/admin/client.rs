@@ -69,8 +69,8 @@ pub struct ClientMetadata {
     pub backchannel_logout_uri: Option<String>,
     /// Whether it has to be told of which sign-in: the `sid` of its tokens.
     pub backchannel_logout_session_required: bool,
-    /// Whether its codes are bound to a verifier; true when absent. As long as there are no ID tokens,
-    /// all are.
+    /// Whether its codes are bound to a verifier; true when absent. Only a confidential client with the
+    /// scope `openid` may do without: it then has to send a `nonce`.
     pub require_pkce: Option<bool>,
     /// Whether a password alone is not enough for anybody to sign in to it.
     pub second_factor_required: bool,

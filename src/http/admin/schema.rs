@@ -37,7 +37,7 @@ pub(super) struct Client {
     backchannel_logout_uri: Option<String>,
     /// Whether it has to be told of which sign-in: the `sid` of its tokens.
     backchannel_logout_session_required: bool,
-    /// Whether its codes are bound to a verifier. As long as there are no ID tokens, all are.
+    /// Whether its codes are bound to a verifier.
     require_pkce: bool,
     /// Whether a password alone is not enough for anybody to sign in to it.
     second_factor_required: bool,

@@ -574,4 +574,6 @@ async fn the_account_page_is_looked_at_and_ends_the_session_of_another_browser()
     browser.press("Sign out").await;
     browser.reads("You are signed out").await;
     browser.shows("signed-out").await;
+    browser.open(&format!("{ISSUER}/account")).await;
+    browser.reads("Sign in").await;
 }

@@ -31,14 +31,19 @@ fn app() -> Elsewhere {
     app
 }
 
-#[tokio::test]
-async fn a_user_signs_in_and_allows_an_app() {
-    let (site, app) = (Site::start().await, app());
+/// A browser that finds the service and the app.
+async fn browser_at(site: &Site, app: &Elsewhere) -> Chromium {
     let hosts = [
         ("issuer.example", site.server.public),
         ("app.example", app.address()),
     ];
-    let browser = Chromium::start(&hosts).await;
+    Chromium::start(&hosts).await
+}
+
+#[tokio::test]
+async fn a_user_signs_in_and_allows_an_app() {
+    let (site, app) = (Site::start().await, app());
+    let browser = browser_at(&site, &app).await;
     browser.open(&request(&[])).await;
     browser.reads("Sign in").await;
     browser.shows("sign-in").await;
@@ -74,11 +79,7 @@ async fn a_user_signs_in_and_allows_an_app() {
 #[tokio::test]
 async fn a_user_allows_nothing_or_does_not_sign_in() {
     let (site, app) = (Site::start().await, app());
-    let hosts = [
-        ("issuer.example", site.server.public),
-        ("app.example", app.address()),
-    ];
-    let browser = Chromium::start(&hosts).await;
+    let browser = browser_at(&site, &app).await;
     browser.open(&request(&[])).await;
     browser.press("Cancel").await;
     let back = browser.arrives(CALLBACK).await;
@@ -97,11 +98,7 @@ async fn a_user_allows_nothing_or_does_not_sign_in() {
 #[tokio::test]
 async fn an_answer_by_form_post_goes_on_by_itself() {
     let (site, app) = (Site::start().await, app());
-    let hosts = [
-        ("issuer.example", site.server.public),
-        ("app.example", app.address()),
-    ];
-    let browser = Chromium::start(&hosts).await;
+    let browser = browser_at(&site, &app).await;
     let posted = request(&[("response_mode", "form_post")]);
     browser.open(&posted).await;
     browser.sign_in("ada", PASSWORD).await;
@@ -170,11 +167,7 @@ async fn no_page_is_shown_in_a_frame() {
 #[tokio::test]
 async fn tabs_share_what_a_user_has_signed_in_to() {
     let (site, app) = (Site::start().await, app());
-    let hosts = [
-        ("issuer.example", site.server.public),
-        ("app.example", app.address()),
-    ];
-    let browser = Chromium::start(&hosts).await;
+    let browser = browser_at(&site, &app).await;
     // Both tabs ask before anybody has signed in.
     browser.open(&request(&[])).await;
     let first = browser.new_tab().await;
@@ -212,23 +205,4 @@ async fn the_browser_of_the_tests_keeps_passkeys() {
     let signed = browser.run(signed, Value::Null).await;
     assert_eq!(signed["origin"], ISSUER);
     assert_eq!(signed["type"], "webauthn.get");
-}
-
-#[tokio::test]
-async fn a_user_looks_at_the_account_and_signs_out() {
-    let site = Site::start().await;
-    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
-    browser.open(&format!("{ISSUER}/account")).await;
-    browser.sign_in("ada", PASSWORD).await;
-    browser.reads("Your account").await;
-    browser.shows("account").await;
-    browser.open(&format!("{ISSUER}/oauth2/logout")).await;
-    browser.find("form button").await;
-    browser.shows("sign-out").await;
-    let button = browser.find("form button").await;
-    button.click().await.unwrap();
-    browser.reads("You are signed out").await;
-    browser.shows("signed-out").await;
-    browser.open(&format!("{ISSUER}/account")).await;
-    browser.reads("Sign in").await;
 }
