@@ -293,7 +293,7 @@ async fn the_tokens_of_a_session_are_told_with_their_user() {
     claims.as_object_mut().unwrap().remove("amr");
     assert_eq!(told, claims);
     // The one that the family is at, for its own client alone, as long as it may be used.
-    pass(&server, &clock, Duration::from_secs(100)).await;
+    server.pass(&clock, Duration::from_secs(100)).await;
     let refreshed = server.refresh(&server.app, &signed_in.refresh_token).await;
     let mut refresh = refreshed.refresh_token();
     assert!(
@@ -319,7 +319,7 @@ async fn the_tokens_of_a_session_are_told_with_their_user() {
     );
     // The absolute end, once that is the earlier.
     for _ in 0..4 {
-        pass(&server, &clock, Duration::from_hours(6 * 24)).await;
+        server.pass(&clock, Duration::from_hours(6 * 24)).await;
         refresh = server.refresh(&server.app, &refresh).await.refresh_token();
     }
     let told = server.told(&server.app, &refresh).await;
@@ -363,17 +363,6 @@ async fn a_refresh_token_is_the_business_of_its_own_client_alone() {
     server.renewed().await;
     assert!(server.is_active(&gateway, &signed_in.access_token).await);
     assert!(!server.is_active(&gateway, &signed_in.refresh_token).await);
-}
-
-/// Lets time pass until the node has caught up with it.
-async fn pass(server: &TestServer, clock: &ManualClock, span: Duration) {
-    clock.advance(span);
-    soon(async {
-        while server.token().await.status != 200 {
-            clock.advance(Duration::from_millis(10));
-        }
-    })
-    .await;
 }
 
 /// Although the node has not followed the database since.

@@ -3,7 +3,7 @@
 //! Tests speak HTTP to it. What operators do beside it goes through store handles of the test's
 //! own, as from another process.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, thread::JoinHandle};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 
 use countersign::{
     admin::{
@@ -12,7 +12,7 @@ use countersign::{
         resource::{ResourceAdmin, ResourceMetadata},
     },
     app::App,
-    clock::{AgreedClock, Clock, SystemClock},
+    clock::{AgreedClock, Clock, ManualClock, SystemClock},
     config::{Config, Sources},
     domain::{
         change::Cause,
@@ -338,6 +338,23 @@ impl TestServer {
         // It looks once more before it refuses.
         let wrong = self.token_request().basic_auth("app", Some("wrong"));
         assert_eq!(answer(wrong.form(&GRANT)).await.status, 401);
+    }
+
+    /// Lets exactly so much time pass, and returns when the server has seen its database since.
+    ///
+    /// A look at the database that is under way when the time leaps has taken too long, and the
+    /// next one comes a second later: so the last seconds pass little by little.
+    pub(crate) async fn pass(&self, clock: &ManualClock, span: Duration) {
+        let end = clock.now().plus(span);
+        clock.advance(span.saturating_sub(Duration::from_secs(3)));
+        soon(async {
+            while answer(self.get("/health/ready")).await.status != 200 {
+                let left = end.since(clock.now());
+                clock.advance(left.min(Duration::from_millis(1)));
+            }
+        })
+        .await;
+        clock.advance(end.since(clock.now()));
     }
 
     /// One more node with the same settings, on the same database; not on `SQLite`.

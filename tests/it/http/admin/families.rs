@@ -15,7 +15,6 @@ use crate::support::{
     database::{Database, Engine},
     server::{Setup, metadata},
     sign_in::{SignedIn, refresh},
-    soon,
 };
 
 on_both_engines! {
@@ -64,13 +63,7 @@ impl Scene {
 
     /// Lets time pass until the node has caught up with it.
     async fn pass(&self, span: Duration) {
-        self.clock.advance(span);
-        soon(async {
-            while self.server.token().await.status != 200 {
-                self.clock.advance(Duration::from_millis(1));
-            }
-        })
-        .await;
+        self.server.pass(&self.clock, span).await;
     }
 
     /// Applies a change as an operator who gives a reason.

@@ -491,7 +491,7 @@ async fn a_form_of_the_account_page_is_good_for_half_an_hour() {
     let site = Site::of(Setup::new().clock(clock.clone())).await;
     let mut browser = site.browser();
     let page = browser.ada().await;
-    clock.advance(Duration::from_mins(31));
+    site.server.pass(&clock, Duration::from_mins(31)).await;
     let late = browser
         .act(&form_before(&page, "Sign out everywhere</button>"))
         .await;

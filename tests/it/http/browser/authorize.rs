@@ -227,7 +227,7 @@ async fn nobody_can_have_another_browser_go_on_with_their_request() {
         let form = [("flow", flow), ("decision", "allow")];
         refused(&victim.post("/consent", &form).await);
     }
-    clock.advance(Duration::from_mins(31));
+    site.server.pass(&clock, Duration::from_mins(31)).await;
     refused(&victim.decide(&consent, "allow").await);
 }
 

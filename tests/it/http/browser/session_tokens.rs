@@ -393,7 +393,7 @@ async fn whoever_is_not_signed_in_gets_nothing() {
     browser.cookies.insert(COOKIE.to_owned(), new);
     let tokens = browser.token().await;
     // A token never outlives the session, and the session not its time.
-    clock.advance(Duration::from_hours(100));
+    site.server.pass(&clock, Duration::from_hours(100)).await;
     let refused = browser.token().await;
     required(&refused);
     assert_eq!(set_cookie(&refused), Some(("", true)));

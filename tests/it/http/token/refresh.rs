@@ -106,13 +106,7 @@ impl Site {
 
     /// Lets time pass, and waits until the node has seen its database since.
     async fn pass(&self, span: Duration) {
-        self.clock.advance(span);
-        soon(async {
-            while answer(self.server.get("/health/ready")).await.status != 200 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        self.server.pass(&self.clock, span).await;
     }
 
     /// Waits for an answer that waits for a look at the database: time does not stand still.
@@ -393,7 +387,7 @@ async fn under_the_shared_policy_late_processes_are_told_to_look_again(engine: E
         let last = tokens.last().unwrap();
         tokens.push(server.refresh(client, last).await.refresh_token());
     }
-    site.clock.advance(short_of(Duration::from_mins(15)));
+    site.pass(short_of(Duration::from_mins(15))).await;
     // Of ten tokens, the one before the last gets it again; eight turns back is late, nine is reuse.
     let again = server.refresh(client, &tokens[8]).await.refresh_token();
     assert_eq!(again, tokens[9]);
@@ -401,7 +395,7 @@ async fn under_the_shared_policy_late_processes_are_told_to_look_again(engine: E
         refused(server.by(client, &refresh(token)), grant("superseded")).await;
     }
     let current = server.refresh(client, &tokens[9]).await.refresh_token();
-    site.clock.advance(Duration::from_mins(15));
+    site.pass(Duration::from_mins(15)).await;
     refused(server.by(client, &refresh(&tokens[9])), REUSE).await;
     refused(server.by(client, &refresh(&current)), REVOKED).await;
 
@@ -807,15 +801,21 @@ async fn whoever_presents_too_many_tokens_of_a_family_at_once_has_to_wait() {
     }
     // One is on its way, eight wait; the others do not.
     for _ in 0..forms.len() - 9 {
-        let turned_away = soon(waiting.join_next()).await.unwrap().unwrap();
-        assert_eq!(turned_away.status, 429, "{turned_away:?}");
-        assert_eq!(turned_away.header("retry-after"), Some("1"));
-        assert_eq!(turned_away.json()["error"], "temporarily_unavailable");
+        is_turned_away(&soon(waiting.join_next()).await.unwrap().unwrap());
     }
     drop(lock);
-    for answer in soon(waiting.join_all()).await {
-        assert_eq!(answer.status, 200, "{answer:?}");
-    }
+    // Where eight came before the first was on its way, the ninth was one too many.
+    let answers = soon(waiting.join_all()).await;
+    let (refreshed, others): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 200);
+    assert!(refreshed.len() >= 8, "{answers:?}");
+    others.into_iter().for_each(is_turned_away);
+}
+
+fn is_turned_away(answer: &Answer) {
+    assert_eq!(answer.status, 429, "{answer:?}");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(answer.json()["error"], "temporarily_unavailable");
 }
 
 /// What a grant was for may go meanwhile, and comes back with the resource.
