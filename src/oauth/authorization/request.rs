@@ -220,6 +220,10 @@ impl Asked {
         names_redirect_uri: bool,
     ) -> Result<Self, OAuthError> {
         not_supported(form)?;
+        // Whatever is known comes once, also where it asks for what there is not (RFC 6749 §3.1).
+        for name in ["display", "ui_locales", "claims_locales"] {
+            form.one(name)?;
+        }
         match form.one("response_type")? {
             Some("code") => {}
             Some(_) => return Err(codes::not_a_code()),
@@ -833,6 +837,11 @@ mod tests {
             (&[("nonce", &long)], "invalid_request", "too_long"),
             (
                 &[("state", "a"), ("state", "b")],
+                "invalid_request",
+                "repeated_parameter",
+            ),
+            (
+                &[("display", "page"), ("display", "popup")],
                 "invalid_request",
                 "repeated_parameter",
             ),

@@ -234,9 +234,19 @@ async fn nobody_can_have_another_browser_go_on_with_their_request() {
 /// RFC 9700 §4.11: "authorization servers MUST NOT … redirect" to where nobody has registered.
 #[tokio::test]
 async fn nobody_is_sent_to_where_the_client_has_not_registered() {
-    let site = Site::start().await;
+    let punycode = "https://xn--bcher-kva.example/cb";
+    let idn = ClientMetadata {
+        redirect_uris: vec![punycode.to_owned()],
+        ..of_browsers()
+    };
+    let site = Site::of(Setup::new().client("idn", idn)).await;
     let mut browser = site.browser();
     browser.code().await;
+    // As a control: as it is registered, it is known.
+    let page = browser
+        .ask(&[("client_id", "idn"), ("redirect_uri", punycode)])
+        .await;
+    assert!(heading(&page).starts_with("Allow "), "{page:?}");
     for changes in [
         &[("client_id", "nobody")][..],
         &[("client_id", "")],
@@ -245,6 +255,27 @@ async fn nobody_is_sent_to_where_the_client_has_not_registered() {
         &[("redirect_uri", "https://app.example/cb?tenant=1#x")],
         &[("redirect_uri", "https://app.example@evil.example/")],
         &[("redirect_uri", "https://app.example/cb?tenant=1\r\nx: y")],
+        &[(
+            "redirect_uri",
+            "https://app.example\\@evil.example/cb?tenant=1",
+        )],
+        // What a URL parser would make the same of, or nearly.
+        &[("redirect_uri", "https://app.example/x/%2e%2e/cb?tenant=1")],
+        &[("redirect_uri", "https://app.example/x/../cb?tenant=1")],
+        &[("redirect_uri", "https://app.example/%63b?tenant=1")],
+        &[("redirect_uri", "https://app.example/cb/?tenant=1")],
+        &[("redirect_uri", "https://app.example/CB?tenant=1")],
+        &[("redirect_uri", "https://app.example:443/cb?tenant=1")],
+        &[("redirect_uri", "https://app.example./cb?tenant=1")],
+        &[("redirect_uri", "HTTPS://App.Example/cb?tenant=1")],
+        &[("redirect_uri", "http://localhost/cb")],
+        // The first letter is Cyrillic; then the same as it is resolved, and as it is registered.
+        &[("redirect_uri", "https://\u{430}pp.example/cb?tenant=1")],
+        &[("redirect_uri", "https://xn--pp-6kc.example/cb?tenant=1")],
+        &[
+            ("client_id", "idn"),
+            ("redirect_uri", "https://b\u{fc}cher.example/cb"),
+        ],
         &[("redirect_uri", "")],
     ] {
         for more in [&[][..], &[("prompt", "none")], &[("response_type", "x")]] {

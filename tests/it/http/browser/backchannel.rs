@@ -34,6 +34,8 @@ on_both_engines! {
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
+const AFTER: &str = "https://app.example/bye";
+
 /// How often something is looked for before the clock is moved on.
 const PATIENCE: u32 = 40;
 
@@ -51,6 +53,7 @@ fn wants_to_be_told(name: &str, receiver: &Receiver) -> ClientMetadata {
         client_name: name.to_owned(),
         scope: "read openid offline_access".to_owned(),
         redirect_uris: vec![CALLBACK.to_owned()],
+        post_logout_redirect_uris: vec![AFTER.to_owned()],
         backchannel_logout_uri: Some(receiver.url("/told?a=b")),
         token_endpoint_auth_method: Some("none".to_owned()),
         ..metadata()
@@ -199,19 +202,48 @@ async fn oidcc_backchannel_rp_initiated_logout(engine: Engine) {
     let it = Told::on(engine).await;
     let mut browser = it.site.browser();
     let (desk, hint) = browser.at("desk", "openid read").await;
-    let (strict, _) = browser.at("strict", "openid read").await;
+    let (strict, of_strict) = browser.at("strict", "openid read").await;
     let (_, _) = browser.at("strict", "openid read offline_access").await;
-    browser.signs_out(&hint).await;
+    let asked = [
+        ("id_token_hint", hint.as_str()),
+        ("post_logout_redirect_uri", AFTER),
+        ("state", "s-1"),
+    ];
+    let answer = browser.log_out(&asked).await;
+    let to = format!("{AFTER}?state=s-1");
+    assert_eq!(
+        (answer.status, answer.header("location")),
+        (303, Some(to.as_str()))
+    );
+    let silent = [
+        ("client_id", "desk"),
+        ("scope", "openid read"),
+        ("prompt", "none"),
+    ];
+    let refused = returned(&browser.ask(&silent).await);
+    assert_eq!(refused["error"], "login_required");
     it.reaches("delivered", 2.0).await;
     let mut ids = BTreeSet::new();
-    for (client, receiver, tokens) in [("desk", &it.desk, &desk), ("strict", &it.strict, &strict)] {
+    for (client, receiver, tokens, id_token) in [
+        ("desk", &it.desk, &desk, &hint),
+        ("strict", &it.strict, &strict, &of_strict),
+    ] {
+        // One parameter and no other.
+        let body = String::from_utf8(receiver.bodies()).unwrap();
+        let parameters: Vec<&str> = body.split('&').collect();
+        assert_eq!(parameters.len(), 1, "{body}");
+        assert!(body.starts_with("logout_token="), "{body}");
         let told = told(&it.site, receiver).await;
         let [token] = &told[..] else {
             panic!("{told:?}")
         };
         let of_access_token = claims(&tokens.access_token);
+        let of_id_token = claims(id_token);
         assert_eq!(token["iss"], ISSUER);
         assert_eq!(token["aud"], client);
+        for name in ["iss", "aud", "sub", "sid"] {
+            assert_eq!(token[name], of_id_token[name], "{name}");
+        }
         assert_eq!(token["sub"], it.site.ada.to_string());
         assert_eq!(token["sub"], of_access_token["sub"]);
         assert_eq!(token["sid"], of_access_token["sid"]);
@@ -227,6 +259,22 @@ async fn oidcc_backchannel_rp_initiated_logout(engine: Engine) {
     }
     // What was to outlast the session was not told, nor is anything told twice.
     it.nothing_more_is_told().await;
+}
+
+#[tokio::test]
+async fn oidcc_backchannel_logout_discovery_endpoint_verification() {
+    let site = Site::start().await;
+    let metadata = answer(site.server.get("/.well-known/openid-configuration")).await;
+    let metadata = metadata.json();
+    assert_eq!(metadata["issuer"], ISSUER);
+    for name in [
+        "backchannel_logout_supported",
+        "backchannel_logout_session_supported",
+    ] {
+        assert_eq!(metadata[name], true, "{name}");
+    }
+    let endpoint = metadata["end_session_endpoint"].as_str().unwrap();
+    assert!(endpoint.starts_with("https://"), "{endpoint}");
 }
 
 /// It does not answer, answers otherwise, sends elsewhere, says nothing more, and is back at last. Who

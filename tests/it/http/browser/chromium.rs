@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 /// An authorization request of the client `notes`.
-fn request(changes: &[(&str, &str)]) -> String {
+pub(super) fn request(changes: &[(&str, &str)]) -> String {
     let mut url = url::Url::parse(&format!("{ISSUER}/oauth2/authorize")).unwrap();
     url.query_pairs_mut()
         .extend_pairs([
@@ -25,14 +25,14 @@ fn request(changes: &[(&str, &str)]) -> String {
 }
 
 /// The app that users are sent back to: a page at any path, where frames are.
-fn app() -> Elsewhere {
+pub(super) fn app() -> Elsewhere {
     let app = Elsewhere::plain();
     app.page("<!doctype html><html lang=en><title>App</title><h1>The app</h1>");
     app
 }
 
 /// A browser that finds the service and the app.
-async fn browser_at(site: &Site, app: &Elsewhere) -> Chromium {
+pub(super) async fn browser_at(site: &Site, app: &Elsewhere) -> Chromium {
     let hosts = [
         ("issuer.example", site.server.public),
         ("app.example", app.address()),
@@ -144,11 +144,7 @@ async fn no_page_is_shown_in_a_frame() {
     browser.knows("frames.example", framing.address());
     // And of the same site, so that only the policy can refuse.
     browser.knows("frames.issuer.example", framing.address());
-    for (url, is_shown) in [
-        ("https://app.example/", true),
-        (request(&[]).as_str(), false),
-        (&request(&[("client_id", "nobody")]), false),
-    ] {
+    let is_framed = async |url: &str, is_shown: bool| {
         framing.page(&document(&url.replace('&', "&amp;")));
         for host in ["frames.example", "frames.issuer.example"] {
             browser.open(&format!("https://{host}/")).await;
@@ -161,6 +157,26 @@ async fn no_page_is_shown_in_a_frame() {
             };
             assert_eq!(seen, expected, "in {host}");
         }
+    };
+    is_framed("https://app.example/", true).await;
+    is_framed(&request(&[]), false).await;
+    is_framed(&request(&[("client_id", "nobody")]), false).await;
+    // Nor what is there for whoever has signed in. Frames of the same site bring the cookies along.
+    browser.open(&request(&[])).await;
+    browser.sign_in("ada", PASSWORD).await;
+    let (account, sign_out) = (
+        format!("{ISSUER}/account"),
+        format!("{ISSUER}/oauth2/logout"),
+    );
+    let consent = request(&[]);
+    for (url, heading) in [
+        (&consent, "Allow Field <b>Notes to use your account?"),
+        (&account, "Your account"),
+        (&sign_out, "Sign out?"),
+    ] {
+        browser.open(url).await;
+        browser.reads(heading).await;
+        is_framed(url, false).await;
     }
 }
 

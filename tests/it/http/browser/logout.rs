@@ -1,27 +1,39 @@
 //! Signing out by way of the browser (`OpenID` Connect RP-Initiated Logout 1.0 §2 to §4). The tests
 //! whose names begin with `oidcc_` are called as the modules of the conformance suite are.
 
-use countersign::admin::client::ClientMetadata;
+use std::time::Duration;
+
+use countersign::{
+    admin::client::ClientMetadata,
+    clock::{ManualClock, Timestamp},
+};
 use countersign_verifier::base64url;
 use reqwest::Method;
+use serde_json::{Value, json};
 use url::form_urlencoded::Serializer;
 
 use super::{Browser, CALLBACK, Site, heading, hidden, pages::is_guarded, returned};
 use crate::support::{
     database::Engine,
-    server::{Answer, Setup, metadata},
-    sign_in::{PASSWORD, VERIFIER},
+    jwt::SigningKey,
+    server::{Answer, ISSUER, Setup, answer, metadata},
+    sign_in::{PASSWORD, VERIFIER, claims},
 };
 
 on_both_engines! {
     oidcc_rp_initiated_logout,
 }
 
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const AFTER: &str = "https://app.example/bye";
 const AFTER_WITH_QUERY: &str = "https://app.example/bye?tenant=1";
 
 /// A site with a client that gets ID Tokens.
 async fn with_desk(engine: Engine) -> Site {
+    of_setup(Setup::new().on(engine)).await
+}
+
+async fn of_setup(setup: Setup) -> Site {
     let desk = ClientMetadata {
         client_name: "Desk".to_owned(),
         scope: "read openid".to_owned(),
@@ -34,7 +46,6 @@ async fn with_desk(engine: Engine) -> Site {
         client_name: "Other".to_owned(),
         ..desk.clone()
     };
-    let setup = Setup::new().on(engine);
     Site::of(setup.client("desk", desk).client("other", other)).await
 }
 
@@ -63,7 +74,7 @@ impl Browser<'_> {
         tokens.json()["id_token"].as_str().unwrap().to_owned()
     }
 
-    async fn log_out(&mut self, parameters: &[(&str, &str)]) -> Answer {
+    pub(in crate::http) async fn log_out(&mut self, parameters: &[(&str, &str)]) -> Answer {
         let mut query = Serializer::new(String::new());
         query.extend_pairs(parameters);
         let path = format!("/oauth2/logout?{}", query.finish());
@@ -71,7 +82,11 @@ impl Browser<'_> {
     }
 
     /// Answers the question whether to sign out.
-    async fn answer_question(&mut self, page: &Answer, decision: &str) -> Answer {
+    pub(in crate::http) async fn answer_question(
+        &mut self,
+        page: &Answer,
+        decision: &str,
+    ) -> Answer {
         let form = hidden(page, "form");
         let fields = [("form", form.as_str()), ("decision", decision)];
         self.post("/signout", &fields).await
@@ -211,7 +226,18 @@ async fn oidcc_rp_initiated_logout_bad_id_token_hint() {
     let mut browser = site.browser();
     let hint = browser.id_token("desk").await;
     let access_token = site.server.token().await.access_token();
-    for bad in ["x", "a.b.c", &access_token] {
+    // All that an ID Token says, signed by somebody else: under the name of the key that has signed it
+    // here, and under another.
+    let genuine: Vec<&str> = hint.split('.').collect();
+    let head = base64url::decode(genuine[0]).unwrap();
+    let head: Value = serde_json::from_slice(&head).unwrap();
+    let kid = head["kid"].as_str().unwrap();
+    let foreign = [kid, "another"].map(|kid| {
+        let key = SigningKey::new(kid);
+        key.sign(&json!({ "typ": head["typ"] }), &claims(&hint))
+    });
+    assert_eq!(claims(&foreign[0]), claims(&hint));
+    for bad in ["x", "a.b.c", &access_token, &foreign[0], &foreign[1]] {
         let parameters = [
             ("id_token_hint", bad),
             ("post_logout_redirect_uri", AFTER),
@@ -330,6 +356,42 @@ async fn oidcc_rp_initiated_logout_no_state() {
     ];
     goes_to(&browser.log_out(&parameters).await, AFTER);
     assert!(!browser.is_in().await);
+}
+
+/// §2: a hint says who is meant also after it has expired.
+#[tokio::test]
+async fn an_id_token_hint_counts_after_its_expiry() {
+    let clock = ManualClock::new(NOW);
+    let site = of_setup(Setup::new().clock(clock.clone())).await;
+    let mut browser = site.browser();
+    let hint = browser.id_token("desk").await;
+    site.server.pass(&clock, Duration::from_hours(2)).await;
+    let exp = claims(&hint)["exp"].as_i64().unwrap();
+    assert!(exp < site.server.clients.clock.now().seconds());
+    assert!(browser.is_in().await);
+    let parameters = [
+        ("id_token_hint", hint.as_str()),
+        ("post_logout_redirect_uri", AFTER),
+        ("state", "x"),
+    ];
+    let answer = browser.log_out(&parameters).await;
+    goes_to(&answer, &format!("{AFTER}?state=x"));
+    assert!(!browser.is_in().await);
+}
+
+#[tokio::test]
+async fn oidcc_rp_initiated_logout_discovery_endpoint_verification() {
+    let site = Site::start().await;
+    let metadata = answer(site.server.get("/.well-known/openid-configuration")).await;
+    assert_eq!(metadata.status, 200);
+    let metadata = metadata.json();
+    assert_eq!(metadata["issuer"], ISSUER);
+    let endpoint = metadata["end_session_endpoint"].as_str().unwrap();
+    assert!(endpoint.starts_with("https://"), "{endpoint}");
+    // It is there.
+    let path = endpoint.strip_prefix(ISSUER).unwrap();
+    let page = answer(site.server.get(path)).await;
+    assert_eq!((page.status, heading(&page)), (200, "You are signed out"));
 }
 
 /// A form of another site brings no cookies: the request comes back as a reading that does.

@@ -5,11 +5,13 @@ mod authorize;
 mod backchannel;
 mod chromium;
 mod hosts;
+mod keyboard;
 mod logout;
 mod pages;
 mod passkey;
 mod second_factor;
 mod session_tokens;
+mod sessions;
 mod single_page;
 
 use std::collections::BTreeMap;
@@ -143,9 +145,13 @@ impl Browser<'_> {
         }
     }
 
-    /// Sends a request and keeps the cookies of the answer.
+    /// Sends a request and keeps the cookies of the answer. Whatever page it is, it is guarded.
     pub(super) async fn send(&mut self, request: RequestBuilder) -> Answer {
         let answer = answer(request).await;
+        let media_type = answer.header("content-type").unwrap_or_default();
+        if media_type.starts_with("text/html") {
+            pages::is_guarded(&answer);
+        }
         for cookie in answer.headers.get_all(SET_COOKIE) {
             let cookie = cookie.to_str().unwrap();
             let (pair, attributes) = cookie.split_once("; ").unwrap();

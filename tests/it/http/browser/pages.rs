@@ -1,11 +1,41 @@
 //! What every page has in common.
 
+use std::collections::BTreeMap;
+
+use countersign::{
+    clock::{ManualClock, Timestamp},
+    domain::user::PasswordHash,
+};
 use reqwest::Method;
+use tokio::task::JoinSet;
 
-use super::{Site, heading};
-use crate::support::{server::Answer, sign_in::PASSWORD};
+use super::{
+    Site,
+    account::form_before,
+    flow, heading, hidden,
+    second_factor::{require, secret_of},
+};
+use crate::support::{
+    database::{Database, Engine},
+    openmetrics,
+    process::until,
+    server::{Answer, Setup, answer},
+    sign_in::{PASSWORD, hash_of, update_user},
+    totp,
+};
 
-/// Framing, sniffing, leaking by referrer, caching, scripts: none of them.
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+/// The directives of a page's policy, by their names (Content Security Policy Level 3 §2.2.1).
+fn policy(page: &Answer) -> BTreeMap<&str, &str> {
+    let policy = page.header("content-security-policy").unwrap();
+    let directives = policy.split("; ");
+    directives
+        .map(|directive| directive.split_once(' ').unwrap())
+        .collect()
+}
+
+/// Framing, sniffing, leaking by referrer, caching, scripts of others and in the page: none of them.
 pub(super) fn is_guarded(page: &Answer) {
     assert_eq!(
         page.header("content-type"),
@@ -20,37 +50,241 @@ pub(super) fn is_guarded(page: &Answer) {
     ] {
         assert_eq!(page.header(name), Some(value), "{name}: {page:?}");
     }
-    let policy = page.header("content-security-policy").unwrap();
-    for part in [
-        "default-src 'none'",
-        "frame-ancestors 'none'",
-        "base-uri 'none'",
+    let mut directives = policy(page);
+    for (name, value) in [
+        ("default-src", "'none'"),
+        ("frame-ancestors", "'none'"),
+        ("base-uri", "'none'"),
+        ("img-src", "'self' https: data:"),
     ] {
-        assert!(policy.contains(part), "{policy}");
+        assert_eq!(directives.remove(name), Some(value), "{name}: {page:?}");
     }
-    assert!(!policy.contains("unsafe"), "{policy}");
+    // At hosts of others the style is that of the issuer.
+    let style = directives.remove("style-src").unwrap();
+    let is_one_sheet = style.starts_with("https://") && !style.contains([' ', '*']);
+    assert!(style == "'self'" || is_one_sheet, "{style}");
+    assert!(matches!(
+        directives.remove("form-action"),
+        None | Some("'self'")
+    ));
+    let scripts = page.body.contains("<script ").then_some("'self'");
+    assert_eq!(directives.remove("script-src"), scripts, "{page:?}");
+    assert_eq!(directives, BTreeMap::new());
     assert!(page.body.starts_with("<!doctype html>\n<html lang=\"en\">"));
     for script in ["<script>", "onclick", "onload", "javascript:", "style=\""] {
         assert!(!page.body.contains(script), "{script}: {page:?}");
     }
 }
 
+/// A page whose forms lead nowhere but here.
+fn stays(page: &Answer, title: &str) {
+    is_guarded(page);
+    assert_eq!(heading(page), title);
+    assert_eq!(policy(page).get("form-action"), Some(&"'self'"), "{page:?}");
+}
+
+/// A page whose form may lead to a client: browsers hold all that the answer is sent on to against
+/// `form-action`.
+fn leads_on(page: &Answer, title: &str) {
+    is_guarded(page);
+    assert_eq!(heading(page), title);
+    assert_eq!(policy(page).get("form-action"), None, "{page:?}");
+}
+
+/// RFC 9700 §4.16: each page there is, on the way to a client and to the account.
 #[tokio::test]
 async fn every_page_is_guarded() {
-    let site = Site::start().await;
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().clock(clock.clone())).await;
     let mut browser = site.browser();
     let page = browser.ask(&[]).await;
-    is_guarded(&page);
-    is_guarded(&browser.sign_in(&page, "ada", "wrong").await);
+    leads_on(&page, "Sign in");
+    let wrong = browser.sign_in(&page, "ada", "wrong").await;
+    assert_eq!(wrong.status, 400);
+    leads_on(&wrong, "Sign in");
     let consent = browser.sign_in(&page, "ada", PASSWORD).await;
-    is_guarded(&consent);
-    is_guarded(&browser.ask(&[("client_id", "nobody")]).await);
-    is_guarded(&browser.post("/consent", &[("flow", "x")]).await);
+    leads_on(
+        &consent,
+        "Allow Field &#60;b&#62;Notes to use your account?",
+    );
     browser.decide(&consent, "allow").await;
     let posted = browser.ask(&[("response_mode", "form_post")]).await;
-    is_guarded(&posted);
-    let policy = posted.header("content-security-policy").unwrap();
-    assert!(policy.contains("script-src 'self'"), "{policy}");
+    leads_on(&posted, "Back to the app");
+    for refused in [
+        browser.ask(&[("client_id", "nobody")]).await,
+        browser.post("/consent", &[("flow", "x")]).await,
+        browser.post("/signin/factor", &[]).await,
+        browser.post("/signout", &[]).await,
+    ] {
+        assert_eq!(refused.status, 400);
+        stays(&refused, "This does not work");
+    }
+
+    let account = browser.account().await;
+    stays(&account, "Your account");
+    let refused = browser.act("x").await;
+    assert_eq!(refused.status, 400);
+    stays(&refused, "Your account");
+    let act = form_before(&account, "Add a passkey");
+    stays(&browser.act(&act).await, "Add a passkey");
+    let act = form_before(&account, "Set up<");
+    let enrolment = browser.act(&act).await;
+    stays(&enrolment, "Set up two-step verification");
+    let secret = secret_of(&enrolment);
+    let (form, code) = (hidden(&enrolment, "form"), totp::code(&secret, NOW));
+    let fields = [("form", form.as_str()), ("code", &code)];
+    let codes = browser.post("/account/forms", &fields).await;
+    stays(&codes, "Keep your recovery codes");
+
+    let question = browser.log_out(&[]).await;
+    leads_on(&question, "Sign out?");
+    let signed_out = browser.answer_question(&question, "sign_out").await;
+    stays(&signed_out, "You are signed out");
+    let page = browser.account().await;
+    stays(&page, "Sign in");
+    let factor = browser.sign_in(&page, "ada", PASSWORD).await;
+    stays(&factor, "Two-step verification");
+    let page = browser.ask(&[]).await;
+    let factor = browser.sign_in(&page, "ada", PASSWORD).await;
+    leads_on(&factor, "Two-step verification");
+    let wrong = totp::wrong_code(&secret, NOW);
+    let sealed = flow(&factor);
+    let fields = [("flow", sealed.as_str()), ("code", &wrong)];
+    let wrong = browser.post("/signin/factor", &fields).await;
+    assert_eq!(wrong.status, 400);
+    leads_on(&wrong, "Two-step verification");
+}
+
+/// Those of a user who has to enrol a second factor.
+#[tokio::test]
+async fn the_pages_of_an_enrolment_are_guarded() {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().clock(clock.clone())).await;
+    require(&site, true).await;
+    let mut browser = site.browser();
+    for is_for_client in [false, true] {
+        let judge = if is_for_client { leads_on } else { stays };
+        let page = if is_for_client {
+            browser.ask(&[]).await
+        } else {
+            browser.account().await
+        };
+        judge(&page, "Sign in");
+        let enrolment = browser.sign_in(&page, "ada", PASSWORD).await;
+        judge(&enrolment, "Set up two-step verification");
+        if is_for_client {
+            let code = totp::code(&secret_of(&enrolment), NOW);
+            let sealed = flow(&enrolment);
+            let fields = [("flow", sealed.as_str()), ("code", &code)];
+            let codes = browser.post("/signin/enrol", &fields).await;
+            judge(&codes, "Keep your recovery codes");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_says_come_back_later_is_guarded() {
+    let clock = ManualClock::new(NOW);
+    let setup = Setup::new().clock(clock.clone());
+    let site = Site::of(setup.set("limits.password_failures_per_minute", "1")).await;
+    let mut browser = site.browser();
+    let account = browser.ada().await;
+    let mut other = site.browser();
+    let page = other.ask(&[]).await;
+    other.sign_in(&page, "ada", "wrong").await;
+    let limited = other.sign_in(&page, "ada", PASSWORD).await;
+    assert_eq!(limited.status, 429);
+    leads_on(&limited, "Sign in");
+    let form = form_before(&account, "Current password");
+    let fields = [
+        ("form", form.as_str()),
+        ("current", PASSWORD),
+        ("new", "seven quiet herons wade at dusk"),
+        ("again", "seven quiet herons wade at dusk"),
+    ];
+    let limited = browser.post("/account/forms", &fields).await;
+    assert_eq!(limited.status, 429);
+    stays(&limited, "Your account");
+}
+
+#[tokio::test]
+async fn a_page_that_says_that_something_broke_is_guarded() {
+    let database = Database::create(Engine::Sqlite).await;
+    let site = Site::of(Setup::new().at(database.url())).await;
+    let mut browser = site.browser();
+    browser.ada().await;
+    database
+        .execute("alter table browser_session rename to gone")
+        .await;
+    for broken in [
+        browser.account().await,
+        browser.log_out(&[]).await,
+        browser.act("x").await,
+    ] {
+        assert_eq!(broken.status, 500, "{broken:?}");
+        stays(&broken, "Something went wrong");
+    }
+}
+
+/// Hashing is bounded: whom there is no room for is told so, on a page, and gets in a moment later.
+#[tokio::test]
+async fn who_signs_in_when_the_line_is_full_is_told_to_come_back() {
+    /// One at work, and as many as may wait.
+    const LINE: usize = 1 + 32;
+    let setup = Setup::new()
+        .set("passwords.concurrent_hashes", "1")
+        .set("limits.password_failures_per_minute", "0")
+        .set("limits.password_failures_per_address_per_minute", "0");
+    let site = Site::of(setup).await;
+    // Whose password takes seconds to verify.
+    let slow = site.server.user("slow").await;
+    let hash = hash_of(PASSWORD).await;
+    let cost = hash.phc().replace(",t=2,", ",t=120,");
+    assert_ne!(cost, hash.phc());
+    let now = site.server.clients.clock.now();
+    update_user(site.server.store(), slow, now, |user| {
+        user.password_hash = Some(PasswordHash::from_phc(cost));
+    })
+    .await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    let sealed = flow(&page);
+    let mut line = JoinSet::new();
+    for _ in 0..LINE {
+        let form = [
+            ("flow", sealed.as_str()),
+            ("username", "slow"),
+            ("password", PASSWORD),
+        ];
+        let request = browser.request(Method::POST, "/signin").form(&form);
+        line.spawn(request.send());
+    }
+    until("a full line", async || {
+        let (_, metrics) = openmetrics::scrape(site.server.admin).await;
+        let waiting = metrics.value("countersign_queue_depth{queue=\"passwords\"}");
+        (waiting > 31.5).then_some(())
+    })
+    .await;
+    let shed = browser.sign_in(&page, "ada", PASSWORD).await;
+    assert_eq!(shed.status, 503, "{shed:?}");
+    leads_on(&shed, "Sign in");
+    assert_eq!(shed.header("retry-after"), Some("5"));
+    assert_eq!(shed.header("countersign-reason"), Some("busy"));
+    assert!(shed.body.contains("value=\"ada\""), "{shed:?}");
+    assert!(
+        shed.body.contains("Too many people are signing in."),
+        "{shed:?}"
+    );
+    assert!(!browser.cookies.contains_key("__Host-countersign"));
+    // Nothing was lost, and others are served: this page goes on.
+    assert_eq!(answer(site.server.get("/health/live")).await.status, 200);
+    line.shutdown().await;
+    until("a place in the line", async || {
+        let answer = browser.sign_in(&shed, "ada", PASSWORD).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    assert!(browser.cookies.contains_key("__Host-countersign"));
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ impl Secured {
 }
 
 /// Says whether Ada needs a second factor.
-async fn require(site: &Site, required: bool) {
+pub(super) async fn require(site: &Site, required: bool) {
     let now = site.server.clients.clock.now();
     update_user(site.server.store(), site.ada, now, |user| {
         user.second_factor_required = required;
@@ -123,7 +123,7 @@ impl Browser<'_> {
 }
 
 /// The key that a page shows for an app.
-fn secret_of(page: &Answer) -> Vec<u8> {
+pub(super) fn secret_of(page: &Answer) -> Vec<u8> {
     let (_, rest) = page.body.split_once("<code class=\"secret\">").unwrap();
     totp::secret(rest.split('<').next().unwrap())
 }

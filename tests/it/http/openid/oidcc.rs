@@ -12,14 +12,16 @@ use countersign::{
 };
 use reqwest::Method;
 use serde_json::{Value, json};
+use url::form_urlencoded::Serializer;
 
 use super::{
-    super::browser::{Browser, STATE, Site, heading, hidden, returned},
+    super::browser::{Browser, CALLBACK, STATE, Site, heading, hidden, returned},
     EVERYTHING, exchange, header, id_token, refreshed, relying_party, rp, verified,
 };
 use crate::support::{
+    jwt::input,
     server::{Answer, ISSUER, Setup, answer},
-    sign_in::{PASSWORD, claims, update_user},
+    sign_in::{PASSWORD, claims, refresh, update_user},
 };
 
 macro_rules! in_both_response_modes {
@@ -167,16 +169,22 @@ impl Plan {
     }
 
     async fn redeem(&self, answered: &BTreeMap<String, String>) -> Answer {
-        let uri = super::super::browser::CALLBACK;
-        let form = [
-            ("grant_type", "authorization_code"),
-            ("code", answered["code"].as_str()),
-            ("redirect_uri", uri),
-        ];
+        let form = redemption(answered);
         self.site
             .server
             .exchange(rp(&self.site.server), &form)
             .await
+    }
+
+    /// What the second client is answered, which authenticates in the body.
+    async fn by_posting(&self, form: &[(&str, &str)]) -> Answer {
+        let posting = self.site.server.other("posting");
+        let credentials = [
+            ("client_id", posting.id.as_str()),
+            ("client_secret", posting.secret.as_str()),
+        ];
+        let form = [form, &credentials].concat();
+        answer(self.site.server.token_request().form(&form)).await
     }
 
     /// The whole dance, with all that a client has to check; the answer of the token endpoint, and the
@@ -227,6 +235,15 @@ impl Plan {
         // They are at userinfo, and not in the ID Token (Core §5.4).
         assert!(names.iter().all(|name| id.get(name).is_none()));
     }
+}
+
+/// The form that exchanges a code.
+fn redemption(answered: &BTreeMap<String, String>) -> [(&str, &str); 3] {
+    [
+        ("grant_type", "authorization_code"),
+        ("code", &answered["code"]),
+        ("redirect_uri", CALLBACK),
+    ]
 }
 
 async fn oidcc_server(plan: Plan) {
@@ -331,10 +348,41 @@ async fn oidcc_scope_all(plan: Plan) {
         .await;
 }
 
-/// Another client of the same server, with more scopes and another way of answering.
+/// The scopes the other way round, `openid` last, and so all parameters.
 async fn oidcc_alternate_happy_flow(plan: Plan) {
-    plan.succeeds_with(&[("scope", EVERYTHING), ("prompt", "select_account")])
-        .await;
+    let mut scopes: Vec<&str> = EVERYTHING.split(' ').collect();
+    scopes.reverse();
+    let scope = scopes.join(" ");
+    let mut parameters = [
+        ("client_id", "rp"),
+        ("redirect_uri", CALLBACK),
+        ("response_type", "code"),
+        ("response_mode", plan.mode),
+        ("scope", &scope),
+        ("state", STATE),
+        ("nonce", "n-1"),
+    ];
+    parameters.reverse();
+    let mut query = Serializer::new(String::new());
+    query.extend_pairs(parameters);
+    let path = format!("/oauth2/authorize?{}", query.finish());
+    let mut browser = plan.site.browser();
+    let page = browser.send(browser.request(Method::GET, &path)).await;
+    let answer = browser.sign_in(&page, "ada", PASSWORD).await;
+    let answered = plan.answered(&answer);
+    assert_eq!(
+        (answered["state"].as_str(), answered["iss"].as_str()),
+        (STATE, ISSUER)
+    );
+    let tokens = plan.redeem(&answered).await;
+    let id = plan.checked(&tokens).await;
+    assert_eq!(id["nonce"], "n-1");
+    let told = plan.userinfo(&tokens.access_token()).await;
+    assert_eq!(
+        (&told["sub"], &told["email"]),
+        (&id["sub"], &json!("ada@example.com"))
+    );
+    tokens.refresh_token();
 }
 
 async fn oidcc_display_page(plan: Plan) {
@@ -465,7 +513,7 @@ async fn oidcc_ensure_post_request_succeeds(plan: Plan) {
     let mut browser = plan.site.browser();
     let form = [
         ("client_id", "rp"),
-        ("redirect_uri", super::super::browser::CALLBACK),
+        ("redirect_uri", CALLBACK),
         ("response_type", "code"),
         ("response_mode", plan.mode),
         ("scope", "openid"),
@@ -484,15 +532,7 @@ async fn oidcc_ensure_post_request_succeeds(plan: Plan) {
 
 async fn oidcc_server_client_secret_post(plan: Plan) {
     let answered = plan.signed_in(&[("client_id", "posting")]).await;
-    let posting = plan.site.server.other("posting");
-    let form = [
-        ("grant_type", "authorization_code"),
-        ("code", answered["code"].as_str()),
-        ("redirect_uri", super::super::browser::CALLBACK),
-        ("client_id", posting.id.as_str()),
-        ("client_secret", posting.secret.as_str()),
-    ];
-    let tokens = answer(plan.site.server.token_request().form(&form)).await;
+    let tokens = plan.by_posting(&redemption(&answered)).await;
     let id = verified(&plan.site.server, &id_token(&tokens)).await;
     assert_eq!(id["aud"], "posting");
 }
@@ -511,23 +551,46 @@ async fn oidcc_unsigned_request_object_supported_correctly_or_rejected_as_unsupp
 
 async fn oidcc_claims_essential(plan: Plan) {
     let wanted = r#"{"userinfo":{"name":{"essential":true}}}"#;
-    let (answered, _) = plan.tokens(&[("claims", wanted)]).await;
+    let (answered, id) = plan.tokens(&[("claims", wanted)]).await;
     let told = plan.userinfo(&answered.access_token()).await;
     assert_eq!(told["name"], "Ada Lovelace");
+    // It is told where it was asked for.
+    assert_eq!(id.get("name"), None);
+    let wanted = r#"{"id_token":{"name":{"essential":true}}}"#;
+    let (answered, id) = plan.tokens(&[("claims", wanted)]).await;
+    assert_eq!(id["name"], "Ada Lovelace");
+    let told = plan.userinfo(&answered.access_token()).await;
+    assert_eq!(told.get("name"), None);
 }
 
-/// What is in the object counts no more than the object.
+/// What is in the object counts no more than the object: neither is a URI that is wrong outside made
+/// good by it, nor one that is not there.
 async fn oidcc_ensure_request_object_with_redirect_uri(plan: Plan) {
-    let object = [
-        ("request", "eyJhbGciOiJub25lIn0.e30."),
-        ("redirect_uri", "https://app.example/other"),
-    ];
-    let page = plan.ask(&mut plan.site.browser(), &object).await;
-    assert_eq!((page.status, page.header("location")), (400, None));
+    let claims = json!({
+        "client_id": "rp", "redirect_uri": CALLBACK, "response_type": "code", "scope": "openid",
+        "state": STATE, "nonce": "n-1",
+    });
+    let object = format!("{}.", input(r#"{"alg":"none"}"#, &claims.to_string()));
+    for outside in ["https://app.example/other", ""] {
+        let asked = [("request", object.as_str()), ("redirect_uri", outside)];
+        let page = plan.ask(&mut plan.site.browser(), &asked).await;
+        assert_eq!((page.status, page.header("location")), (400, None));
+    }
+    // Beside one that is right it is refused to the client.
+    let asked = [("request", object.as_str())];
+    let answer = plan.ask(&mut plan.site.browser(), &asked).await;
+    assert_eq!(plan.answered(&answer)["error"], "request_not_supported");
 }
 
 async fn oidcc_refresh_token(plan: Plan) {
-    let (answered, first) = plan.tokens(&[("scope", "openid offline_access")]).await;
+    let lasting = [("scope", "openid offline_access"), ("prompt", "consent")];
+    let mut browser = plan.site.browser();
+    let page = plan.ask(&mut browser, &lasting).await;
+    let page = browser.sign_in(&page, "ada", PASSWORD).await;
+    assert!(heading(&page).starts_with("Allow "), "{page:?}");
+    let answer = browser.decide(&page, "allow").await;
+    let answered = plan.redeem(&plan.answered(&answer)).await;
+    let first = plan.checked(&answered).await;
     plan.clock.advance(Duration::from_secs(1));
     let next = refreshed(&plan.site.server, &answered, &[]).await;
     let second = plan.checked(&next).await;
@@ -539,6 +602,18 @@ async fn oidcc_refresh_token(plan: Plan) {
         plan.userinfo(&next.access_token()).await["sub"],
         first["sub"]
     );
+    // That of the second client is of no use to the first, and is good afterwards.
+    let of_posting = [("client_id", "posting"), ("scope", "openid offline_access")];
+    let of_posting = plan.signed_in(&of_posting).await;
+    let of_posting = plan.by_posting(&redemption(&of_posting)).await;
+    let refused = refreshed(&plan.site.server, &of_posting, &[]).await;
+    assert_eq!(
+        (refused.status, &refused.json()["error"]),
+        (400, &json!("invalid_grant"))
+    );
+    let own = plan.by_posting(&refresh(&of_posting.refresh_token())).await;
+    assert_eq!(own.status, 200, "{own:?}");
+    assert_eq!(claims(&id_token(&own))["aud"], "posting");
 }
 
 async fn oidcc_ensure_request_with_valid_pkce_succeeds(plan: Plan) {
@@ -556,14 +631,36 @@ async fn oidcc_discovery_endpoint_verification(plan: Plan) {
     assert_eq!(metadata.header("content-type"), Some("application/json"));
     let metadata = metadata.json();
     assert_eq!(metadata["issuer"], ISSUER);
+    // Whatever is named is reached by https, and at this issuer.
+    let named = metadata.as_object().unwrap().iter();
+    let endpoints: BTreeMap<&str, &str> = named
+        .filter(|(name, _)| name.ends_with("_endpoint") || name.ends_with("_uri"))
+        .map(|(name, url)| (name.as_str(), url.as_str().unwrap()))
+        .collect();
     for endpoint in [
         "authorization_endpoint",
+        "end_session_endpoint",
+        "introspection_endpoint",
+        "jwks_uri",
+        "revocation_endpoint",
         "token_endpoint",
         "userinfo_endpoint",
-        "jwks_uri",
     ] {
-        let url = metadata[endpoint].as_str().unwrap();
-        assert!(url.starts_with("https://"), "{url}");
+        assert!(endpoints.contains_key(endpoint), "{endpoint}");
+    }
+    for url in endpoints.values() {
+        assert!(url.starts_with(&format!("{ISSUER}/")), "{url}");
+    }
+    let path = endpoints["jwks_uri"].strip_prefix(ISSUER).unwrap();
+    let jwks = answer(plan.site.server.get(path)).await.json();
+    let keys = jwks["keys"].as_array().unwrap();
+    assert!(!keys.is_empty());
+    for key in keys {
+        for private in ["d", "p", "q", "dp", "dq", "qi", "oth", "k"] {
+            assert_eq!(key.get(private), None, "{private}");
+        }
+        assert_eq!(key["use"], "sig");
+        assert!(key["kid"].is_string() && key["alg"].is_string(), "{key}");
     }
     for (name, member) in [
         ("response_types_supported", "code"),
