@@ -23,7 +23,7 @@ use std::{
 use countersign::{
     clock::{AgreedClock, Clock as _, SystemClock, Timestamp},
     domain::{
-        client::{AuthMethod, Client, GrantType},
+        client::{AuthMethod, Client, GrantType, IdTokenAlg},
         family::RefreshPolicy,
         id::ClientId,
         key::{KeySchedule, KeyTimes, KeyUse},
@@ -148,6 +148,7 @@ fn client(now: Timestamp) -> Client {
         post_logout_redirect_uris: Vec::new(),
         backchannel_logout_uri: None,
         backchannel_logout_session_required: false,
+        id_token_alg: IdTokenAlg::Es256,
         require_pkce: true,
         second_factor_required: false,
         first_party: false,

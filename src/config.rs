@@ -159,6 +159,7 @@ struct Keys {
     jwks_max_age_seconds: u32,
     clock_skew_seconds: u32,
     rotation_period_seconds: u32,
+    rs256_id_tokens: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -278,6 +279,8 @@ pub struct Config {
     pub master_keys: MasterKeySource,
     /// What the life cycle of keys depends on.
     pub policy: Policy,
+    /// Whether there are keys for RS256, for ID Tokens of clients that want them so.
+    pub rs256_id_tokens: bool,
     /// Life of access tokens.
     pub access_token_ttl_seconds: u32,
     /// How long a sign-in lasts at most, however often it is refreshed.
@@ -416,6 +419,7 @@ impl Config {
             database_url: written.database.url,
             master_keys,
             policy,
+            rs256_id_tokens: keys.rs256_id_tokens,
             access_token_ttl_seconds: written.tokens.access_token_ttl_seconds,
             refresh_token_lifetime: seconds(written.tokens.refresh_token_lifetime_seconds),
             refresh_token_idle: seconds(written.tokens.refresh_token_idle_seconds),

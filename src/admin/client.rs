@@ -17,8 +17,8 @@ use crate::{
     domain::{
         change::{Cause, Change, EventType},
         client::{
-            AuthMethod, CALLBACK_PATH, Client, GrantType, MOST_REDIRECT_URIS, MOST_SECRETS,
-            Revision, texts,
+            AuthMethod, CALLBACK_PATH, Client, GrantType, IdTokenAlg, MOST_REDIRECT_URIS,
+            MOST_SECRETS, Revision, texts,
         },
         family::RefreshPolicy,
         id::{ClientId, SecretId, UserId},
@@ -69,6 +69,10 @@ pub struct ClientMetadata {
     pub backchannel_logout_uri: Option<String>,
     /// Whether it has to be told of which sign-in: the `sid` of its tokens.
     pub backchannel_logout_session_required: bool,
+    /// What its ID Tokens and logout tokens are signed with; `ES256` when absent. `RS256` needs the
+    /// setting `keys.rs256_id_tokens`.
+    #[schema(pattern = "^(ES256|RS256)$")]
+    pub id_token_signed_response_alg: Option<String>,
     /// Whether its codes are bound to a verifier; true when absent. Only a confidential client with the
     /// scope `openid` may do without: it then has to send a `nonce`.
     pub require_pkce: Option<bool>,
@@ -136,6 +140,8 @@ pub struct ClientAdmin {
     pub entropy: Entropy,
     /// This issuer's identifier.
     pub issuer: String,
+    /// `keys.rs256_id_tokens`.
+    pub rs256_id_tokens: bool,
     /// How long after its issue a token may still be accepted somewhere.
     pub token_retention: Duration,
     /// What whoever asks may do.
@@ -235,7 +241,7 @@ impl ClientAdmin {
             None => ClientId::parse(&self.entropy.uuid_v7(now)?.to_string())
                 .map_err(|_| AdminError::Conflict("no client id could be drawn".to_owned()))?,
         };
-        let mut client = self.check(client_id, written, &[], now).await?;
+        let mut client = self.check(client_id, written, None, now).await?;
         self.authority.permits(&self.issuer, [&client])?;
         client.demo = demo;
         let mut secret = None;
@@ -301,9 +307,8 @@ impl ClientAdmin {
         }
         let now = self.clock.now();
         let (metadata, errors) = patched(&before, patch);
-        // A resource that was deleted since is no reason to refuse another change.
         let mut client = self
-            .check(id.clone(), (&metadata, errors), &before.resources, now)
+            .check(id.clone(), (&metadata, errors), Some(&before), now)
             .await?;
         self.authority.permits(&self.issuer, [&client])?;
         client.demo = before.demo;
@@ -469,11 +474,14 @@ impl ClientAdmin {
     }
 
     /// Makes a client of what an operator wrote, or says everything that is wrong with it.
+    ///
+    /// What it had `before`, and could not get any more, is no reason to refuse another change: a
+    /// resource that was deleted since, an algorithm that the settings no longer allow.
     async fn check(
         &self,
         client_id: ClientId,
         (written, unread): Written<'_>,
-        already: &[ResourceUri],
+        before: Option<&Client>,
         now: Timestamp,
     ) -> Result<Client, AdminError> {
         let stored = self.store.resources().await?;
@@ -494,6 +502,12 @@ impl ClientAdmin {
             &written.post_logout_redirect_uris,
         );
         review.backchannel_logout(written);
+        let allows_rs256 = self.rs256_id_tokens
+            || before.is_some_and(|before| before.id_token_alg == IdTokenAlg::Rs256);
+        let id_token_alg = review.id_token_alg(
+            written.id_token_signed_response_alg.as_deref(),
+            allows_rs256,
+        );
         let scope = review.scope(&written.scope);
         let require_pkce = written.require_pkce.unwrap_or(true);
         if !require_pkce {
@@ -501,7 +515,11 @@ impl ClientAdmin {
         }
         let registered = registered
             .map(|resource| resource.resource)
-            .chain(already.iter().cloned())
+            .chain(
+                before
+                    .map(|before| before.resources.clone())
+                    .unwrap_or_default(),
+            )
             .collect();
         let resources = review.resources(&written.resources, &registered);
         let default_resource = written
@@ -529,6 +547,7 @@ impl ClientAdmin {
             post_logout_redirect_uris,
             backchannel_logout_uri: written.backchannel_logout_uri.clone(),
             backchannel_logout_session_required: written.backchannel_logout_session_required,
+            id_token_alg,
             require_pkce,
             second_factor_required: written.second_factor_required,
             allowed_origins: written.allowed_origins.clone(),
@@ -661,6 +680,21 @@ impl Review {
             ),
             None => {}
         }
+    }
+
+    fn id_token_alg(&mut self, name: Option<&str>, allows_rs256: bool) -> IdTokenAlg {
+        let alg = name.map_or(Ok(IdTokenAlg::Es256), str::parse);
+        let problem = match alg {
+            Ok(IdTokenAlg::Rs256) if !allows_rs256 => {
+                Some("RS256 is for services whose setting keys.rs256_id_tokens is true")
+            }
+            Ok(_) => None,
+            Err(_) => Some("must be ES256 or RS256"),
+        };
+        if let Some(problem) = problem {
+            self.wrong("/id_token_signed_response_alg", problem);
+        }
+        alg.unwrap_or(IdTokenAlg::Es256)
     }
 
     fn redirect_uris(&mut self, field: &str, uris: &[String]) -> Vec<RedirectUri> {
@@ -850,6 +884,7 @@ fn metadata_of(client: &Client) -> ClientMetadata {
         post_logout_redirect_uris: texts(&client.post_logout_redirect_uris),
         backchannel_logout_uri: client.backchannel_logout_uri.clone(),
         backchannel_logout_session_required: client.backchannel_logout_session_required,
+        id_token_signed_response_alg: Some(client.id_token_alg.to_string()),
         require_pkce: Some(client.require_pkce),
         second_factor_required: client.second_factor_required,
         scope: client.scope.to_string(),

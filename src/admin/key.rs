@@ -8,6 +8,7 @@ use std::{
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::runtime::Handle;
 use utoipa::ToSchema;
 
 use super::{
@@ -19,15 +20,15 @@ use crate::{
     domain::{
         change::{Cause, Change, EventType},
         id::{Kid, MasterKeyId},
-        key::{KeySchedule, KeyTimes, KeyUse},
+        key::{KeyRecord, KeySchedule, KeyTimes, KeyUse},
     },
     entropy::Entropy,
     keys::{
         lifecycle::{self, Command, KeyState, Policy, Refusal},
         mac::MacRing,
         master::{MasterKeySource, MasterKeys},
-        ring::KeyRing,
-        sealing,
+        ring::{KeyRing, Rs256Ring},
+        sealing::{self, SealingError},
     },
     store::{Store, StoreError},
 };
@@ -63,10 +64,11 @@ pub struct RotationRequest {
     reason: Option<String>,
     /// In an emergency: revokes the next keys, too, as when a host has leaked.
     discard_next: bool,
-    /// Keys of which use: `signing` unless told otherwise, or `refresh_mac`. An emergency of these
-    /// refuses every refresh token made with the revoked key: those users sign in again.
+    /// Keys of which use: `signing` unless told otherwise, `refresh_mac`, or `id_token_rs256` where
+    /// there are such keys. An emergency of `refresh_mac` refuses every refresh token made with the
+    /// revoked key: those users sign in again.
     #[serde(rename = "use")]
-    #[schema(pattern = "^(signing|refresh_mac)$")]
+    #[schema(pattern = "^(signing|refresh_mac|id_token_rs256)$")]
     key_use: Option<String>,
 }
 
@@ -106,7 +108,7 @@ impl RotationRequest {
 /// Reads which keys are meant; signing keys unless told otherwise.
 fn read_use(text: Option<&str>) -> Result<KeyUse, FieldError> {
     text.map_or(Ok(KeyUse::Signing), str::parse)
-        .map_err(|_| FieldError::new("/use", "must be signing or refresh_mac"))
+        .map_err(|_| FieldError::new("/use", "must be signing, refresh_mac or id_token_rs256"))
 }
 
 /// What is wrong with a reason, if anything.
@@ -162,11 +164,46 @@ pub struct KeyAdmin {
     pub masters: MasterKeySource,
     /// What the life cycle depends on.
     pub policy: Policy,
+    /// `keys.rs256_id_tokens`.
+    pub rs256_id_tokens: bool,
+    /// Where keys are generated whose generation takes long.
+    pub background: Handle,
+}
+
+/// A schedule as it is to be, but for keys that are yet to be made.
+struct Draft {
+    schedule: KeySchedule,
+    /// The times of those keys.
+    missing: Vec<KeyTimes>,
+}
+
+impl From<KeySchedule> for Draft {
+    fn from(schedule: KeySchedule) -> Self {
+        Self {
+            schedule,
+            missing: Vec::new(),
+        }
+    }
 }
 
 impl KeyAdmin {
-    /// Every key of a use as it is now.
+    /// The uses that there are keys of.
+    pub fn uses(&self) -> impl Iterator<Item = KeyUse> + use<> {
+        let has_rs256 = self.rs256_id_tokens;
+        let all = KeyUse::ALL.iter().copied();
+        all.filter(move |key_use| has_rs256 || *key_use != KeyUse::IdTokenRs256)
+    }
+
+    /// Whether there are keys of this use.
+    pub fn has(&self, key_use: KeyUse) -> bool {
+        self.uses().any(|one| one == key_use)
+    }
+
+    /// Every key of a use as it is now; none of a use that the settings do not allow.
     pub async fn list(&self, key_use: KeyUse) -> Result<Vec<Value>, AdminError> {
+        if !self.has(key_use) {
+            return Ok(Vec::new());
+        }
         let schedule = self.schedule(key_use).await?;
         self.documents(&schedule, &self.masters.load()?)
     }
@@ -188,7 +225,7 @@ impl KeyAdmin {
         }))
     }
 
-    /// Every signing key, opened.
+    /// Every key for access tokens, opened.
     pub async fn ring(&self) -> Result<KeyRing, AdminError> {
         let schedule = self.schedule(KeyUse::Signing).await?;
         let (masters, now) = (self.masters.load()?, self.clock.now());
@@ -221,15 +258,30 @@ impl KeyAdmin {
                 keys.map(|(key, state, times)| (key.kid.clone(), state, times))
                     .collect()
             }
+            KeyUse::IdTokenRs256 => {
+                let schedule = self.schedule(key_use).await?;
+                let ring = self.rs256_ring(&schedule, &self.masters.load()?)?;
+                let keys = ring.list(now);
+                keys.map(|(key, state, times)| (key.kid().clone(), state, times))
+                    .collect()
+            }
         })
+    }
+
+    fn rs256_ring(
+        &self,
+        schedule: &KeySchedule,
+        masters: &MasterKeys,
+    ) -> Result<Rs256Ring, SealingError> {
+        Rs256Ring::open(schedule, masters, &self.entropy, self.clock.now())
     }
 
     /// Sees to it that keys of every use exist: the first ones, and in time the next one.
     ///
     /// Every node may do so at any time; the revision of the schedule lets one of them through.
     pub async fn ensure(&self) -> Result<(), AdminError> {
-        for key_use in KeyUse::ALL {
-            self.command(*key_use, EventType::KeyCreated, &Cause::system(), |_, _| {
+        for key_use in self.uses() {
+            self.command(key_use, EventType::KeyCreated, &Cause::system(), |_, _| {
                 Ok(Command::Ensure)
             })
             .await?;
@@ -237,13 +289,19 @@ impl KeyAdmin {
         Ok(())
     }
 
-    /// Lets the next key of a use take over.
+    /// Lets the next key of a use take over; refused of a use that the settings do not allow.
     pub async fn rotate(
         &self,
         key_use: KeyUse,
         rotation: Rotation,
         cause: &Cause,
     ) -> Result<KeyChange, AdminError> {
+        if !self.has(key_use) {
+            return Err(AdminError::Invalid(vec![FieldError::new(
+                "/use",
+                "is for services whose setting keys.rs256_id_tokens is true",
+            )]));
+        }
         let (event, command) = match rotation {
             Rotation::Scheduled => (EventType::KeyRotated, Command::RotateScheduled),
             Rotation::Emergency { discard_next } => (
@@ -282,14 +340,14 @@ impl KeyAdmin {
 
     /// Declares a key compromised. For the active key that is an emergency rotation.
     pub async fn revoke(&self, kid: &Kid, cause: &Cause) -> Result<KeyChange, AdminError> {
-        for key_use in KeyUse::ALL {
+        for key_use in self.uses() {
             let position =
                 |schedule: &KeySchedule| schedule.keys.iter().position(|key| key.kid == *kid);
-            if position(&self.schedule(*key_use).await?).is_none() {
+            if position(&self.schedule(key_use).await?).is_none() {
                 continue;
             }
             return self
-                .command(*key_use, EventType::KeyRevoked, cause, |schedule, _| {
+                .command(key_use, EventType::KeyRevoked, cause, |schedule, _| {
                     let index = position(schedule);
                     index
                         .map(Command::Revoke)
@@ -365,7 +423,7 @@ impl KeyAdmin {
             cause,
             |schedule, _| {
                 let is_primary = schedule.primary_master == Some(id);
-                Ok((!is_primary).then(|| promoted(schedule)))
+                Ok((!is_primary).then(|| promoted(schedule).into()))
             },
         )
         .await?;
@@ -390,7 +448,7 @@ impl KeyAdmin {
                     key.sealed = sealing::reseal(&masters, key, wanted, &self.entropy)?;
                     count += 1;
                 }
-                Ok((count > 0).then_some(rewrapped))
+                Ok((count > 0).then_some(rewrapped.into()))
             })
             .await?;
             moved += count;
@@ -485,9 +543,12 @@ impl KeyAdmin {
                 &Cause::system(),
                 |schedule, _| {
                     // Another node that starts with this one may have been faster.
-                    Ok(schedule.primary_master.is_none().then(|| KeySchedule {
-                        primary_master: primary,
-                        ..schedule.clone()
+                    Ok(schedule.primary_master.is_none().then(|| {
+                        let schedule = KeySchedule {
+                            primary_master: primary,
+                            ..schedule.clone()
+                        };
+                        schedule.into()
                     }))
                 },
             )
@@ -501,21 +562,19 @@ impl KeyAdmin {
     }
 
     async fn sealed(&self) -> Result<Sealed, AdminError> {
-        let signing = self.schedule(KeyUse::Signing).await?;
-        let refresh_mac = self.schedule(KeyUse::RefreshMac).await?;
-        let keys = signing.keys.iter().chain(&refresh_mac.keys);
+        // The earliest reading: whatever was sealed under another one before is in the later ones.
+        let primary = self.schedule(KeyUse::Signing).await?.primary_master;
         let mut under = BTreeMap::new();
-        for key in keys {
-            *under.entry(key.sealed.master_id).or_default() += 1;
+        // Also keys of a use that the settings do not allow: one day they may do so again.
+        for key_use in KeyUse::ALL {
+            for key in self.schedule(*key_use).await?.keys {
+                *under.entry(key.sealed.master_id).or_default() += 1;
+            }
         }
         for (master, secrets) in self.store.factors_sealed().await? {
             *under.entry(master).or_default() += secrets;
         }
-        Ok(Sealed {
-            // The earlier reading: whatever was sealed under another one before is in the later.
-            primary: signing.primary_master,
-            under,
-        })
+        Ok(Sealed { primary, under })
     }
 
     /// The keys of a schedule as the admin interfaces show them.
@@ -528,6 +587,7 @@ impl KeyAdmin {
         Ok(match schedule.key_use {
             KeyUse::Signing => KeyRing::open(schedule, masters, &self.entropy, now)?.documents(now),
             KeyUse::RefreshMac => MacRing::open(schedule, masters, now)?.documents(now),
+            KeyUse::IdTokenRs256 => self.rs256_ring(schedule, masters)?.documents(now),
         })
     }
 
@@ -547,7 +607,7 @@ impl KeyAdmin {
                 let spans = self.policy.spans(key_use);
                 let plan = lifecycle::plan(&schedule.times(), decide(schedule, now)?, spans, now)?;
                 *lag_of_plan = plan.verifiers_may_lag_until;
-                self.carry_out(schedule, plan, &masters)
+                Ok(planned(schedule, plan))
             })
             .await?;
         // Shows what was applied; reading it again could fail although it was done.
@@ -555,34 +615,64 @@ impl KeyAdmin {
             key_use,
             keys: self.documents(&schedule, &masters)?,
             // No verifier ever knows of other keys.
-            verifiers_may_lag_until: lag.filter(|_| key_use == KeyUse::Signing),
+            verifiers_may_lag_until: lag.filter(|_| key_use.is_published()),
         })
     }
 
-    /// The schedule after a plan; none if the plan changes nothing.
-    fn carry_out(
+    /// Makes the keys that a draft lacks, those for RS256 of the `stock`.
+    fn complete(
         &self,
-        schedule: &KeySchedule,
-        plan: lifecycle::Plan,
-        masters: &MasterKeys,
-    ) -> Result<Option<KeySchedule>, AdminError> {
-        let mut planned = schedule.clone();
-        for (key, times) in planned.keys.iter_mut().zip(plan.times) {
-            key.times = times;
+        draft: Draft,
+        stock: &mut Vec<KeyRecord>,
+    ) -> Result<KeySchedule, AdminError> {
+        let Draft {
+            mut schedule,
+            missing,
+        } = draft;
+        if missing.is_empty() {
+            return Ok(schedule);
         }
-        for times in plan.created {
-            let (master, entropy) = (primary_of(schedule)?, &self.entropy);
-            planned.keys.push(match schedule.key_use {
-                KeyUse::Signing => sealing::generate(masters, master, times, entropy)?,
+        let (masters, master) = (self.masters.load()?, primary_of(&schedule)?);
+        for times in missing {
+            schedule.keys.push(match schedule.key_use {
+                KeyUse::Signing => sealing::generate(&masters, master, times, &self.entropy)?,
                 KeyUse::RefreshMac => {
-                    let last = planned.keys.iter().filter_map(|key| key.version).max();
+                    let last = schedule.keys.iter().filter_map(|key| key.version).max();
                     let version = last.unwrap_or(0).saturating_add(1);
-                    sealing::generate_mac(masters, master, version, times, entropy)?
+                    sealing::generate_mac(&masters, master, version, times, &self.entropy)?
                 }
+                KeyUse::IdTokenRs256 => KeyRecord {
+                    times,
+                    ..stock.pop().ok_or(SealingError::Generation)?
+                },
             });
         }
-        planned.keys.sort_by_key(|key| key.times.activates_at);
-        Ok((planned != *schedule).then_some(planned))
+        schedule.keys.sort_by_key(|key| key.times.activates_at);
+        Ok(schedule)
+    }
+
+    /// Generates keys for RS256 until there are as many as a draft lacks; whether any had to be.
+    async fn stock_up(
+        &self,
+        draft: &Draft,
+        stock: &mut Vec<KeyRecord>,
+    ) -> Result<bool, AdminError> {
+        let Some(times) = draft.missing.first().copied() else {
+            return Ok(false);
+        };
+        let master = primary_of(&draft.schedule)?;
+        // Another one was promoted meanwhile.
+        stock.retain(|key| key.sealed.master_id == master);
+        let lacking = draft.missing.len().saturating_sub(stock.len());
+        for _ in 0..lacking {
+            let (masters, entropy) = (self.masters.load()?, self.entropy.clone());
+            let generating = self
+                .background
+                .spawn_blocking(move || sealing::generate_rs256(&masters, master, times, &entropy));
+            let generated = generating.await.map_err(|_| SealingError::Generation)?;
+            stock.push(generated?);
+        }
+        Ok(lacking > 0)
     }
 
     /// Applies what `decide` makes of the schedule, deciding anew when somebody else was faster.
@@ -592,16 +682,21 @@ impl KeyAdmin {
         key_use: KeyUse,
         event: EventType,
         cause: &Cause,
-        mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Option<KeySchedule>, AdminError>
-        + Send,
+        mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Option<Draft>, AdminError> + Send,
     ) -> Result<KeySchedule, AdminError> {
-        let mut attempt = 1;
+        let (mut attempt, mut stock) = (1, Vec::new());
         loop {
             let now = self.clock.now();
             let before = self.schedule(key_use).await?;
-            let Some(schedule) = decide(&before, now)? else {
+            let Some(draft) = decide(&before, now)? else {
                 return Ok(before);
             };
+            // That takes long, and a key is published from now on only if it is there now: what it
+            // does when is decided after it is made.
+            if key_use == KeyUse::IdTokenRs256 && self.stock_up(&draft, &mut stock).await? {
+                continue;
+            }
+            let schedule = self.complete(draft, &mut stock)?;
             let change = Change::PutKeys {
                 schedule: schedule.clone(),
                 event,
@@ -643,6 +738,16 @@ impl KeyRing {
     }
 }
 
+impl Rs256Ring {
+    /// Every key as the admin interfaces show it.
+    pub fn documents(&self, now: Timestamp) -> Vec<Value> {
+        let keys = self.list(now).map(|(key, state, times)| {
+            key_document(key.kid(), state, &times, &("jwk", key.public.to_jwk()))
+        });
+        keys.collect()
+    }
+}
+
 impl MacRing {
     /// Every key as the admin interfaces show it.
     pub fn documents(&self, now: Timestamp) -> Vec<Value> {
@@ -652,6 +757,19 @@ impl MacRing {
         });
         keys.collect()
     }
+}
+
+/// The schedule after a plan; none if the plan changes nothing.
+fn planned(schedule: &KeySchedule, plan: lifecycle::Plan) -> Option<Draft> {
+    let mut planned = schedule.clone();
+    for (key, times) in planned.keys.iter_mut().zip(plan.times) {
+        key.times = times;
+    }
+    planned.keys.sort_by_key(|key| key.times.activates_at);
+    (planned != *schedule || !plan.created.is_empty()).then_some(Draft {
+        schedule: planned,
+        missing: plan.created,
+    })
 }
 
 fn key_document(kid: &Kid, state: KeyState, times: &KeyTimes, own: &(&str, Value)) -> Value {

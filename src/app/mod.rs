@@ -179,8 +179,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Hashes passwords.
     pub passwords: Passwords,
-    /// Where they are hashed.
-    _background: BackgroundThreads,
+    /// Where that is done, and RSA keys are generated.
+    background: BackgroundThreads,
 }
 
 impl Context {
@@ -225,7 +225,7 @@ impl Context {
             issuer,
             metrics,
             passwords,
-            _background: background,
+            background,
         })
     }
 
@@ -236,6 +236,7 @@ impl Context {
             clock: self.clock.clone(),
             entropy: self.entropy.clone(),
             issuer: self.issuer.clone(),
+            rs256_id_tokens: self.config.rs256_id_tokens,
             token_retention: self.config.policy.retention(),
             authority: Authority::Everything,
         }
@@ -298,6 +299,8 @@ impl Context {
             entropy: self.entropy.clone(),
             masters: self.config.master_keys.clone(),
             policy: self.config.policy,
+            rs256_id_tokens: self.config.rs256_id_tokens,
+            background: self.background.handle.clone(),
         }
     }
 
@@ -854,7 +857,9 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
         trace_id: telemetry::trace_id,
-        metadata: Bytes::from(metadata::document(&context.issuer).to_string()),
+        metadata: Bytes::from(
+            metadata::document(&context.issuer, config.rs256_id_tokens).to_string(),
+        ),
         issuer_path,
         jwks_max_age: config.policy.jwks_max_age,
         connections: ConnectionLimits {

@@ -78,6 +78,8 @@ struct Source {
     entropy: Entropy,
     metrics: Metrics,
     issuer: String,
+    /// `keys.rs256_id_tokens`.
+    rs256: bool,
     skew: Duration,
 }
 
@@ -124,6 +126,7 @@ impl Sync {
             entropy: context.entropy.clone(),
             metrics: context.metrics.clone(),
             issuer: context.issuer.clone(),
+            rs256: context.config.rs256_id_tokens,
             skew: context.config.policy.clock_skew,
         };
         let read_at = source.clock.monotonic();
@@ -271,12 +274,15 @@ impl Sync {
             }
             return Ok(everything.position);
         }
-        for key_use in keys {
-            let schedule = source.schedule(key_use).await?;
-            match key_use {
-                KeyUse::Signing => self.snapshots.set_ring(source.ring(&schedule)?),
-                KeyUse::RefreshMac => self.snapshots.set_mac_ring(source.mac_ring(&schedule)?),
-            }
+        if keys.contains(&KeyUse::RefreshMac) {
+            let schedule = source.schedule(KeyUse::RefreshMac).await?;
+            self.snapshots.set_mac_ring(source.mac_ring(&schedule)?);
+        }
+        if keys.iter().any(|key_use| key_use.is_published()) {
+            // One document has the keys of both.
+            let schedule = source.schedule(KeyUse::Signing).await?;
+            let rs256 = source.schedule(KeyUse::IdTokenRs256).await?;
+            self.snapshots.set_ring(source.ring(&schedule, &rs256)?);
         }
         if !clients.is_empty() {
             let mut registry = Registry::clone(&self.snapshots.registry());
@@ -312,7 +318,7 @@ impl Source {
         Ok(Everything {
             position: snapshot.position,
             registry,
-            ring: self.ring(&snapshot.schedule)?,
+            ring: self.ring(&snapshot.schedule, &snapshot.rs256_schedule)?,
             mac_ring: self.mac_ring(&snapshot.mac_schedule)?,
             revocations: snapshot.revocations,
         })
@@ -323,13 +329,13 @@ impl Source {
         Ok(within(&self.clock, ANSWER, reading).await??)
     }
 
-    fn ring(&self, schedule: &KeySchedule) -> Result<KeyRing, SyncError> {
-        Ok(KeyRing::open(
-            schedule,
-            &self.masters.load()?,
-            &self.entropy,
-            self.clock.now(),
-        )?)
+    fn ring(&self, schedule: &KeySchedule, rs256: &KeySchedule) -> Result<KeyRing, SyncError> {
+        let (masters, entropy, now) = (self.masters.load()?, &self.entropy, self.clock.now());
+        let ring = KeyRing::open(schedule, &masters, entropy, now)?;
+        if !self.rs256 {
+            return Ok(ring);
+        }
+        Ok(ring.with_rs256(rs256, &masters, entropy, now)?)
     }
 
     fn mac_ring(&self, schedule: &KeySchedule) -> Result<MacRing, SyncError> {

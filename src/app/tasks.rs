@@ -24,6 +24,10 @@ use crate::{
 /// How long the database may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// How long making the next keys may take: an RSA key has to be searched for, on a busy machine for
+/// seconds.
+const MAKING: Duration = Duration::from_mins(1);
+
 /// The longest time between two looks at the schedule.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
@@ -80,7 +84,7 @@ pub(super) async fn key_schedule(
         }
         let made = tokio::select! {
             () = stop.cancelled() => return,
-            made = within(&keys.clock, ANSWER, keys.ensure()) => made,
+            made = within(&keys.clock, MAKING, keys.ensure()) => made,
         };
         let problem = match made {
             Ok(Ok(())) => continue,

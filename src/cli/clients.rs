@@ -15,7 +15,7 @@ use crate::{
     admin::client::{ClientMetadata, created_document, secret_document},
     app::Context,
     domain::{
-        client::{AuthMethod, Client, Revision},
+        client::{AuthMethod, Client, IdTokenAlg, Revision},
         family::RefreshPolicy,
         id::{ClientId, SecretId},
         redirect::RedirectUri,
@@ -163,6 +163,9 @@ struct Details {
     /// Whether it has to be told of which sign-in
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     backchannel_logout_session_required: Option<bool>,
+    /// What its ID Tokens and logout tokens are signed with; RS256 needs setting `keys.rs256_id_tokens`
+    #[arg(long, value_name = "ALG", value_parser = id_token_algs())]
+    id_token_signed_response_alg: Option<String>,
     /// Whether its codes are bound to a verifier; `false` is for clients that authenticate and send a nonce
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     require_pkce: Option<bool>,
@@ -203,6 +206,10 @@ struct Details {
 
 fn refresh_policies() -> PossibleValuesParser {
     PossibleValuesParser::new(RefreshPolicy::ALL.iter().map(|policy| policy.as_str()))
+}
+
+fn id_token_algs() -> PossibleValuesParser {
+    PossibleValuesParser::new(IdTokenAlg::ALL.iter().map(|alg| alg.as_str()))
 }
 
 fn auth_methods() -> PossibleValuesParser {
@@ -398,6 +405,9 @@ impl Details {
         if let Some(required) = self.backchannel_logout_session_required {
             put("backchannel_logout_session_required", required.into());
         }
+        if let Some(alg) = self.id_token_signed_response_alg {
+            put("id_token_signed_response_alg", alg.into());
+        }
         if let Some(require_pkce) = self.require_pkce {
             put("require_pkce", require_pkce.into());
         }
@@ -504,6 +514,7 @@ fn shown(client: &Client, json: bool) -> Result<(), Failure> {
             "after sign-out",
             words(after_sign_out.map(RedirectUri::as_str)),
         ),
+        ("ID Tokens signed with", client.id_token_alg.to_string()),
         ("PKCE required", yes_or_no(client.require_pkce).to_owned()),
         (
             "second factor required",

@@ -95,11 +95,14 @@ async fn examine(config: Config, report: &mut Report) {
 async fn examine_database(context: &Context, report: &mut Report) {
     report.add("clock", clock(context));
     report.add("needed master keys", needed_master_keys(context).await);
-    report.add("key schedule", key_schedule(context, KeyUse::Signing).await);
-    report.add(
-        "refresh-MAC keys",
-        key_schedule(context, KeyUse::RefreshMac).await,
-    );
+    for key_use in context.keys().uses() {
+        let name = match key_use {
+            KeyUse::Signing => "key schedule",
+            KeyUse::RefreshMac => "refresh-MAC keys",
+            KeyUse::IdTokenRs256 => "RS256 keys",
+        };
+        report.add(name, key_schedule(context, key_use).await);
+    }
     if context.config.environment == Environment::Production {
         report.add("demo rows", demo_rows(context).await);
     }

@@ -106,6 +106,7 @@ fn in_flags(error: &FieldError) -> String {
         "default_resource" => "--default-resource",
         "expires_at" => "--expires-at",
         "forward_auth" => "--forward-auth",
+        "id_token_signed_response_alg" => "--id-token-signed-response-alg",
         "grant_types" | "token_endpoint_auth_method" => "--auth-method",
         "jwks" => "--jwks",
         "jwks_uri" => "--jwks-uri",

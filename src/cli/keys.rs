@@ -41,15 +41,16 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// What the keys are for: access tokens (signing) or refresh tokens
+    /// What the keys are for: access tokens (signing), refresh tokens, or ID Tokens signed with RS256
     #[arg(long = "use", value_name = "USE", default_value = "signing", value_parser = key_uses())]
     key_use: KeyUse,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Rotate {
-    /// What the keys are for: access tokens (signing) or refresh tokens. An emergency of those refuses
-    /// every refresh token made with the revoked key: their users sign in again
+    /// What the keys are for: access tokens (signing), refresh tokens, or ID Tokens signed with RS256. An
+    /// emergency of refresh tokens refuses all that were made with the revoked key: their users sign in
+    /// again
     #[arg(long = "use", value_name = "USE", default_value = "signing", value_parser = key_uses())]
     key_use: KeyUse,
     /// At once: the active key has leaked and is revoked
@@ -151,6 +152,11 @@ async fn list(key_use: KeyUse, context: &Context, json: bool) -> Result<(), Fail
         let items = context.keys().list(key_use).await?;
         return Ok(output::json(
             &json!({ "items": items, "next_cursor": null }),
+        )?);
+    }
+    if !context.keys().has(key_use) {
+        return Ok(output::line(
+            "There are no such keys: setting keys.rs256_id_tokens is false.",
         )?);
     }
     let now = context.clock.now();

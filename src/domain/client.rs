@@ -51,6 +51,16 @@ named!(
     }
 );
 
+named!(
+    /// What ID Tokens of a client are signed with (`OpenID` Connect Registration §2).
+    IdTokenAlg {
+        /// What all else is signed with, too.
+        Es256 = "ES256",
+        /// For clients that know nothing else, where the service has opted in.
+        Rs256 = "RS256",
+    }
+);
+
 impl GrantType {
     /// Whether a client that keeps no secret may use it: "The client credentials grant type MUST only
     /// be used by confidential clients" (RFC 6749 §4.4).
@@ -94,6 +104,8 @@ pub struct Client {
     pub backchannel_logout_uri: Option<String>,
     /// Whether it has to be told of which sign-in.
     pub backchannel_logout_session_required: bool,
+    /// What its ID Tokens and logout tokens are signed with.
+    pub id_token_alg: IdTokenAlg,
     /// Whether its codes are bound to a verifier (RFC 7636). Only a client that authenticates and
     /// uses `OpenID` Connect, whose `nonce` does the like, may do without.
     pub require_pkce: bool,
@@ -178,6 +190,7 @@ impl Client {
             "post_logout_redirect_uris": texts(&self.post_logout_redirect_uris),
             "backchannel_logout_uri": self.backchannel_logout_uri,
             "backchannel_logout_session_required": self.backchannel_logout_session_required,
+            "id_token_signed_response_alg": self.id_token_alg.as_str(),
             "require_pkce": self.require_pkce,
             "second_factor_required": self.second_factor_required,
             "scope": self.scope.to_string(),

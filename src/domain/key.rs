@@ -18,8 +18,20 @@ named!(
         Signing = "signing",
         /// Authenticates refresh tokens. Known to the nodes only.
         RefreshMac = "refresh_mac",
+        /// Signs the ID Tokens of clients that want RS256. Only where the service has opted in.
+        IdTokenRs256 = "id_token_rs256",
     }
 );
+
+impl KeyUse {
+    /// Whether the public halves of such keys are in the JWKS.
+    pub const fn is_published(self) -> bool {
+        match self {
+            Self::Signing | Self::IdTokenRs256 => true,
+            Self::RefreshMac => false,
+        }
+    }
+}
 
 named!(
     /// The algorithm of a key (RFC 7518 §3.1).
@@ -28,18 +40,20 @@ named!(
         Es256 = "ES256",
         /// HMAC with SHA-256.
         Hs256 = "HS256",
+        /// RSASSA-PKCS1-v1_5 with SHA-256.
+        Rs256 = "RS256",
     }
 );
 
 /// The moments that decide a key's state, now and at any other time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyTimes {
-    /// Since when the key is known to whoever needs it: of a signing key, since when it is in the
+    /// Since when the key is known to whoever needs it: of a key that signs, since when it is in the
     /// JWKS.
     pub published_at: Timestamp,
     /// From when on it signs, until a later key does.
     pub activates_at: Timestamp,
-    /// When what it has signed counts no more; unknown until it has a successor. A signing key
+    /// When what it has signed counts no more; unknown until it has a successor. A key that signs
     /// leaves the JWKS then.
     pub withdrawn_at: Option<Timestamp>,
     /// When it was declared compromised.
@@ -64,7 +78,7 @@ pub struct KeyRecord {
     pub key_use: KeyUse,
     /// Algorithm.
     pub algorithm: KeyAlgorithm,
-    /// What refresh tokens call a refresh-MAC key; signing keys have none.
+    /// What refresh tokens call a refresh-MAC key; others have none.
     pub version: Option<u32>,
     /// When it does what.
     pub times: KeyTimes,

@@ -41,12 +41,17 @@ fn reading(services: &Services) -> Reading {
         .list(now)
         .map(|(_, state, times)| (state, times))
         .collect();
+    let mut by_use = vec![
+        keys(KeyUse::Signing, &signing, now),
+        keys(KeyUse::RefreshMac, &refresh_mac, now),
+    ];
+    if let Some(rs256) = snapshots.ring().list_rs256(now) {
+        let rs256: Vec<_> = rs256.map(|(_, state, times)| (state, times)).collect();
+        by_use.push(keys(KeyUse::IdTokenRs256, &rs256, now));
+    }
     let freshness = &snapshots.freshness;
     Reading {
-        keys: vec![
-            keys(KeyUse::Signing, &signing, now),
-            keys(KeyUse::RefreshMac, &refresh_mac, now),
-        ],
+        keys: by_use,
         sync_lag: snapshots.age(services.clock.monotonic()),
         database_up: freshness.succeeded(),
         clock_offset_ms: services.clock.offset_ms(),

@@ -72,7 +72,7 @@ impl Policy {
         let caches = self.jwks_max_age * 2 + self.jwks_max_age.min(VERIFIER_FLOOR);
         Spans {
             lead: match key_use {
-                KeyUse::Signing => self.poll + caches + self.clock_skew,
+                KeyUse::Signing | KeyUse::IdTokenRs256 => self.poll + caches + self.clock_skew,
                 KeyUse::RefreshMac => notice + self.clock_skew,
             },
             notice,
@@ -101,7 +101,10 @@ pub struct Spans {
 /// How long what a key of this use has signed may count, at most.
 pub const fn life(key_use: KeyUse) -> Duration {
     match key_use {
-        KeyUse::Signing => LONGEST_TOKEN_LIFE.saturating_add(VERIFIER_LEEWAY),
+        // An ID Token shares the life of the access token that it comes with.
+        KeyUse::Signing | KeyUse::IdTokenRs256 => {
+            LONGEST_TOKEN_LIFE.saturating_add(VERIFIER_LEEWAY)
+        }
         // A token dies with its family, however late it is minted.
         KeyUse::RefreshMac => LONGEST_FAMILY_LIFE,
     }

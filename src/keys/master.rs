@@ -86,7 +86,7 @@ impl MasterKey {
     /// The key that seals keys of this use.
     pub fn sealing(&self, key_use: KeyUse) -> &LessSafeKey {
         match key_use {
-            KeyUse::Signing => &self.sealing,
+            KeyUse::Signing | KeyUse::IdTokenRs256 => &self.sealing,
             KeyUse::RefreshMac => &self.wrapping,
         }
     }

@@ -2,8 +2,9 @@
 //! keys in memory.
 //!
 //! [`lifecycle`] is pure and decides; [`sealing`] and [`master`] protect; [`ring`] is what a node
-//! signs with and publishes, [`mac`] what it makes and verifies refresh tokens with. Nothing here writes to the database: `admin::key` applies what
-//! `lifecycle` has planned.
+//! signs with and publishes, [`rs256`] the keys therein of ID Tokens for clients that want RSA, [`mac`] what a
+//! node makes and verifies refresh tokens with. Nothing here writes to the database: `admin::key`
+//! applies what `lifecycle` has planned.
 //!
 //! To hold keys elsewhere (PKCS#11, a KMS): implement [`signer::Signer`] and let
 //! [`ring::KeyRing::open`] build it from the record.
@@ -13,5 +14,6 @@ pub mod lifecycle;
 pub mod mac;
 pub mod master;
 pub mod ring;
+pub mod rs256;
 pub mod sealing;
 pub mod signer;

@@ -1,21 +1,23 @@
-//! The rings: every key of a schedule, opened and parsed once; of signing keys with the documents to
+//! The rings: every key of a schedule, opened and parsed once; of those that sign with the documents to
 //! publish.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use countersign_verifier::{KeySet, PublicKey, base64url};
+use countersign_verifier::{KeySet, PublicKey, base64url, jws::Compact};
 use serde_json::{Value, json};
 
 use super::{
     lifecycle::{self, Command, KeyState, Policy},
     master::MasterKeys,
+    rs256::{Rs256Key, RsaPublicKey},
     sealing::{self, SealingError},
     signer::{Es256Signer, SignError, Signer},
 };
 use crate::{
     clock::Timestamp,
     domain::{
+        client::IdTokenAlg,
         id::Kid,
         key::{KeyAlgorithm, KeyRecord, KeySchedule, KeyTimes, KeyUse},
     },
@@ -38,28 +40,92 @@ impl SigningKey {
     /// The JOSE header of what it signs of this type (RFC 7515 §4.1.9), in base64url, with the dot
     /// after it.
     pub fn header(&self, typ: &str) -> String {
-        header(typ, &self.kid)
+        header(typ, KeyAlgorithm::Es256, &self.kid)
     }
 
     /// Signs a payload under such a header: the JWS in compact serialization (RFC 7515 §7.1).
     pub fn sign(&self, header: &str, payload: &[u8]) -> Result<String, SignError> {
-        let mut token = String::with_capacity(header.len() + payload.len() * 4 / 3 + 96);
-        token.push_str(header);
-        base64url::encode_into(payload, &mut token);
-        let signature = self.signer.sign(token.as_bytes())?;
-        token.push('.');
-        base64url::encode_into(&signature, &mut token);
-        Ok(token)
+        compact(header, payload, |message| self.signer.sign(message))
     }
 }
 
-fn header(typ: &str, kid: &Kid) -> String {
+/// A JOSE header in base64url, with the dot after it.
+pub(super) fn header(typ: &str, algorithm: KeyAlgorithm, kid: &Kid) -> String {
     let header = json!({
         "typ": typ,
-        "alg": KeyAlgorithm::Es256.as_str(),
+        "alg": algorithm.as_str(),
         "kid": kid.as_str(),
     });
     format!("{}.", base64url::encode(header.to_string().as_bytes()))
+}
+
+/// A JWS in compact serialization: such a header, a payload, and what `sign` makes of them.
+#[inline]
+pub(super) fn compact<S: AsRef<[u8]>>(
+    header: &str,
+    payload: &[u8],
+    sign: impl FnOnce(&[u8]) -> Result<S, SignError>,
+) -> Result<String, SignError> {
+    let mut token = String::with_capacity(header.len() + payload.len() * 4 / 3 + 96);
+    token.push_str(header);
+    base64url::encode_into(payload, &mut token);
+    let signature = sign(token.as_bytes())?;
+    token.push('.');
+    base64url::encode_into(signature.as_ref(), &mut token);
+    Ok(token)
+}
+
+/// A key that signs ID Tokens, and what else is for clients to verify.
+pub enum IdTokenKey<'a> {
+    /// The one that signs access tokens, too.
+    Es256(&'a SigningKey),
+    /// One for nothing else.
+    Rs256(&'a Rs256Key),
+}
+
+impl IdTokenKey<'_> {
+    /// Signs a payload: a JWS of this type (RFC 7515 §4.1.9) in compact serialization.
+    pub fn sign(&self, typ: &str, payload: &[u8]) -> Result<String, SignError> {
+        match self {
+            Self::Es256(key) => key.sign(&key.header(typ), payload),
+            Self::Rs256(key) => key.sign(typ, payload),
+        }
+    }
+}
+
+/// Why there is no key to sign ID Tokens with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoIdTokenKey {
+    /// The service has not opted in, or no more.
+    #[error("the client wants RS256, which setting keys.rs256_id_tokens does not allow")]
+    NotAllowed,
+    /// There is none.
+    #[error("there is no key to sign with")]
+    None,
+}
+
+/// The public keys that verify ID Tokens.
+#[derive(Clone, Debug, Default)]
+pub struct IdTokenKeys {
+    /// For ES256.
+    pub es256: KeySet,
+    /// For RS256.
+    pub rs256: Vec<RsaPublicKey>,
+}
+
+impl IdTokenKeys {
+    /// The payload of a token that one of these keys has signed: the one that it names, by that key's
+    /// own algorithm.
+    pub fn verified<'t>(&self, token: &'t Compact<'_>) -> Option<&'t [u8]> {
+        let kid = token.header().kid()?;
+        if let Some(key) = self.es256.find(kid) {
+            return token.verify(key).ok();
+        }
+        let key = self.rs256.iter().find(|key| key.kid().as_str() == kid)?;
+        let is_signed = token.header().alg() == KeyAlgorithm::Rs256.as_str()
+            && key.has_signed(token.signing_input().as_bytes(), token.signature());
+        is_signed.then(|| token.unverified_payload().expose_unverified().as_slice())
+    }
 }
 
 /// A JWK Set as it goes over the wire (RFC 7517 §5).
@@ -143,9 +209,11 @@ impl<K> Ring<K> {
     }
 }
 
-/// The signing keys of one revision of their schedule.
+/// The keys that sign, of one revision of their schedules.
 pub struct KeyRing {
     ring: Ring<SigningKey>,
+    /// Those for RS256; none where the service has not opted in.
+    rs256: Option<Rs256Ring>,
     /// The documents and from when on each holds, earliest first; the first holds from ever.
     published: Vec<(Timestamp, Jwks)>,
 }
@@ -164,16 +232,56 @@ impl KeyRing {
                 kid: record.kid.clone(),
                 public,
                 signer: Box::new(Es256Signer::new(pair, entropy)),
-                access_token_header: header("at+jwt", &record.kid),
+                access_token_header: header("at+jwt", KeyAlgorithm::Es256, &record.kid),
             })
         })?;
-        let published = documents(&ring);
-        Ok(Self { ring, published })
+        let published = documents(&ring, None);
+        Ok(Self {
+            ring,
+            rs256: None,
+            published,
+        })
     }
 
-    /// The key that signs at `now`.
+    /// The same with the keys for RS256 of this schedule: for services that have opted in.
+    pub fn with_rs256(
+        self,
+        schedule: &KeySchedule,
+        masters: &MasterKeys,
+        entropy: &Entropy,
+        now: Timestamp,
+    ) -> Result<Self, SealingError> {
+        let rs256 = Rs256Ring::open(schedule, masters, entropy, now)?;
+        let published = documents(&self.ring, Some(&rs256.0));
+        Ok(Self {
+            rs256: Some(rs256),
+            published,
+            ..self
+        })
+    }
+
+    /// The key that signs access tokens at `now`.
     pub fn active(&self, now: Timestamp) -> Option<&SigningKey> {
         self.ring.active(now)
+    }
+
+    /// The key that signs at `now` for clients that want ID Tokens signed so.
+    ///
+    /// # Errors
+    /// Never is another algorithm taken instead.
+    pub fn id_token_key(
+        &self,
+        alg: IdTokenAlg,
+        now: Timestamp,
+    ) -> Result<IdTokenKey<'_>, NoIdTokenKey> {
+        let key = match alg {
+            IdTokenAlg::Es256 => self.active(now).map(IdTokenKey::Es256),
+            IdTokenAlg::Rs256 => {
+                let ring = self.rs256.as_ref().ok_or(NoIdTokenKey::NotAllowed)?;
+                ring.0.active(now).map(IdTokenKey::Rs256)
+            }
+        };
+        key.ok_or(NoIdTokenKey::None)
     }
 
     /// The document to publish at `now`.
@@ -184,37 +292,82 @@ impl KeyRing {
             .map(|(_, jwks)| jwks)
     }
 
-    /// The public keys to verify with at `now`.
+    /// The public keys to verify access tokens with at `now`.
     pub fn key_set(&self, now: Timestamp) -> KeySet {
         KeySet::from_keys(self.ring.published(now).map(|key| key.public.clone()))
     }
 
+    /// The public keys to verify ID Tokens with at `now`.
+    pub fn id_token_keys(&self, now: Timestamp) -> IdTokenKeys {
+        let rs256 = self.rs256.iter().flat_map(|ring| ring.0.published(now));
+        IdTokenKeys {
+            es256: self.key_set(now),
+            rs256: rs256.map(|key| key.public.clone()).collect(),
+        }
+    }
+
     /// Whether it is time to make a key.
     pub fn lacks_key(&self, policy: &Policy, now: Timestamp) -> bool {
-        self.ring.lacks_key(policy, now)
+        let rs256 = self.rs256.as_ref();
+        self.ring.lacks_key(policy, now) || rs256.is_some_and(|ring| ring.0.lacks_key(policy, now))
+    }
+
+    /// Every key for access tokens with its state at `now` and its times.
+    pub fn list(&self, now: Timestamp) -> impl Iterator<Item = (&SigningKey, KeyState, KeyTimes)> {
+        self.ring.list(now)
+    }
+
+    /// The same of the keys for RS256; none where the service has not opted in.
+    pub fn list_rs256(
+        &self,
+        now: Timestamp,
+    ) -> Option<impl Iterator<Item = (&Rs256Key, KeyState, KeyTimes)>> {
+        self.rs256.as_ref().map(|ring| ring.list(now))
+    }
+}
+
+/// The keys for RS256 of one revision of their schedule.
+pub struct Rs256Ring(Ring<Rs256Key>);
+
+impl Rs256Ring {
+    /// Opens every key of the schedule; what is withdrawn and does not open is left out.
+    pub fn open(
+        schedule: &KeySchedule,
+        masters: &MasterKeys,
+        entropy: &Entropy,
+        now: Timestamp,
+    ) -> Result<Self, SealingError> {
+        let open = |record: &_| sealing::open_rs256(masters, record, entropy);
+        Ring::open(schedule, now, open).map(Self)
     }
 
     /// Every key with its state at `now` and its times.
-    pub fn list(&self, now: Timestamp) -> impl Iterator<Item = (&SigningKey, KeyState, KeyTimes)> {
-        self.ring.list(now)
+    pub fn list(&self, now: Timestamp) -> impl Iterator<Item = (&Rs256Key, KeyState, KeyTimes)> {
+        self.0.list(now)
     }
 }
 
 /// One document for each span of time in which the same keys are published.
-fn documents(ring: &Ring<SigningKey>) -> Vec<(Timestamp, Jwks)> {
-    let withdrawals = ring.all().filter_map(|(_, times)| times.withdrawn_at);
-    let mut moments: Vec<Timestamp> = withdrawals.collect();
+fn documents(ring: &Ring<SigningKey>, rs256: Option<&Ring<Rs256Key>>) -> Vec<(Timestamp, Jwks)> {
+    let of_rs256 = rs256.iter().flat_map(|ring| &ring.times);
+    let times = ring.times.iter().chain(of_rs256);
+    let mut moments: Vec<Timestamp> = times.filter_map(|times| times.withdrawn_at).collect();
     moments.push(Timestamp::from_millis(i64::MIN));
     moments.sort_unstable();
     moments.dedup();
     moments
         .into_iter()
-        .map(|moment| (moment, jwks(ring.published(moment).map(|key| &key.public))))
+        .map(|moment| {
+            let es256 = ring.published(moment);
+            let rs256 = rs256.iter().flat_map(|ring| ring.published(moment));
+            let es256 = es256.map(|key| json!(key.public.to_jwk()));
+            let keys = es256.chain(rs256.map(|key| key.public.to_jwk()));
+            (moment, jwks(&keys.collect()))
+        })
         .collect()
 }
 
-fn jwks<'a>(keys: impl Iterator<Item = &'a PublicKey>) -> Jwks {
-    let keys: Vec<Value> = keys.map(|key| json!(key.to_jwk())).collect();
+fn jwks(keys: &Value) -> Jwks {
     let body = json!({ "keys": keys }).to_string();
     let digest = ring::digest::digest(&ring::digest::SHA256, body.as_bytes());
     Jwks {

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::{
     mac,
     master::{MasterKey, MasterKeys},
+    rs256::{self, Rs256Key},
     signer::Es256Signer,
 };
 use crate::{
@@ -112,6 +113,35 @@ pub fn generate(
     })
 }
 
+/// Generates an RSA key for RS256 and seals it under the master key `master_id`.
+///
+/// Takes some tenths of a second of one core, now and then more: not for threads that answer requests.
+pub fn generate_rs256(
+    masters: &MasterKeys,
+    master_id: MasterKeyId,
+    times: KeyTimes,
+    entropy: &Entropy,
+) -> Result<KeyRecord, SealingError> {
+    let pkcs8 = rs256::generate(entropy)?.ok_or(SealingError::Generation)?;
+    let key = Rs256Key::parse(&pkcs8, entropy).ok_or(SealingError::Generation)?;
+    let binding = Binding {
+        master_id,
+        kid: key.kid(),
+        algorithm: KeyAlgorithm::Rs256,
+        key_use: KeyUse::IdTokenRs256,
+        token_version: None,
+    };
+    let sealed = seal(masters, binding, &pkcs8, entropy)?;
+    Ok(KeyRecord {
+        kid: key.kid().clone(),
+        key_use: KeyUse::IdTokenRs256,
+        algorithm: KeyAlgorithm::Rs256,
+        version: None,
+        times,
+        sealed,
+    })
+}
+
 /// Draws the refresh-MAC key of this version and seals it under the master key `master_id`.
 pub fn generate_mac(
     masters: &MasterKeys,
@@ -155,6 +185,18 @@ pub fn open(
         return Err(altered());
     }
     Ok((pair, public))
+}
+
+/// Opens a stored RSA key. The public key is recomputed, as that of other keys is.
+pub fn open_rs256(
+    masters: &MasterKeys,
+    record: &KeyRecord,
+    entropy: &Entropy,
+) -> Result<Rs256Key, SealingError> {
+    let pkcs8 = unseal(masters, record)?;
+    let key = Rs256Key::parse(&pkcs8, entropy);
+    key.filter(|key| *key.kid() == record.kid)
+        .ok_or_else(|| SealingError::Altered(record.kid.clone()))
 }
 
 /// Opens a stored refresh-MAC key: its version and the secret.

@@ -1,6 +1,6 @@
 //! ID Tokens (`OpenID` Connect Core §2): who has signed in, told to the client that asked.
 
-use countersign_verifier::{KeySet, base64url, json, jws::Compact};
+use countersign_verifier::{base64url, json, jws::Compact};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -8,10 +8,15 @@ use super::{
     access_token::{AccessToken, Minter, SignIn, no_signing_key, numeric_date},
     error::OAuthError,
 };
-use crate::domain::{
-    digest::sha256,
-    factor::acr,
-    id::{ClientId, FamilyId, UserId},
+use crate::{
+    clock::Timestamp,
+    domain::{
+        client::{Client, IdTokenAlg},
+        digest::sha256,
+        factor::acr,
+        id::{ClientId, FamilyId, UserId},
+    },
+    keys::ring::{IdTokenKey, IdTokenKeys, KeyRing, NoIdTokenKey},
 };
 
 /// What their headers say that they are (RFC 7519 §5.1): no access token, so that neither passes for
@@ -20,6 +25,8 @@ const TYP: &str = "JWT";
 
 /// What an ID Token is to say.
 pub struct IdGrant<'a> {
+    /// The client that gets it.
+    pub client: &'a Client,
     /// The sign-in.
     pub sign_in: SignIn<'a>,
     /// The access token that it comes with, whose life it shares.
@@ -53,10 +60,10 @@ impl Minter {
     /// Mints an ID Token, dated as the access token is.
     ///
     /// # Errors
-    /// 503 where there is no key to sign with.
+    /// 503 where there is no key to sign with; see also [`Self::check_id_tokens`].
     pub fn mint_id_token(&self, grant: IdGrant<'_>) -> Result<String, OAuthError> {
         let ring = self.snapshots.ring();
-        let key = ring.active(self.clock.now()).ok_or_else(no_signing_key)?;
+        let key = key_for(&ring, grant.client, self.clock.now())?;
         let SignIn {
             family, issued_at, ..
         } = grant.sign_in;
@@ -76,13 +83,49 @@ impl Minter {
             others: grant.claims,
         };
         let payload = serde_json::to_vec(&claims).map_err(OAuthError::internal)?;
-        let signed = self.timed(|| key.sign(&key.header(TYP), &payload));
+        let signed = self.timed(|| key.sign(TYP, &payload));
         signed.map_err(OAuthError::internal)
+    }
+
+    /// Refuses a client whose ID Tokens could not be signed as it wants them: before anything is spent
+    /// for it.
+    ///
+    /// # Errors
+    /// `server_error` where the service has opted out of RS256 since the client was registered. It is
+    /// never given another algorithm.
+    pub fn check_id_tokens(&self, client: &Client) -> Result<(), OAuthError> {
+        if client.uses_openid() && client.id_token_alg != IdTokenAlg::Es256 {
+            key_for(&self.snapshots.ring(), client, self.clock.now())?;
+        }
+        Ok(())
     }
 }
 
+/// The key that signs the ID Tokens of a client.
+pub(super) fn key_for<'a>(
+    ring: &'a KeyRing,
+    client: &Client,
+    now: Timestamp,
+) -> Result<IdTokenKey<'a>, OAuthError> {
+    let key = ring.id_token_key(client.id_token_alg, now);
+    key.map_err(|why| match why {
+        NoIdTokenKey::None => no_signing_key(),
+        NoIdTokenKey::NotAllowed => {
+            let client = client.client_id.clone();
+            OAuthError::internal(NotAllowed(client))
+        }
+    })
+}
+
+/// Why a client gets no ID Token, for the log.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "client {0} wants ID Tokens signed with RS256, which setting keys.rs256_id_tokens does not allow"
+)]
+struct NotAllowed(ClientId);
+
 /// "the base64url encoding of the left-most half of the hash of the octets of the ASCII representation
-/// of the `access_token` value" (Core §3.1.3.6): that of ES256 is SHA-256.
+/// of the `access_token` value" (Core §3.1.3.6): that of ES256 and RS256 is SHA-256.
 fn at_hash(access_token: &str) -> String {
     let hash = sha256(access_token);
     let (half, _) = hash.split_at(hash.len() / 2);
@@ -112,18 +155,16 @@ impl Hint {
     /// # Security
     /// Anybody may present one, of whomever: it tells whom a request means, and proves nothing of who
     /// sends it.
-    pub fn read(token: &str, issuer: &str, keys: &KeySet) -> Result<Self, InvalidHint> {
+    pub fn read(token: &str, issuer: &str, keys: &IdTokenKeys) -> Result<Self, InvalidHint> {
         Self::parse(token, issuer, keys).ok_or(InvalidHint)
     }
 
-    fn parse(token: &str, issuer: &str, keys: &KeySet) -> Option<Self> {
+    fn parse(token: &str, issuer: &str, keys: &IdTokenKeys) -> Option<Self> {
         let token = Compact::parse(token).ok()?;
-        let header = token.header();
-        if !header.typ()?.eq_ignore_ascii_case(TYP) {
+        if !token.header().typ()?.eq_ignore_ascii_case(TYP) {
             return None;
         }
-        let key = keys.find(header.kid()?)?;
-        let claims = json::parse_object(token.verify(key).ok()?).ok()?;
+        let claims = json::parse_object(keys.verified(&token)?).ok()?;
         let text = |name| claims.required_string(name).ok();
         if text("iss")? != issuer {
             return None;

@@ -7,7 +7,7 @@ use super::{
     userinfo::{self, USERINFO_PATH},
 };
 use crate::domain::{
-    client::{AuthMethod, GrantType},
+    client::{AuthMethod, GrantType, IdTokenAlg},
     factor::ACR_VALUES,
     profile,
 };
@@ -30,9 +30,6 @@ pub const REVOCATION_PATH: &str = "/oauth2/revoke";
 /// What client assertions are signed with (RFC 8414 §2).
 const ASSERTION_ALGS: [&str; 1] = ["ES256"];
 
-/// What ID Tokens are signed with (Discovery §3).
-const ID_TOKEN_ALGS: [&str; 1] = ["ES256"];
-
 /// The claims of ID Tokens that are not about the user as a person (Core §2).
 const ID_TOKEN_CLAIMS: [&str; 11] = [
     "acr",
@@ -50,8 +47,12 @@ const ID_TOKEN_CLAIMS: [&str; 11] = [
 
 /// The metadata of an issuer.
 ///
-/// Nothing of a request goes into it, so that no `Host` header can bend an endpoint.
-pub fn document(issuer: &str) -> Value {
+/// Nothing of a request goes into it, so that no `Host` header can bend an endpoint. ID Tokens are
+/// signed with RS256 for clients that want it where the service has opted in.
+pub fn document(issuer: &str, rs256_id_tokens: bool) -> Value {
+    let algs = IdTokenAlg::ALL.iter();
+    let algs = algs.filter(|alg| rs256_id_tokens || **alg != IdTokenAlg::Rs256);
+    let id_token_algs: Vec<&str> = algs.map(|alg| alg.as_str()).collect();
     let methods: Vec<&str> = AuthMethod::ALL
         .iter()
         .map(|method| method.as_str())
@@ -74,7 +75,7 @@ pub fn document(issuer: &str) -> Value {
         "claim_types_supported": ["normal"],
         "claims_supported": ID_TOKEN_CLAIMS.into_iter().chain(profile::names()).collect::<Vec<_>>(),
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ID_TOKEN_ALGS,
+        "id_token_signing_alg_values_supported": id_token_algs,
         "jwks_uri": format!("{issuer}{JWKS_PATH}"),
         "token_endpoint": format!("{issuer}{TOKEN_PATH}"),
         "token_endpoint_auth_methods_supported": methods,

@@ -117,6 +117,8 @@ pub struct Snapshot {
     pub schedule: KeySchedule,
     /// The schedule of refresh-MAC keys.
     pub mac_schedule: KeySchedule,
+    /// The schedule of keys for RS256.
+    pub rs256_schedule: KeySchedule,
     /// Every entry of revocation.
     pub revocations: Vec<Revocation>,
 }

@@ -29,7 +29,7 @@ use countersign::{
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
+        id::{ClientId, FamilyId, Kid, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
         logout_notice::ClaimedNotices,
         node::{Environment, Node},
@@ -50,6 +50,7 @@ use countersign::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::support::database::{Database, Engine};
@@ -83,6 +84,13 @@ on_both_engines! {
     a_database_from_before_there_were_mac_keys_gets_some_under_its_master_key,
     an_emergency_of_mac_keys_refuses_what_they_have_made_and_nothing_else,
     a_master_key_is_not_promoted_past_a_node_that_may_still_sign,
+    keys_for_rs256_are_there_only_where_the_service_has_opted_in,
+    keys_for_rs256_rotate_and_are_revoked_like_those_of_access_tokens,
+    of_two_nodes_that_make_keys_for_rs256_at_once_one_gets_through,
+    a_node_that_ends_while_it_makes_keys_for_rs256_leaves_none_or_all,
+    keys_for_rs256_move_to_another_master_key_also_where_the_service_has_opted_out,
+    keys_for_rs256_made_during_a_promotion_are_sealed_under_the_promoted_master_key,
+    a_client_keeps_rs256_where_the_service_has_opted_out_and_none_gets_it,
     a_client_is_disabled_although_one_of_its_resources_is_gone,
     an_update_without_a_revision_is_made_to_whatever_is_there,
     an_update_with_a_revision_that_has_passed_conflicts,
@@ -438,6 +446,8 @@ impl Office {
                 group_may_read: false,
             },
             policy: POLICY,
+            rs256_id_tokens: false,
+            background: Handle::current(),
         }
     }
 
@@ -447,6 +457,7 @@ impl Office {
             clock: self.clock(),
             entropy: self.entropy.clone(),
             issuer: "https://issuer.example".to_owned(),
+            rs256_id_tokens: false,
             token_retention: POLICY.retention(),
             authority: Authority::Everything,
         }
@@ -454,6 +465,14 @@ impl Office {
 
     fn keys(&self) -> KeyAdmin {
         self.keys_on(Arc::<Contested>::clone(&self.contested))
+    }
+
+    /// The same of a service that has opted in to RS256.
+    fn keys_with_rs256(&self) -> KeyAdmin {
+        KeyAdmin {
+            rs256_id_tokens: true,
+            ..self.keys()
+        }
     }
 
     fn rivals_keys(&self) -> KeyAdmin {
@@ -538,7 +557,11 @@ async fn an_emergency_that_loses_against_the_same_one_revokes_no_second_key(offi
             let states = states(keys);
             states.iter().filter(|state| **state == "revoked").count()
         };
-        let rival = office.rivals_keys();
+        let rival = KeyAdmin {
+            rs256_id_tokens: true,
+            ..office.rivals_keys()
+        };
+        rival.ensure().await.unwrap();
         let before = revoked(&rival.list(key_use).await.unwrap());
         let applied = Arc::new(Mutex::new(Vec::new()));
         office.first({
@@ -549,7 +572,7 @@ async fn an_emergency_that_loses_against_the_same_one_revokes_no_second_key(offi
             }
         });
         let change = office
-            .keys()
+            .keys_with_rs256()
             .rotate(key_use, rotation, &cause())
             .await
             .unwrap();
@@ -812,6 +835,222 @@ async fn an_emergency_of_mac_keys_refuses_what_they_have_made_and_nothing_else(o
     assert_eq!(keys.list(KeyUse::Signing).await.unwrap(), signing);
     let snapshot = office.store.snapshot().await.unwrap();
     assert!(snapshot.revocations.is_empty());
+}
+
+const RS256: KeyUse = KeyUse::IdTokenRs256;
+
+/// The kids of keys, with their states.
+fn kids(keys: &[Value]) -> Vec<(String, String)> {
+    let text = |key: &Value, name: &str| key[name].as_str().unwrap().to_owned();
+    let kid = |key| (text(key, "kid"), text(key, "state"));
+    keys.iter().map(kid).collect()
+}
+
+async fn keys_for_rs256_are_there_only_where_the_service_has_opted_in(office: &Office) {
+    let (off, on) = (office.keys(), office.keys_with_rs256());
+    let none = office.store.key_schedule(RS256).await.unwrap();
+    assert_eq!((none.revision, none.keys.len()), (0, 0));
+    let is_refused = async || {
+        let refused = off.rotate(RS256, EMERGENCY, &cause()).await;
+        let Err(AdminError::Invalid(errors)) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(errors[0].pointer, "/use");
+        assert!(errors[0].detail.contains("keys.rs256_id_tokens"));
+        assert_eq!(off.list(RS256).await.unwrap(), [] as [Value; 0]);
+    };
+    is_refused().await;
+
+    on.ensure().await.unwrap();
+    let listed = on.list(RS256).await.unwrap();
+    assert_eq!(states(&listed), ["active", "next"]);
+    for key in &listed {
+        assert_eq!(
+            [&key["jwk"]["kty"], &key["jwk"]["alg"], &key["jwk"]["kid"]],
+            [&json!("RSA"), &json!("RS256"), &key["kid"]]
+        );
+    }
+    let made = office.store.key_schedule(RS256).await.unwrap();
+    for key in &made.keys {
+        assert_eq!(key.algorithm.as_str(), "RS256");
+        assert_eq!(key.version, None);
+    }
+    on.ensure().await.unwrap();
+
+    // Off again, there is none, and none is made, shown or revoked; on again, there are the same.
+    office.clock.advance(POLICY.period * 2);
+    off.ensure().await.unwrap();
+    is_refused().await;
+    let kid = &made.keys[0].kid;
+    let revoked = off.revoke(kid, &cause()).await;
+    assert!(
+        matches!(revoked, Err(AdminError::NotFound("key"))),
+        "{revoked:?}"
+    );
+    assert_eq!(office.store.key_schedule(RS256).await.unwrap(), made);
+    on.ensure().await.unwrap();
+    let listed = kids(&on.list(RS256).await.unwrap());
+    assert_eq!(listed[0], (kid.to_string(), "retired".to_owned()));
+    assert_eq!(listed.len(), 3);
+}
+
+async fn keys_for_rs256_rotate_and_are_revoked_like_those_of_access_tokens(office: &Office) {
+    let keys = office.keys_with_rs256();
+    keys.ensure().await.unwrap();
+    let signing = keys.list(KeyUse::Signing).await.unwrap();
+    let early = keys.rotate(RS256, Rotation::Scheduled, &cause()).await;
+    let earliest = NOW.plus(spans().lead);
+    assert!(
+        matches!(early, Err(AdminError::TooEarly { earliest_activation_at }) if earliest_activation_at == earliest),
+        "{early:?}"
+    );
+    office.clock.advance(spans().lead);
+    let change = keys.rotate(RS256, Rotation::Scheduled, &cause()).await;
+    assert_eq!(change.unwrap().verifiers_may_lag_until, None);
+    office.clock.advance(spans().notice);
+    let listed = keys.list(RS256).await.unwrap();
+    assert_eq!(states(&listed), ["retiring", "active", "next"]);
+
+    // Clients that verify ID Tokens are told by the JWKS, like all others.
+    let change = keys.rotate(RS256, EMERGENCY, &cause()).await.unwrap();
+    let made = office.clock.now().minus(spans().notice);
+    assert_eq!(
+        change.verifiers_may_lag_until,
+        Some(made.plus(spans().lead))
+    );
+    let listed = keys.list(RS256).await.unwrap();
+    assert_eq!(states(&listed), ["retiring", "revoked", "active", "next"]);
+    let next = Kid::parse(listed[3]["kid"].as_str().unwrap()).unwrap();
+    let change = keys.revoke(&next, &cause()).await.unwrap();
+    assert_eq!(change.key_use, RS256);
+    let mut states = states(&change.keys);
+    states.sort_unstable();
+    assert_eq!(states, ["active", "next", "retiring", "revoked", "revoked"]);
+    // Whoever verifies access tokens never takes them, and need not hear of them.
+    let after = keys.list(KeyUse::Signing).await.unwrap();
+    assert_eq!(kids(&after), kids(&signing));
+    let snapshot = office.store.snapshot().await.unwrap();
+    assert!(snapshot.revocations.is_empty());
+}
+
+async fn of_two_nodes_that_make_keys_for_rs256_at_once_one_gets_through(office: &Office) {
+    let rival = KeyAdmin {
+        rs256_id_tokens: true,
+        ..office.rivals_keys()
+    };
+    office.first({
+        let rival = rival.clone();
+        async move { rival.ensure().await.unwrap() }
+    });
+    let keys = office.keys_with_rs256();
+    keys.ensure().await.unwrap();
+    assert!(office.was_contested());
+    let made = office.store.key_schedule(RS256).await.unwrap();
+    assert_eq!((made.revision, made.keys.len()), (1, 2));
+    assert_eq!(
+        keys.list(RS256).await.unwrap(),
+        rival.list(RS256).await.unwrap()
+    );
+}
+
+async fn a_node_that_ends_while_it_makes_keys_for_rs256_leaves_none_or_all(office: &Office) {
+    let keys = office.keys_with_rs256();
+    for turns in [1, 100, 10_000] {
+        // At some moment, as it happens.
+        let ended = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            made = keys.ensure() => made.unwrap(),
+            () = ended => {}
+        }
+        let made = office.store.key_schedule(RS256).await.unwrap();
+        assert!([0, 2].contains(&made.keys.len()), "{made:?}");
+    }
+    keys.ensure().await.unwrap();
+    let listed = keys.list(RS256).await.unwrap();
+    assert_eq!(states(&listed), ["active", "next"]);
+}
+
+async fn keys_for_rs256_move_to_another_master_key_also_where_the_service_has_opted_out(
+    office: &Office,
+) {
+    let (on, off) = (office.keys_with_rs256(), office.keys());
+    on.ensure().await.unwrap();
+    let before = on.list(RS256).await.unwrap();
+    let made = office.store.key_schedule(RS256).await.unwrap();
+    let old = made.primary_master.unwrap();
+    let (new, _) = off.add_master().unwrap();
+    off.promote_master(new, &cause()).await.unwrap();
+    let refused = off.remove_master(old).await;
+    assert!(
+        matches!(&refused, Err(AdminError::Conflict(why)) if why.contains("6 keys")),
+        "{refused:?}"
+    );
+    assert_eq!(off.rewrap(&cause()).await.unwrap(), 6);
+    off.remove_master(old).await.unwrap();
+    on.bootstrap(false).await.unwrap();
+    assert_eq!(on.list(RS256).await.unwrap(), before);
+}
+
+async fn keys_for_rs256_made_during_a_promotion_are_sealed_under_the_promoted_master_key(
+    office: &Office,
+) {
+    let keys = office.keys_with_rs256();
+    keys.ensure().await.unwrap();
+    let rival = office.rivals_keys();
+    let (new, _) = rival.add_master().unwrap();
+    office.first(async move { rival.promote_master(new, &cause()).await.unwrap() });
+    keys.rotate(RS256, EMERGENCY, &cause()).await.unwrap();
+    assert!(office.was_contested());
+    let schedule = office.store.key_schedule(RS256).await.unwrap();
+    let sealed = schedule.keys.iter().map(|key| key.sealed.master_id == new);
+    assert_eq!(sealed.collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(keys.list(RS256).await.unwrap().len(), 3);
+}
+
+async fn a_client_keeps_rs256_where_the_service_has_opted_out_and_none_gets_it(office: &Office) {
+    let off = office.clients();
+    let on = ClientAdmin {
+        rs256_id_tokens: true,
+        ..office.clients()
+    };
+    let metadata = ClientMetadata {
+        client_name: "Old".to_owned(),
+        id_token_signed_response_alg: Some("RS256".to_owned()),
+        ..ClientMetadata::default()
+    };
+    let is_refused = |refused: Result<(), AdminError>| {
+        let Err(AdminError::Invalid(errors)) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(errors.len(), 1);
+        assert_eq!(errors[0].pointer, "/id_token_signed_response_alg");
+        assert!(errors[0].detail.contains("keys.rs256_id_tokens"));
+    };
+    let refused = off.create(None, &metadata, false, &cause()).await;
+    is_refused(refused.map(drop));
+    let (client, _) = on.create(None, &metadata, false, &cause()).await.unwrap();
+    let (id, alg) = (client.client_id, "id_token_signed_response_alg");
+    // What it has is no reason to refuse another change, and is seen.
+    let disable = json!({ "disabled": true });
+    let client = off.update(&id, &disable, None, &cause()).await.unwrap();
+    assert_eq!(client.document()[alg], "RS256");
+    let without = json!({ alg: null });
+    let client = off.update(&id, &without, None, &cause()).await.unwrap();
+    assert_eq!(client.document()[alg], "ES256");
+    let again = json!({ alg: "RS256" });
+    is_refused(off.update(&id, &again, None, &cause()).await.map(drop));
+    on.update(&id, &again, None, &cause()).await.unwrap();
+    let unknown = json!({ alg: "none" });
+    let refused = on.update(&id, &unknown, None, &cause()).await;
+    assert!(
+        matches!(&refused, Err(AdminError::Invalid(errors)) if errors[0].detail == "must be ES256 or RS256"),
+        "{refused:?}"
+    );
 }
 
 async fn a_master_key_is_not_promoted_past_a_node_that_may_still_sign(office: &Office) {

@@ -182,6 +182,7 @@ on_both_engines! {
     migrating_twice_is_fine,
     keys_are_listed_and_drawn,
     keys_of_refresh_tokens_are_listed_and_rotated_apart,
+    keys_for_rs256_are_there_where_the_settings_say_so,
     rotating_too_early_says_from_when,
     an_emergency_rotation_replaces_the_active_key,
     master_keys_are_exchanged_step_by_step,
@@ -851,6 +852,67 @@ async fn keys_of_refresh_tokens_are_listed_and_rotated_apart(database: &Database
     let wrong = terminal.call(&["keys", "list", "--use", "mac"]);
     assert_eq!(wrong.status, 2);
     assert!(wrong.remarks.contains("refresh_mac"), "{wrong:?}");
+}
+
+async fn keys_for_rs256_are_there_where_the_settings_say_so(database: &Database) {
+    let (terminal, _context) = Terminal::started(database).await;
+    let list = ["keys", "list", "--use", "id_token_rs256"];
+    assert_eq!(terminal.json(&list)["items"], json!([]));
+    let empty = terminal.call(&list);
+    assert!(empty.output.contains("keys.rs256_id_tokens"), "{empty:?}");
+    let rotate = ["keys", "rotate", "--use", "id_token_rs256", "--emergency"];
+    let refused = terminal.call(&rotate);
+    assert!(
+        refused.failure().contains("keys.rs256_id_tokens"),
+        "{refused:?}"
+    );
+    let create = ["clients", "create", "--name", "Portal", "--public"];
+    let wants = ["--id-token-signed-response-alg", "RS256"];
+    let refused = terminal.call(&[&create[..], &wants].concat());
+    let refused = refused.failure();
+    assert!(
+        refused.contains("--id-token-signed-response-alg")
+            && refused.contains("keys.rs256_id_tokens"),
+        "{refused}"
+    );
+
+    let terminal = terminal.with("COUNTERSIGN__KEYS__RS256_ID_TOKENS", "true");
+    let none = terminal.call(&list);
+    assert!(none.output.contains("no keys yet"), "{none:?}");
+    let change = terminal.json(&rotate);
+    assert_eq!(change["keys"], terminal.json(&list)["items"]);
+    let kid = change["keys"][0]["kid"].as_str().unwrap();
+    assert_eq!(change["keys"][0]["jwk"]["alg"], "RS256");
+    let drawn = terminal.call(&list).output;
+    assert!(drawn.contains(kid) && drawn.contains("▲ now"), "{drawn}");
+    let report = terminal.json(&["doctor"]);
+    assert_eq!(report["ok"], true, "{report}");
+    assert_eq!(report["checks"][9]["name"], "RS256 keys");
+    assert!(
+        report["checks"][9]["detail"]
+            .as_str()
+            .unwrap()
+            .contains(kid)
+    );
+
+    let client = terminal.json(&[&create[..], &wants].concat());
+    let id = client["client_id"].as_str().unwrap();
+    let shown = terminal.call(&["clients", "show", id]).output;
+    let line = shown.lines().find(|line| line.contains("ID Tokens"));
+    assert!(line.unwrap().ends_with("RS256"), "{shown}");
+    let back = [
+        "clients",
+        "update",
+        id,
+        "--id-token-signed-response-alg",
+        "ES256",
+    ];
+    assert_eq!(
+        terminal.json(&back)["id_token_signed_response_alg"],
+        "ES256"
+    );
+    let wrong = terminal.call(&[&create[..], &[wants[0], "HS256"]].concat());
+    assert_eq!(wrong.status, 2);
 }
 
 async fn rotating_too_early_says_from_when(database: &Database) {

@@ -211,6 +211,7 @@ fn clients(store: &Arc<dyn Store>) -> ClientAdmin {
         clock: AgreedClock::new(Arc::new(ManualClock::new(NOW))),
         entropy: Entropy::new(),
         issuer: ISSUER.to_owned(),
+        rs256_id_tokens: false,
         token_retention: Duration::from_hours(1),
         authority: Authority::Everything,
     }

@@ -37,6 +37,8 @@ pub(super) struct Client {
     backchannel_logout_uri: Option<String>,
     /// Whether it has to be told of which sign-in: the `sid` of its tokens.
     backchannel_logout_session_required: bool,
+    /// What its ID Tokens and logout tokens are signed with: ES256 or RS256.
+    id_token_signed_response_alg: String,
     /// Whether its codes are bound to a verifier.
     require_pkce: bool,
     /// Whether a password alone is not enough for anybody to sign in to it.
@@ -117,10 +119,11 @@ pub(super) struct Resource {
     introspection_clients: Vec<String>,
 }
 
-/// A key: of access tokens, or of refresh tokens, which no verifier ever sees.
+/// A key: of access tokens, of ID Tokens signed with RS256, or of refresh tokens, which no verifier ever
+/// sees.
 #[derive(ToSchema)]
 pub(super) struct Key {
-    /// Of a signing key its RFC 7638 thumbprint.
+    /// Of a key that signs, its RFC 7638 thumbprint.
     kid: String,
     /// `next`, `active`, `retiring`, `retired` or `revoked`.
     state: String,
@@ -135,7 +138,7 @@ pub(super) struct Key {
     /// When it was declared compromised, in seconds since 1970.
     #[schema(required)]
     revoked_at: Option<i64>,
-    /// The public key (RFC 7517); signing keys alone have one.
+    /// The public key (RFC 7517); keys that sign alone have one.
     #[schema(required = false, value_type = Object)]
     jwk: Option<Value>,
     /// Its name in refresh tokens; refresh-MAC keys alone have one.

@@ -17,6 +17,7 @@ use crate::{
         factor::method,
         family::{Grant, Party},
         id::UserId,
+        scope::OPENID,
         secret::Ticket,
     },
     entropy::Entropy,
@@ -29,7 +30,7 @@ use crate::{
         codes,
         error::{ErrorCode, OAuthError},
         form::Form,
-        id_token::Hint,
+        id_token::{self, Hint},
         seals::Seals,
         store_answer,
     },
@@ -527,9 +528,18 @@ impl AuthorizationEndpoint {
             return Ok(None);
         };
         let form = Form::of_body(query.as_bytes()).map_err(Rejection::Shown)?;
-        let keys = self.snapshots.ring().key_set(self.clock.now());
+        let (ring, now) = (self.snapshots.ring(), self.clock.now());
+        let keys = ring.id_token_keys(now);
         let hint = |token: &str| Hint::read(token, &self.issuer, &keys);
-        AuthorizationRequest::read(&form, &self.snapshots.registry(), &hint).map(Some)
+        let request = AuthorizationRequest::read(&form, &self.snapshots.registry(), &hint)?;
+        // Nobody signs in for a code that is worth nothing.
+        if request.asked.scope.contains(OPENID)
+            && let Err(error) = id_token::key_for(&ring, &request.client, now)
+        {
+            let to = Box::new(request.return_address);
+            return Err(Rejection::Returned(to, error));
+        }
+        Ok(Some(request))
     }
 
     pub(super) fn rejected(rejection: Rejection) -> Answer {

@@ -545,7 +545,7 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        client::{AuthMethod, GrantType},
+        client::{AuthMethod, GrantType, IdTokenAlg},
         family::{Party, RefreshPolicy},
         id::{FamilyId, ResourceId, SessionId, UserId},
         redirect::RedirectUri,
@@ -575,6 +575,7 @@ mod tests {
             post_logout_redirect_uris: Vec::new(),
             backchannel_logout_uri: None,
             backchannel_logout_session_required: false,
+            id_token_alg: IdTokenAlg::Es256,
             require_pkce: true,
             second_factor_required: false,
             allowed_origins: Vec::new(),

@@ -43,6 +43,7 @@ pub(in crate::oauth) async fn exchange(
         .ok_or_else(|| refusal(CodeRefusal::Unknown))?;
     // Otherwise nobody could tell afterwards what has become of the code.
     endpoint.minter.check_ready()?;
+    endpoint.minter.check_id_tokens(client)?;
     asked.check(client, &endpoint.minter.snapshots.registry())?;
     let tokens = &endpoint.refresh_tokens;
     let now = endpoint.minter.clock.now();

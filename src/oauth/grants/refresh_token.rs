@@ -32,6 +32,7 @@ pub(in crate::oauth) async fn exchange(
     let token = endpoint.refresh_tokens.verify(text).await?;
     // Otherwise nobody could tell afterwards what has become of the token.
     endpoint.minter.check_ready()?;
+    endpoint.minter.check_id_tokens(client)?;
     let offered = {
         let registry = endpoint.minter.snapshots.registry();
         asked.check(client, &registry)?;

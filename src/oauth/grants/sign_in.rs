@@ -41,6 +41,7 @@ pub(super) async fn answer(
     let id_token = if scope.contains(OPENID) && client.uses_openid() {
         let claims = named_claims(endpoint, client, &family.grant).await?;
         Some(minter.mint_id_token(IdGrant {
+            client,
             sign_in: access.sign_in,
             access_token: &access.token,
             nonce,

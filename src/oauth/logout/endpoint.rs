@@ -160,7 +160,7 @@ impl LogoutEndpoint {
     fn read(&self, query: &str) -> Result<Request, OAuthError> {
         let form = Form::of_body(query.as_bytes())?;
         let now = self.clock.now();
-        let keys = self.snapshots.ring().key_set(now);
+        let keys = self.snapshots.ring().id_token_keys(now);
         let read = |token: &str| Hint::read(token, &self.issuer, &keys);
         let hint = form.one("id_token_hint")?.map(read).transpose();
         let hint = hint.map_err(|_| {

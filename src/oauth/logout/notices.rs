@@ -14,10 +14,11 @@ use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::{Cause, Change, EventType},
+        client::IdTokenAlg,
         logout_notice::LogoutNotice,
     },
     entropy::{Entropy, EntropyError},
-    keys::signer::SignError,
+    keys::{ring::NoIdTokenKey, signer::SignError},
     metrics::Metrics,
     outbound::{FetchError, Outbound},
     registry::Snapshots,
@@ -81,9 +82,9 @@ enum Untold {
     /// It did not answer.
     #[error("the client could not be reached")]
     Unreachable(#[source] FetchError),
-    /// There is no key to sign with.
-    #[error("there is no key to sign with")]
-    NoKey,
+    /// There is no key to sign with, or none for what the client wants.
+    #[error(transparent)]
+    NoKey(#[from] NoIdTokenKey),
     /// No randomness.
     #[error("there is no randomness")]
     Entropy(#[from] EntropyError),
@@ -186,13 +187,15 @@ impl LogoutNotifier {
 
     async fn tell(&self, notice: &LogoutNotice) -> Result<(), Untold> {
         let registry = self.snapshots.registry().clone();
-        let client = registry.client(&notice.client_id);
-        let uri = client.and_then(|client| client.backchannel_logout_uri.as_deref());
         // A client that is gone, or does not want to hear of it any more, is not told.
+        let Some(client) = registry.client(&notice.client_id) else {
+            return Ok(());
+        };
+        let uri = client.backchannel_logout_uri.as_deref();
         let Some(uri) = uri.and_then(|uri| Url::parse(uri).ok()) else {
             return Ok(());
         };
-        let token = self.logout_token(notice)?;
+        let token = self.logout_token(notice, client.id_token_alg)?;
         let form = [("logout_token", &*token)];
         let posting = self.outbound.post(&uri, &form).await;
         match posting.map_err(Untold::Unreachable)? {
@@ -203,7 +206,7 @@ impl LogoutNotifier {
         }
     }
 
-    fn logout_token(&self, notice: &LogoutNotice) -> Result<String, Untold> {
+    fn logout_token(&self, notice: &LogoutNotice, alg: IdTokenAlg) -> Result<String, Untold> {
         let now = self.clock.now();
         let iat = now.seconds();
         let claims = Claims {
@@ -219,8 +222,9 @@ impl LogoutNotifier {
         };
         let payload = serde_json::to_vec(&claims)?;
         let ring = self.snapshots.ring();
-        let key = ring.active(now).ok_or(Untold::NoKey)?;
-        Ok(key.sign(&key.header(TYP), &payload)?)
+        // "logout tokens are signed … as ID Tokens are" (§2.4), for this client.
+        let key = ring.id_token_key(alg, now)?;
+        Ok(key.sign(TYP, &payload)?)
     }
 }
 

@@ -742,6 +742,7 @@ where
             resources: legible(Self::read_resources(&mut tx).await?)?,
             schedule: Self::read_schedule(&mut tx, KeyUse::Signing).await?,
             mac_schedule: Self::read_schedule(&mut tx, KeyUse::RefreshMac).await?,
+            rs256_schedule: Self::read_schedule(&mut tx, KeyUse::IdTokenRs256).await?,
             revocations: legible(Self::read_revocations(&mut tx, 0).await?)?,
         };
         tx.rollback().await?;

@@ -32,7 +32,8 @@ macro_rules! client_columns {
          jwks, jwks_uri, tokens_not_before, first_party, refresh_policy, refresh_sharing_acknowledged, \
          session_epoch, redirect_uris, post_logout_redirect_uris, require_pkce, \
          second_factor_required, session_tokens, forward_auth, \
-         backchannel_logout_uri, backchannel_logout_session_required"
+         backchannel_logout_uri, backchannel_logout_session_required, \
+         id_token_signed_response_alg"
     };
 }
 
@@ -91,7 +92,7 @@ where
                     "insert into client (",
                     client_columns!(),
                     ") \
-                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29) \
+                     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30) \
                      on conflict (client_id) do nothing \
                      returning client_id"
                 )
@@ -105,7 +106,8 @@ where
                  refresh_sharing_acknowledged = $20, session_epoch = $21, redirect_uris = $22, \
                  post_logout_redirect_uris = $23, require_pkce = $24, second_factor_required = $25, \
                  session_tokens = $26, forward_auth = $27, \
-                 backchannel_logout_uri = $28, backchannel_logout_session_required = $29 \
+                 backchannel_logout_uri = $28, backchannel_logout_session_required = $29, \
+                 id_token_signed_response_alg = $30 \
                  where client_id = $1 and revision = $12 - 1 \
                  returning client_id"
             }
@@ -117,12 +119,7 @@ where
             .bind(list(after.grant_types.iter().map(|grant| grant.as_str())))
             .bind(after.scope.to_string())
             .bind(list(after.resources.iter().map(ResourceUri::as_str)))
-            .bind(
-                after
-                    .default_resource
-                    .as_ref()
-                    .map(|uri| uri.as_str().to_owned()),
-            )
+            .bind(after.default_resource.as_ref().map(ToString::to_string))
             .bind(list(&after.allowed_origins))
             .bind(after.access_token_ttl_seconds.map(i64::from))
             .bind(i64::from(after.disabled))
@@ -145,6 +142,7 @@ where
             .bind(i64::from(after.forward_auth))
             .bind(after.backchannel_logout_uri.clone())
             .bind(i64::from(after.backchannel_logout_session_required))
+            .bind(after.id_token_alg.as_str().to_owned())
             .fetch_optional(&mut **tx)
             .await?
             .ok_or(StoreError::Conflict)?;
@@ -423,6 +421,9 @@ where
                 .ok_or_else(|| bad("allowed_origins"))?,
             redirect_uris: redirects("redirect_uris")?,
             post_logout_redirect_uris: redirects("post_logout_redirect_uris")?,
+            id_token_alg: text("id_token_signed_response_alg")?
+                .parse()
+                .map_err(|_| bad("id_token_signed_response_alg"))?,
             require_pkce: Self::column::<i64>(row, TABLE, "require_pkce")? != 0,
             second_factor_required: Self::column::<i64>(row, TABLE, "second_factor_required")? != 0,
             backchannel_logout_uri: Self::column(row, TABLE, "backchannel_logout_uri")?,

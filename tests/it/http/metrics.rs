@@ -212,6 +212,22 @@ async fn the_state_is_that_of_the_moment() {
     }
 }
 
+#[tokio::test]
+async fn keys_for_rs256_are_counted_where_the_service_has_opted_in() {
+    let series =
+        |state: &str| format!("countersign_keys{{use=\"id_token_rs256\",state=\"{state}\"}}");
+    let setup = Setup::new().set("keys.rs256_id_tokens", "true");
+    let server = setup.start().await;
+    let (_, metrics) = scrape(&server).await;
+    for state in ["active", "next"] {
+        assert!((metrics.value(&series(state)) - 1.0).abs() < f64::EPSILON);
+    }
+    let left = "countersign_key_next_transition_seconds{use=\"id_token_rs256\"}";
+    assert!(metrics.value(left) > 2_500_000.0);
+    let (text, _) = scrape(&TestServer::start().await).await;
+    assert!(!text.contains("id_token_rs256"), "{text}");
+}
+
 /// Waits until a series has this value.
 async fn becomes(server: &TestServer, series: &str, expected: f64) {
     let series = format!("countersign_{series}");

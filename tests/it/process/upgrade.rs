@@ -65,6 +65,7 @@ impl Registrar {
             clock: AgreedClock::new(Arc::new(SystemClock::new())),
             entropy: Entropy::new(),
             issuer: ISSUER.to_owned(),
+            rs256_id_tokens: false,
             token_retention: std::time::Duration::from_mins(90),
             authority: Authority::Everything,
         }

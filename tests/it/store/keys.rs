@@ -15,7 +15,8 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::sample::{
-    NOW, apply, assert_conflict, key, mac_key, mac_schedule, put, schedule, traces,
+    NOW, apply, assert_conflict, key, mac_key, mac_schedule, put, rs256_key, rs256_schedule,
+    schedule, traces,
 };
 use crate::support::database::Database;
 
@@ -180,6 +181,22 @@ pub(super) async fn the_keys_of_each_use_have_a_schedule_of_their_own(database: 
         .map(|row| (row.topic.unwrap(), row.target.as_str()))
         .collect();
     assert_eq!(published, [(Topic::Keys, "refresh_mac")]);
+    assert!(read.revocations.is_empty());
+
+    // Those for RS256 likewise.
+    let mut gone = rs256_key("c", 5);
+    gone.times.revoked_at = Some(NOW);
+    let for_rs256 = vec![rs256_key("b", 0), gone, rs256_key("d", 9)];
+    let start = read.position;
+    apply(&*store, put(rs256_schedule(0, for_rs256.clone())))
+        .await
+        .unwrap();
+    let read = store.snapshot().await.unwrap();
+    assert_eq!(read.rs256_schedule, rs256_schedule(1, for_rs256));
+    assert_eq!(read.mac_schedule, mac_schedule(1, keys.clone()));
+    let changes = store.changes_since(start, 10, NOW).await.unwrap().rows;
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].target, "id_token_rs256");
     assert!(read.revocations.is_empty());
 
     // No version twice.

@@ -4,7 +4,7 @@ use countersign::{
     clock::Timestamp,
     domain::{
         change::{Applied, Cause, Change, EventType},
-        client::{AuthMethod, Client, GrantType},
+        client::{AuthMethod, Client, GrantType, IdTokenAlg},
         family::RefreshPolicy,
         id::{ClientId, Kid, MasterKeyId, ResourceId, SecretId, UserId},
         key::{KeyAlgorithm, KeyRecord, KeySchedule, KeyTimes, KeyUse, SealedKey},
@@ -41,6 +41,7 @@ pub(super) fn client(id: &str) -> Client {
         post_logout_redirect_uris: Vec::new(),
         backchannel_logout_uri: None,
         backchannel_logout_session_required: false,
+        id_token_alg: IdTokenAlg::Es256,
         require_pkce: true,
         second_factor_required: false,
         allowed_origins: Vec::new(),
@@ -81,6 +82,7 @@ pub(super) fn full_client(id: &str) -> Client {
         post_logout_redirect_uris: vec![redirect("com.example.app:/bye")],
         backchannel_logout_uri: Some("https://d.example/out?a=%27".to_owned()),
         backchannel_logout_session_required: true,
+        id_token_alg: IdTokenAlg::Rs256,
         require_pkce: false,
         second_factor_required: true,
         allowed_origins: vec!["https://b.example".to_owned(), "http://[::1]:80".to_owned()],
@@ -233,6 +235,23 @@ pub(super) fn mac_key(version: u32, activates_after: i64) -> KeyRecord {
 pub(super) fn mac_schedule(revision: i64, keys: Vec<KeyRecord>) -> KeySchedule {
     KeySchedule {
         key_use: KeyUse::RefreshMac,
+        ..schedule(revision, keys)
+    }
+}
+
+/// A key for RS256 that becomes active so many milliseconds after [`NOW`].
+pub(super) fn rs256_key(name: &str, activates_after: i64) -> KeyRecord {
+    KeyRecord {
+        key_use: KeyUse::IdTokenRs256,
+        algorithm: KeyAlgorithm::Rs256,
+        ..key(name, activates_after)
+    }
+}
+
+/// A schedule of such keys to be put in place of the one at `revision`.
+pub(super) fn rs256_schedule(revision: i64, keys: Vec<KeyRecord>) -> KeySchedule {
+    KeySchedule {
+        key_use: KeyUse::IdTokenRs256,
         ..schedule(revision, keys)
     }
 }

@@ -8,6 +8,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc, thread::JoinHandle, 
 use countersign::{
     admin::{
         client::{ClientAdmin, ClientMetadata},
+        key::KeyAdmin,
         operator::Authority,
         resource::{ResourceAdmin, ResourceMetadata},
     },
@@ -32,6 +33,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    runtime::Handle,
     sync::oneshot,
 };
 use tokio_util::sync::CancellationToken;
@@ -154,6 +156,7 @@ impl Setup {
             clock,
             entropy,
             issuer: issuer.clone(),
+            rs256_id_tokens: config.rs256_id_tokens,
             token_retention: config.policy.retention(),
             authority: Authority::Everything,
         };
@@ -359,7 +362,27 @@ impl TestServer {
 
     /// One more node with the same settings, on the same database; not on `SQLite`.
     pub(crate) async fn beside(&self) -> Node {
-        Node::start(self.config.clone(), Arc::clone(&self.clock)).await
+        self.beside_with(|_| {}).await
+    }
+
+    /// The same with some settings changed.
+    pub(crate) async fn beside_with(&self, change: impl FnOnce(&mut Config)) -> Node {
+        let mut config = self.config.clone();
+        change(&mut config);
+        Node::start(config, Arc::clone(&self.clock)).await
+    }
+
+    /// What operators do with keys, as from another process.
+    pub(crate) fn keys(&self) -> KeyAdmin {
+        KeyAdmin {
+            store: Arc::clone(&self.clients.store),
+            clock: self.clients.clock.clone(),
+            entropy: Entropy::new(),
+            masters: self.config.master_keys.clone(),
+            policy: self.config.policy,
+            rs256_id_tokens: self.config.rs256_id_tokens,
+            background: Handle::current(),
+        }
     }
 
     /// A request to the public listener.

@@ -128,8 +128,12 @@ fn keys_are_found_by_their_kid_and_not_otherwise() {
 #[test]
 fn unusable_keys_are_skipped() {
     let rsa = json!({"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "rsa"});
+    // As an issuer publishes it that signs ID Tokens with RS256, too.
+    let id_tokens = json!({
+        "kty": "RSA", "n": "_".repeat(342), "e": "AQAB", "kid": "id-tokens", "alg": "RS256", "use": "sig",
+    });
     let keys = parse(&json!({"unknown": 1, "keys": [
-        rsa, 1, null, "x", {}, {"kty": "oct", "k": "AA", "kid": "oct"}, {"kty": "new", "kid": "new"},
+        rsa, id_tokens, 1, null, "x", {}, {"kty": "oct", "k": "AA", "kid": "oct"}, {"kty": "new", "kid": "new"},
         with(jwk(), "crv", json!("P-521")), with(jwk(), "kid", json!(7)), with(jwk(), "x", json!(7)),
         with(jwk(), "use", json!("enc")), jwk(),
     ]}))

@@ -1,6 +1,7 @@
 //! `/admin/v1/clients` and what is below it.
 
 use super::*;
+use crate::support::server::Setup;
 
 #[tokio::test]
 async fn a_client_is_registered_shown_changed_and_removed() {
@@ -45,6 +46,53 @@ async fn a_client_is_registered_shown_changed_and_removed() {
     for answer in [desk.get(&place).await, desk.delete(&place).await] {
         is_problem(&answer, 404, "not-found");
     }
+}
+
+/// `OpenID` Connect Registration 1.0 §2.
+#[tokio::test]
+async fn id_tokens_are_signed_with_rs256_only_where_the_service_has_opted_in() {
+    let field = "id_token_signed_response_alg";
+    let off = TestServer::start().await;
+    let desk = Desk::of(&off, ALL).await;
+    let written = |alg: Value| json!({ "client_name": "Portal", "scope": "openid", field: alg });
+    for alg in [Value::Null, json!("ES256")] {
+        let created = desk.post("/admin/v1/clients", &written(alg)).await;
+        assert_eq!(created.status, 201, "{created:?}");
+        assert_eq!(created.json()[field], "ES256");
+    }
+    for (alg, detail) in [
+        (
+            "RS256",
+            "RS256 is for services whose setting keys.rs256_id_tokens is true",
+        ),
+        ("PS256", "must be ES256 or RS256"),
+        ("none", "must be ES256 or RS256"),
+        ("", "must be ES256 or RS256"),
+    ] {
+        let created = desk.post("/admin/v1/clients", &written(json!(alg))).await;
+        let patch = json!({ field: alg });
+        let changed = desk.patch("/admin/v1/clients/app", &patch).await;
+        for refused in [created, changed] {
+            assert_eq!(pointers(&refused), [format!("/{field}")]);
+            assert_eq!(refused.json()["errors"][0]["detail"], detail);
+        }
+    }
+    let setup = Setup::new().set("keys.rs256_id_tokens", "true");
+    let on = setup.start().await;
+    let desk = Desk::of(&on, ALL).await;
+    let created = desk
+        .post("/admin/v1/clients", &written(json!("RS256")))
+        .await;
+    assert_eq!(created.status, 201, "{created:?}");
+    assert_eq!(created.json()[field], "RS256");
+    let changed = desk
+        .patch("/admin/v1/clients/app", &json!({ field: "RS256" }))
+        .await;
+    assert_eq!(changed.json()[field], "RS256");
+    let changed = desk
+        .patch("/admin/v1/clients/app", &json!({ field: null }))
+        .await;
+    assert_eq!(changed.json()[field], "ES256");
 }
 
 #[tokio::test]

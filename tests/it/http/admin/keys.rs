@@ -130,6 +130,76 @@ async fn keys_of_refresh_tokens_are_listed_and_rotated_apart() {
     assert_eq!(pointers(&refused), ["/use"]);
 }
 
+#[tokio::test]
+async fn keys_for_rs256_are_listed_and_rotated_where_the_service_has_opted_in() {
+    let setup = Setup::new().set("keys.rs256_id_tokens", "true");
+    let server = setup.start().await;
+    let desk = Desk::of(&server, "keys:read keys:rotate events:read").await;
+    let path = "/admin/v1/keys?use=id_token_rs256";
+    let before = desk.get(path).await.json();
+    let signing = desk.get("/admin/v1/keys").await.json();
+    for (index, state) in ["active", "next"].into_iter().enumerate() {
+        let key = &before["items"][index];
+        assert_eq!(key["state"], state);
+        assert_eq!(key["jwk"]["alg"], "RS256");
+        assert_eq!(key["jwk"]["kid"], key["kid"]);
+        assert_eq!(key.get("version"), None);
+    }
+    let rotate = json!({ "mode": "scheduled", "use": "id_token_rs256" });
+    let early = desk.post("/admin/v1/keys/rotate", &rotate).await;
+    is_problem(&early, 409, "too-early");
+    let emergency = json!({ "mode": "emergency", "use": "id_token_rs256" });
+    let rotated = desk.post("/admin/v1/keys/rotate", &emergency).await;
+    assert_eq!(rotated.status, 200, "{rotated:?}");
+    assert!(rotated.json()["verifiers_may_lag_until"].is_i64());
+    let leaked = before["items"][0]["kid"].as_str().unwrap();
+    let next = before["items"][1]["kid"].as_str().unwrap();
+    // It leaves the JWKS at once.
+    while server.jwks().await.contains(leaked) {}
+    assert!(server.jwks().await.contains(next));
+    let revoked = desk
+        .send(desk.request("POST", &format!("/admin/v1/keys/{next}/revoke")))
+        .await;
+    assert_eq!(revoked.status, 200, "{revoked:?}");
+    let states: Vec<Value> = desk.get(path).await.json()["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|key| key["state"].clone())
+        .collect();
+    assert_eq!(
+        states.iter().filter(|state| **state == "revoked").count(),
+        2
+    );
+    assert_eq!(desk.get("/admin/v1/keys").await.json(), signing);
+    let events = desk.get("/admin/v1/events?type=key.revoked").await.json();
+    let targets: Vec<&Value> = events["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| &event["target"])
+        .collect();
+    assert_eq!(targets, ["id_token_rs256", "id_token_rs256"]);
+}
+
+#[tokio::test]
+async fn there_are_no_keys_for_rs256_where_the_service_has_not_opted_in() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, "keys:read keys:rotate").await;
+    let listed = desk.get("/admin/v1/keys?use=id_token_rs256").await;
+    assert_eq!(listed.json()["items"], json!([]));
+    for mode in ["scheduled", "emergency"] {
+        let rotate = json!({ "mode": mode, "use": "id_token_rs256" });
+        let refused = desk.post("/admin/v1/keys/rotate", &rotate).await;
+        assert_eq!(pointers(&refused), ["/use"]);
+        assert!(refused.body.contains("keys.rs256_id_tokens"), "{refused:?}");
+    }
+    assert_eq!(
+        desk.get("/admin/v1/keys?use=id_token_rs256").await.json(),
+        listed.json()
+    );
+}
+
 /// Whoever holds a refresh token of the leaked key signs in again. Nothing else happens to them.
 #[tokio::test]
 async fn an_emergency_of_mac_keys_refuses_the_refresh_tokens_made_with_them() {

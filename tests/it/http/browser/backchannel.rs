@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use countersign::{
-    admin::client::ClientMetadata,
+    admin::client::{ClientAdmin, ClientMetadata},
     clock::{ManualClock, Timestamp},
     domain::{
-        change::{Change, EventType},
+        change::{Cause, Change, EventType},
         event::{Event, EventQuery},
         family::EndReason,
+        id::ClientId,
     },
 };
 use countersign_verifier::{KeySet, base64url, jws::Compact};
@@ -16,7 +17,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Browser, CALLBACK, Site, heading, returned};
+use super::{
+    super::openid::{header, verified_with_rs256},
+    Browser, CALLBACK, Site, heading, returned,
+};
 use crate::support::{
     database::Engine,
     openmetrics,
@@ -62,6 +66,11 @@ fn wants_to_be_told(name: &str, receiver: &Receiver) -> ClientMetadata {
 
 impl Told {
     async fn on(engine: Engine) -> Self {
+        Self::of(Setup::new().on(engine), "ES256").await
+    }
+
+    /// The same of other settings, where `desk` wants its tokens signed with this algorithm.
+    async fn of(setup: Setup, alg: &str) -> Self {
         let clock = ManualClock::new(NOW);
         let (desk, strict) = (Receiver::secure(), Receiver::secure());
         let folder = TempDir::new().unwrap();
@@ -72,13 +81,16 @@ impl Told {
             backchannel_logout_session_required: true,
             ..wants_to_be_told("Strict", &strict)
         };
-        let setup = Setup::new()
-            .on(engine)
+        let of_desk = ClientMetadata {
+            id_token_signed_response_alg: Some(alg.to_owned()),
+            ..wants_to_be_told("Desk", &desk)
+        };
+        let setup = setup
             .clock(clock.clone())
             .set("outbound.allowed_networks", "127.0.0.1/32")
             .set("outbound.timeout_seconds", "20")
             .set("outbound.ca_certificates", roots.to_str().unwrap())
-            .client("desk", wants_to_be_told("Desk", &desk))
+            .client("desk", of_desk)
             .client("strict", of_strict);
         for receiver in [&desk, &strict] {
             receiver.fail(200);
@@ -406,6 +418,59 @@ async fn a_client_is_not_told_what_it_has_done() {
     let told = told(&it.site, &it.desk).await;
     assert_eq!(told[0]["sid"], ended.family.to_string());
     assert_eq!(told.len(), 1);
+}
+
+/// "Back-Channel Logout Tokens … are signed … as for ID Tokens" (§2.6): as their client wants those.
+#[tokio::test]
+async fn a_client_that_wants_rs256_is_told_so() {
+    let setup = Setup::new().set("keys.rs256_id_tokens", "true");
+    let it = Told::of(setup, "RS256").await;
+    let mut browser = it.site.browser();
+    let (desk, hint) = browser.at("desk", "openid read").await;
+    browser.at("strict", "openid read").await;
+    browser.signs_out(&hint).await;
+    it.reaches("delivered", 2.0).await;
+    let body = String::from_utf8(it.desk.bodies()).unwrap();
+    let token = body.strip_prefix("logout_token=").unwrap();
+    let jwks = serde_json::from_str(&it.site.server.jwks().await).unwrap();
+    let told = verified_with_rs256(token, &jwks).unwrap();
+    assert_eq!(told["sid"], claims(&desk.access_token)["sid"]);
+    assert_eq!(header(token)["typ"], "logout+jwt");
+    // The other client as ever.
+    assert_eq!(self::told(&it.site, &it.strict).await.len(), 1);
+}
+
+/// It is told with no other algorithm, and as soon as it can be told.
+#[tokio::test]
+async fn a_client_that_wants_what_was_switched_off_is_told_when_it_is_there() {
+    let it = Told::on(Engine::Sqlite).await;
+    let mut browser = it.site.browser();
+    let (_, hint) = browser.at("desk", "openid read").await;
+    let clients = ClientAdmin {
+        rs256_id_tokens: true,
+        ..it.site.server.clients.clone()
+    };
+    let wants = async |alg: &str| {
+        let id = ClientId::parse("desk").unwrap();
+        let patch = json!({ "id_token_signed_response_alg": alg });
+        let updated = clients.update(&id, &patch, None, &Cause::system()).await;
+        updated.unwrap();
+        // What the server has heard of it is seen by what it answers to whoever asks for a code.
+        let status = if alg == "RS256" { 303 } else { 200 };
+        it.until(async || {
+            let asked = [("client_id", "desk"), ("scope", "openid")];
+            it.site.browser().ask(&asked).await.status == status
+        })
+        .await;
+    };
+    wants("RS256").await;
+    browser.signs_out(&hint).await;
+    it.reaches("failed", 1.0).await;
+    assert_eq!(it.desk.connections(), 0);
+    wants("ES256").await;
+    it.clock.advance(Duration::from_mins(1));
+    it.reaches("delivered", 1.0).await;
+    assert_eq!(told(&it.site, &it.desk).await.len(), 1);
 }
 
 /// The header of a logout token says that it is one, so that nobody takes it for anything else here.

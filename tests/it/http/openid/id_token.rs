@@ -5,6 +5,7 @@ use std::time::Duration;
 use countersign::{
     admin::client::ClientMetadata,
     clock::{ManualClock, Timestamp},
+    keys::ring::IdTokenKeys,
     oauth::id_token::{Hint, InvalidHint},
 };
 use countersign_verifier::{KeySet, base64url};
@@ -251,7 +252,10 @@ async fn no_id_token_passes_for_an_access_token_nor_the_other_way_round() {
     };
     assert_eq!(introspect(&access).await["active"], true);
     assert_eq!(introspect(&id).await, json!({ "active": false }));
-    let keys = KeySet::parse(site.server.jwks().await.as_bytes()).unwrap();
+    let keys = IdTokenKeys {
+        es256: KeySet::parse(site.server.jwks().await.as_bytes()).unwrap(),
+        ..IdTokenKeys::default()
+    };
     let hint = Hint::read(&id, ISSUER, &keys).unwrap();
     assert_eq!(hint.subject, site.ada);
     assert_eq!(hint.client_id.as_str(), "rp");
@@ -263,7 +267,7 @@ async fn no_id_token_passes_for_an_access_token_nor_the_other_way_round() {
         Err(InvalidHint)
     );
     assert_eq!(
-        Hint::read(&id, ISSUER, &KeySet::default()),
+        Hint::read(&id, ISSUER, &IdTokenKeys::default()),
         Err(InvalidHint)
     );
     let (input, signature) = id.rsplit_once('.').unwrap();

@@ -26,12 +26,15 @@ use crate::support::{
 
 const CALLBACK: &str = "https://app.example/callback";
 
-async fn site() -> Site {
+/// A server whose client `rp` wants its ID Tokens signed so.
+async fn site(alg: &str) -> Site {
     let metadata = ClientMetadata {
         redirect_uris: vec![CALLBACK.to_owned()],
+        id_token_signed_response_alg: Some(alg.to_owned()),
         ..relying_party()
     };
-    let site = Site::of(Setup::new().client("rp", metadata)).await;
+    let setup = Setup::new().set("keys.rs256_id_tokens", &(alg == "RS256").to_string());
+    let site = Site::of(setup.client("rp", metadata)).await;
     let profile = json!({ "name": "Ada Lovelace", "email": "ada@example.com" });
     let profile = Profile::parse(profile.as_object().unwrap().clone()).unwrap();
     let now = site.server.clients.clock.now();
@@ -43,8 +46,8 @@ async fn site() -> Site {
 }
 
 /// Runs a program of `tests/interop` and judges what it says that it was told.
-async fn dances(command: &str, program: &str) {
-    let site = site().await;
+async fn dances(command: &str, program: &str, alg: &str) {
+    let site = site(alg).await;
     let folder = oracle::folder();
     let command = if command == "node" {
         Path::new(command).to_owned()
@@ -89,22 +92,41 @@ async fn dances(command: &str, program: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn openid_client_for_node_signs_in() {
-    dances("node", "openid_client.mjs").await;
+    dances("node", "openid_client.mjs", "ES256").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openid_client_for_node_signs_in_with_rs256() {
+    dances("node", "openid_client.mjs", "RS256").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn oauth4webapi_for_node_signs_in() {
-    dances("node", "oauth4webapi.mjs").await;
+    dances("node", "oauth4webapi.mjs", "ES256").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn authlib_for_python_signs_in() {
-    dances("venv/bin/python", "authlib_client.py").await;
+    dances("venv/bin/python", "authlib_client.py", "ES256").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn authlib_for_python_signs_in_with_rs256() {
+    dances("venv/bin/python", "authlib_client.py", "RS256").await;
 }
 
 #[tokio::test]
 async fn openidconnect_for_rust_signs_in() {
-    let site = site().await;
+    openidconnect_dances("ES256").await;
+}
+
+#[tokio::test]
+async fn openidconnect_for_rust_signs_in_with_rs256() {
+    openidconnect_dances("RS256").await;
+}
+
+async fn openidconnect_dances(alg: &str) {
+    let site = site(alg).await;
     let base = format!("http://{}", site.server.public);
     let http = client().build().unwrap();
     // The way to an issuer that is somewhere else than its URL says.
@@ -165,6 +187,7 @@ async fn openidconnect_for_rust_signs_in() {
         .unwrap();
     let id_token = tokens.id_token().unwrap();
     let judge = relying_party.id_token_verifier();
+    assert_eq!(json!(id_token.signing_alg().unwrap()), alg);
     let claims = id_token.claims(&judge, &nonce).unwrap();
     let hash = AccessTokenHash::from_token(
         tokens.access_token(),

@@ -4,6 +4,7 @@ mod id_token;
 mod library;
 mod oidcc;
 mod request;
+mod rs256;
 mod userinfo;
 
 use countersign::admin::client::ClientMetadata;
@@ -90,8 +91,10 @@ fn rp(server: &TestServer) -> &Registered {
     server.other("rp")
 }
 
+pub(super) use rs256::verified as verified_with_rs256;
+
 /// The header of a JWT.
-fn header(token: &str) -> Value {
+pub(super) fn header(token: &str) -> Value {
     let header = token.split('.').next().unwrap();
     serde_json::from_slice(&base64url::decode(header).unwrap()).unwrap()
 }

@@ -101,8 +101,19 @@ struct Plan {
 
 impl Plan {
     async fn new(mode: &'static str) -> Self {
+        Self::with(mode, Setup::new(), "ES256").await
+    }
+
+    /// The same at a service that has opted in to RS256, which its client wants.
+    async fn with_rs256(mode: &'static str) -> Self {
+        let setup = Setup::new().set("keys.rs256_id_tokens", "true");
+        Self::with(mode, setup, "RS256").await
+    }
+
+    async fn with(mode: &'static str, setup: Setup, alg: &str) -> Self {
         let bare = ClientMetadata {
             require_pkce: Some(false),
+            id_token_signed_response_alg: Some(alg.to_owned()),
             ..relying_party()
         };
         let posting = ClientMetadata {
@@ -110,7 +121,7 @@ impl Plan {
             ..bare.clone()
         };
         let clock = ManualClock::new(NOW);
-        let setup = Setup::new().clock(clock.clone());
+        let setup = setup.clock(clock.clone());
         let setup = setup.client("rp", bare).client("posting", posting);
         let site = Site::of(setup).await;
         let profile = json!({
@@ -277,6 +288,13 @@ async fn oidcc_idtoken_signature(plan: Plan) {
             .await
             .contains(header["kid"].as_str().unwrap())
     );
+    // Where the service has opted in, also with the algorithm that the suite asks for.
+    let plan = Plan::with_rs256(plan.mode).await;
+    let answered = plan.redeem(&plan.signed_in(&[]).await).await;
+    let jwks = plan.site.server.jwks().await;
+    let jwks = serde_json::from_str(&jwks).unwrap();
+    let told = super::rs256::verified(&id_token(&answered), &jwks).unwrap();
+    assert_eq!(told["nonce"], "n-1");
 }
 
 async fn oidcc_idtoken_unsigned(plan: Plan) {
@@ -627,6 +645,17 @@ async fn oidcc_ensure_request_with_valid_pkce_succeeds(plan: Plan) {
 }
 
 async fn oidcc_discovery_endpoint_verification(plan: Plan) {
+    // "The algorithm RS256 MUST be included" (Discovery §3): where the service has opted in.
+    let opted_in = Plan::with_rs256(plan.mode).await;
+    let metadata = answer(
+        opted_in
+            .site
+            .server
+            .get("/.well-known/openid-configuration"),
+    )
+    .await;
+    let algs = metadata.json()["id_token_signing_alg_values_supported"].clone();
+    assert_eq!(algs, json!(["ES256", "RS256"]));
     let metadata = answer(plan.site.server.get("/.well-known/openid-configuration")).await;
     assert_eq!(metadata.header("content-type"), Some("application/json"));
     let metadata = metadata.json();
