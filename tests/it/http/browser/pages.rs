@@ -1,12 +1,13 @@
 //! What every page has in common.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, task::Poll, time::Duration};
 
 use countersign::{
     clock::{ManualClock, Timestamp},
     domain::user::PasswordHash,
 };
 use reqwest::Method;
+use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 
 use super::{
@@ -224,6 +225,39 @@ async fn a_page_that_says_that_something_broke_is_guarded() {
         assert_eq!(broken.status, 500, "{broken:?}");
         stays(&broken, "Something went wrong");
     }
+}
+
+#[tokio::test]
+async fn a_page_that_says_not_now_is_guarded() {
+    let clock = ManualClock::new(NOW);
+    let database = Database::create(Engine::Postgres).await;
+    let setup = Setup::new().at(database.url()).clock(clock.clone());
+    let site = Site::of(setup).await;
+    let mut browser = site.browser();
+    browser.ada().await;
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql("begin; lock table browser_session in access exclusive mode")
+        .execute(&mut holder)
+        .await
+        .unwrap();
+    for path in ["/account", "/oauth2/logout"] {
+        let asked = answer(browser.request(Method::GET, path));
+        let mut asked = std::pin::pin!(asked);
+        let refused = loop {
+            match futures_util::poll!(&mut asked) {
+                Poll::Ready(refused) => break refused,
+                Poll::Pending => {
+                    clock.advance(Duration::from_millis(100));
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        assert_eq!(refused.status, 503, "{refused:?}");
+        stays(&refused, "Not right now");
+        assert_eq!(refused.header("retry-after"), Some("5"));
+    }
+    holder.close().await.unwrap();
+    assert_eq!(heading(&browser.account().await), "Your account");
 }
 
 /// Hashing is bounded: whom there is no room for is told so, on a page, and gets in a moment later.
