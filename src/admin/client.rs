@@ -529,7 +529,7 @@ impl ClientAdmin {
         review.allowed_origins(&written.allowed_origins);
         review.access_token_ttl(written.access_token_ttl_seconds);
         review.session_tokens(written, auth_method);
-        review.forward_auth(written, auth_method, &grant_types, &redirect_uris);
+        review.forward_auth(written, auth_method, &grant_types);
         let refresh_policy = review.refresh_policy(written, auth_method);
         let errors = document::all_wrong(unread, review.errors);
         if !errors.is_empty() {
@@ -789,6 +789,15 @@ impl Review {
         } else if written.allowed_origins.is_empty() {
             "needs the origins of its pages in allowed_origins"
         } else {
+            // Whoever is on the way could put a script into a page that came without TLS.
+            for (index, origin) in written.allowed_origins.iter().enumerate() {
+                if !is_secure(origin) {
+                    self.wrong(
+                        format!("/allowed_origins/{index}"),
+                        "must be https for a client with session_tokens, but for this machine",
+                    );
+                }
+            }
             return;
         };
         self.wrong("/session_tokens", problem);
@@ -799,24 +808,34 @@ impl Review {
         written: &ClientMetadata,
         auth_method: AuthMethod,
         grant_types: &[GrantType],
-        redirect_uris: &[RedirectUri],
     ) {
         if !written.forward_auth {
             return;
         }
-        let is_callback = |uri: &RedirectUri| {
-            url::Url::parse(uri.as_str()).is_ok_and(|uri| {
-                let ends = uri.scheme() == "https" && uri.path() == CALLBACK_PATH;
-                ends && uri.query().is_none()
-            })
-        };
+        // Hosts are compared with the text of the URI: one that is spelled otherwise is no host's.
+        let mut protects = false;
+        for (index, uri) in written.redirect_uris.iter().enumerate() {
+            let parsed = url::Url::parse(uri).ok();
+            let Some(url) = parsed.filter(|url| url.path() == CALLBACK_PATH) else {
+                continue;
+            };
+            let origin = url.origin().ascii_serialization();
+            if url.scheme() == "https" && *uri == format!("{origin}{CALLBACK_PATH}") {
+                protects = true;
+            } else {
+                self.wrong(
+                    format!("/redirect_uris/{index}"),
+                    "must be https://<host>/session/callback, in lower case, to protect a host",
+                );
+            }
+        }
         let problem = if auth_method != AuthMethod::ClientSecretBasic {
             "needs token_endpoint_auth_method client_secret_basic: the proxy authenticates so"
         } else if !grant_types.contains(&GrantType::AuthorizationCode) {
             "needs the grant authorization_code"
         } else if written.default_resource.is_none() {
             "needs a default_resource: what the tokens of the hosts are for"
-        } else if !redirect_uris.iter().any(is_callback) {
+        } else if !protects {
             "needs a redirect URI https://<host>/session/callback for each host"
         } else {
             return;
@@ -869,6 +888,19 @@ pub(super) fn name_problem(name: &str) -> Option<&'static str> {
         && name.chars().count() <= 200
         && !name.chars().any(char::is_control);
     (!fits).then_some("must be 1 to 200 characters without control characters")
+}
+
+/// Whether nobody on the way can change a page of this origin.
+fn is_secure(origin: &str) -> bool {
+    url::Url::parse(origin).is_ok_and(|url| {
+        let is_of_this_machine = match url.host() {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        url.scheme() == "https" || is_of_this_machine
+    })
 }
 
 fn metadata_of(client: &Client) -> ClientMetadata {

@@ -45,9 +45,10 @@ impl BrowserSession {
         self.ended_at.is_none() && now < self.expires_at && now.since(self.seen_at) < idle
     }
 
-    /// Whether a use at `now` by this party is worth writing.
+    /// Whether a use at `now` by this party is worth writing. Another program at the same address is
+    /// not by itself: whatever a page loads may name another.
     pub fn is_news(&self, now: Timestamp, party: &Party) -> bool {
-        now.since(self.seen_at) >= SEEN_STEP || *party != self.last
+        now.since(self.seen_at) >= SEEN_STEP || party.address != self.last.address
     }
 }
 
@@ -110,5 +111,11 @@ mod tests {
             user_agent: None,
         };
         assert!(session.is_news(NOW, &elsewhere));
+        let otherwise = Party {
+            address: None,
+            user_agent: Some("another".to_owned()),
+        };
+        assert!(!session.is_news(later(59_999), &otherwise));
+        assert!(session.is_news(later(60_000), &otherwise));
     }
 }

@@ -461,7 +461,7 @@ pub(super) const fn not_granted_target() -> OAuthError {
     )
 }
 
-/// Reads resources, each once.
+/// Reads resources, each once; no further than to one too many.
 fn distinct<'a>(resources: impl Iterator<Item = &'a str>) -> Result<Vec<ResourceUri>, OAuthError> {
     let mut targets = Vec::new();
     for resource in resources {
@@ -469,9 +469,10 @@ fn distinct<'a>(resources: impl Iterator<Item = &'a str>) -> Result<Vec<Resource
         if !targets.contains(&resource) {
             targets.push(resource);
         }
-    }
-    if targets.len() > MOST_RESOURCES {
-        return Err(unknown_target());
+        // Not after the loop: each of them is compared with all before.
+        if targets.len() > MOST_RESOURCES {
+            return Err(unknown_target());
+        }
     }
     Ok(targets)
 }
@@ -543,4 +544,22 @@ fn unknown_target() -> OAuthError {
         "resource",
         "the resource is malformed, unknown, or not one of the client's",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each is compared with all before it: whoever sends a request chooses how many there are.
+    #[test]
+    fn resources_are_read_no_further_than_to_one_too_many() {
+        let texts: Vec<String> = (0..1000).map(|number| format!("urn:{number}")).collect();
+        let mut read = 0;
+        let counted = texts.iter().map(|text| {
+            read += 1;
+            text.as_str()
+        });
+        assert!(distinct(counted).is_err());
+        assert_eq!(read, MOST_RESOURCES + 1);
+    }
 }
