@@ -19,6 +19,8 @@ export class CountersignError extends Error {
 const MARGIN = 60_000;
 /** How long other tabs have to hand over what they have, in milliseconds. */
 const ANSWER = 500;
+/** How long the service has to answer, in milliseconds: other tabs may be waiting. */
+const PATIENCE = 15_000;
 /** The longest that a timer can wait, in milliseconds. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
@@ -28,9 +30,19 @@ const random = () => base64url(crypto.getRandomValues(new Uint8Array(32)));
 const s256 = async (text) =>
   base64url(new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text))));
 
+/** Whose an access token is; undefined if it does not say. */
+const subject = (token) => {
+  try {
+    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).sub;
+  } catch {
+    return undefined;
+  }
+};
+const nobody = () => new CountersignError("login_required", "the user has to sign in");
+
 /**
  * Who has signed in, in this browser, at one client. Dispatches `signedin` with the first token, and
- * `signedout` when there is none any more, in every tab.
+ * `signedout` when there is none any more, in every tab; both when it is another user.
  */
 export class Countersign extends EventTarget {
   #issuer;
@@ -40,8 +52,14 @@ export class Countersign extends EventTarget {
   #scope;
   #resource;
   #apis;
-  /** {accessToken, begun, expiresAt, renewAt, scope, refreshToken?}; times in milliseconds since 1970. */
+  /** {accessToken, sub, at, expiresAt, renewAt, scope, refreshToken?}; times in milliseconds since 1970. */
   #token = null;
+  /**
+   * What happens in all tabs is numbered, as clocks are set: the last number that was heard of, and that of
+   * the last sign-out. A token that was asked for before that, which is its `at`, is not taken any more.
+   */
+  #at = 0;
+  #ended = 0;
   #renewing = null;
   #timer = 0;
   #channel = null;
@@ -77,11 +95,20 @@ export class Countersign extends EventTarget {
       // Held as long as the tab is there: so others know that they are not alone.
       navigator.locks.request(`${this.#name} tab`, { mode: "shared" }, () => new Promise(() => {}));
     }
+    globalThis.document?.addEventListener("visibilitychange", () => this.#keepUp());
   }
 
   /** An access token that is good for a while; the error `login_required` if nobody has signed in. */
   async getToken() {
-    if (!this.#isFresh()) await this.#renew();
+    if (!this.#isFresh()) {
+      try {
+        await this.#renew();
+      } catch (error) {
+        // What is left of it is good as long as nobody has said otherwise.
+        if (!this.isSignedIn) throw error;
+      }
+    }
+    if (this.#token === null) throw nobody();
     return this.#token.accessToken;
   }
 
@@ -90,9 +117,13 @@ export class Countersign extends EventTarget {
     return this.#token !== null && Date.now() < this.#token.expiresAt;
   }
 
-  /** As window.fetch, with an access token. Only `apis` get one; a token that is refused is renewed once. */
+  /**
+   * As window.fetch, with an access token. Only `apis` get one; a token that is refused is renewed once.
+   * Follows no redirect unless asked to: the token would go along.
+   */
   async fetch(input, init) {
-    const request = new Request(input, init);
+    const own = input instanceof Request && input.redirect !== "follow" ? input.redirect : "error";
+    const request = new Request(input, { ...init, redirect: init?.redirect ?? own });
     if (!this.#apis.includes(new URL(request.url).origin)) {
       throw new CountersignError("origin", `${new URL(request.url).origin} is not one of apis`);
     }
@@ -159,20 +190,20 @@ export class Countersign extends EventTarget {
       throw new CountersignError("iss", "the answer is of another issuer");
     }
     if (error !== null) throw new CountersignError(error, description);
-    if (this.#mode === "code") {
-      const begun = Date.now();
-      const tokens = await this.#form("/oauth2/token", {
-        grant_type: "authorization_code",
-        code,
-        code_verifier: verifier,
-        redirect_uri: this.#redirectUri,
-      });
-      this.#take(this.#read(tokens, begun));
-      this.#tell();
-    } else {
-      // The session is there; the code is left to expire.
-      await this.#renew(this.#token);
-    }
+    // What other tabs have may be somebody else's by now. In the mode "session" the code is left to expire.
+    await this.#inTurn(async () => {
+      await this.#ask(() => false);
+      await this.#obtain(() =>
+        this.#mode === "session"
+          ? this.#request()
+          : this.#form("/oauth2/token", {
+              grant_type: "authorization_code",
+              code,
+              code_verifier: verifier,
+              redirect_uri: this.#redirectUri,
+            }),
+      );
+    });
     return { returnTo };
   }
 
@@ -181,14 +212,23 @@ export class Countersign extends EventTarget {
    * other apps; in the mode "code" the tokens of this app.
    */
   async signOut() {
+    const isThere = () => this.#token !== null;
+    // What is to be revoked another tab may have.
+    if (this.#mode === "code" && !isThere()) await this.#ask(isThere);
     const before = this.#token;
-    this.#forget();
-    this.#channel?.postMessage({ signedOut: true });
+    this.#end();
     if (this.#mode === "session") {
-      await this.#session("/session/logout", { client_id: this.#clientId });
+      const end = () => this.#session("/session/logout", { client_id: this.#clientId });
+      // The cookie may have been replaced while the request was under way.
+      await end().catch((error) => {
+        if (error.code !== "login_required") throw error;
+        return end();
+      });
     } else if (before?.refreshToken) {
       await this.#form("/oauth2/revoke", { token: before.refreshToken, token_type_hint: "refresh_token" });
     }
+    // What a tab has got in the meantime is over, too.
+    this.#end();
   }
 
   #stateKey(state) {
@@ -206,67 +246,91 @@ export class Countersign extends EventTarget {
       if (isThere()) return;
       // Another tab may have come first, and what it has told may still be on its way.
       if (await this.#ask(isThere)) return;
-      const begun = Date.now();
       try {
-        this.#take(this.#read(await this.#request(), begun));
+        await this.#obtain(() => this.#request());
       } catch (error) {
         // What went wrong on the way is no reason to give up what is there.
-        if (error instanceof CountersignError && error.code === "login_required") {
-          this.#forget();
-          this.#channel?.postMessage({ signedOut: true });
-        }
+        if (error instanceof CountersignError && error.code === "login_required") this.#end();
         throw error;
       }
-      this.#tell();
     }).finally(() => {
       this.#renewing = null;
     });
     return this.#renewing;
   }
 
+  /** Takes what is asked for, unless there was a sign-out meanwhile, and tells other tabs. */
+  async #obtain(ask) {
+    const [at, begun] = [++this.#at, Date.now()];
+    const token = this.#read(await ask(), begun);
+    if (at <= this.#ended) throw nobody();
+    this.#take({ ...token, at });
+    this.#tell();
+  }
+
   #inTurn(act) {
     return this.#channel ? navigator.locks.request(`${this.#name} renewal`, act) : act();
   }
 
-  /** Asks other tabs, if there are any, for what they have. */
+  /** Asks other tabs, if there are any, for what they have, until it is there or all have answered. */
   async #ask(isThere) {
     if (!this.#channel) return false;
     const { held } = await navigator.locks.query();
-    const tabs = held.filter((lock) => lock.name === `${this.#name} tab`);
-    if (tabs.length < 2) return false;
-    const answered = new Promise((resolve) => {
-      const heard = () => isThere() && resolve();
+    let others = held.filter((lock) => lock.name === `${this.#name} tab`).length - 1;
+    if (others < 1) return false;
+    const asks = random();
+    await new Promise((resolve) => {
+      const heard = ({ detail }) => {
+        if (detail === asks) others -= 1;
+        if (isThere() || others < 1) resolve();
+      };
       this.addEventListener("heard", heard);
       setTimeout(() => {
         this.removeEventListener("heard", heard);
         resolve();
       }, ANSWER);
+      this.#channel.postMessage({ asks, at: this.#at });
     });
-    this.#channel.postMessage({ asks: true });
-    await answered;
     return isThere();
   }
 
-  #tell() {
-    this.#channel?.postMessage({ token: this.#token });
+  #tell(answers) {
+    const [at, ended, token] = [this.#at, this.#ended, this.#token];
+    this.#channel?.postMessage({ answers, at, ended, token });
   }
 
-  #hear({ asks, signedOut, token }) {
-    if (asks && this.#token) this.#tell();
-    if (signedOut) this.#forget();
+  #hear({ asks, answers, at, ended = 0, token }) {
+    this.#at = Math.max(this.#at, at);
+    if (asks) this.#tell(asks);
+    this.#ended = Math.max(this.#ended, ended);
+    if (this.#token && this.#token.at <= this.#ended) this.#forget();
     // Nobody gives up a newer one for what comes late: its refresh token is spent.
-    if (token && token.begun > (this.#token?.begun ?? 0)) this.#take(token);
-    this.dispatchEvent(new Event("heard"));
+    if (token && token.at > Math.max(this.#token?.at ?? 0, this.#ended)) this.#take(token);
+    this.dispatchEvent(new CustomEvent("heard", { detail: answers }));
   }
 
   #take(token) {
+    if (this.#token && this.#token.sub !== token.sub) this.#forget();
     const isFirst = this.#token === null;
     this.#token = token;
     clearTimeout(this.#timer);
     const wait = Math.min(Math.max(token.renewAt - Date.now(), 0), LONGEST_TIMER);
-    // What is refused is told to whoever asks for a token next.
-    this.#timer = setTimeout(() => this.#renew().catch(() => {}), wait);
+    this.#timer = setTimeout(() => this.#keepUp(), wait);
     if (isFirst) this.dispatchEvent(new Event("signedin"));
+  }
+
+  /** Renews in time where somebody may be looking; a tab that nobody sees keeps no session alive. */
+  #keepUp() {
+    if (this.#token === null || this.#isFresh()) return;
+    // What is refused is told to whoever asks for a token next.
+    if (globalThis.document?.visibilityState !== "hidden") this.#renew().catch(() => {});
+  }
+
+  /** Forgets the token, in every tab, and those that are being asked for. */
+  #end() {
+    this.#ended = ++this.#at;
+    this.#forget();
+    this.#tell();
   }
 
   #forget() {
@@ -282,7 +346,7 @@ export class Countersign extends EventTarget {
       accessToken: tokens.access_token,
       scope: tokens.scope,
       refreshToken: tokens.refresh_token,
-      begun,
+      sub: subject(tokens.access_token),
       expiresAt: begun + life,
       renewAt: begun + life - Math.min(MARGIN, life / 5),
     };
@@ -296,9 +360,7 @@ export class Countersign extends EventTarget {
         ...(this.#resource.length && { resource: this.#resource }),
       });
     }
-    if (!this.#token?.refreshToken) {
-      throw new CountersignError("login_required", "the user has to sign in");
-    }
+    if (!this.#token?.refreshToken) throw nobody();
     try {
       return await this.#form("/oauth2/token", {
         grant_type: "refresh_token",
@@ -325,7 +387,8 @@ export class Countersign extends EventTarget {
   }
 
   async #send(path, init) {
-    const response = await fetch(this.#issuer + path, { method: "POST", cache: "no-store", ...init });
+    const signal = AbortSignal.timeout(PATIENCE);
+    const response = await fetch(this.#issuer + path, { method: "POST", cache: "no-store", signal, ...init });
     const text = await response.text();
     let said = {};
     try {

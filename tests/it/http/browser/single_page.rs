@@ -39,9 +39,21 @@ fn app(client: &str, mode: &str, home: &str) -> Elsewhere {
     app
 }
 
+/// Has the service's next answer wait at this address until `window.go()`, once it is there.
+const HOLD: &str = "const send = window.fetch; window.held = new Promise((there) => {
+    window.fetch = async (...all) => {
+        const answer = await send(...all);
+        window.fetch = send;
+        await new Promise((go) => { window.go = go; there(); });
+        return answer;
+    }; });";
+
+/// Whose the token is.
+const WHOSE: &str = "return JSON.parse(atob((await session.getToken()).split('.')[1])).sub";
+
 struct Apps {
     site: Site,
-    _board: Elsewhere,
+    board: Elsewhere,
     _far: Elsewhere,
     browser: Chromium,
 }
@@ -68,7 +80,7 @@ impl Apps {
         let browser = Chromium::start(&hosts).await;
         Self {
             site,
-            _board: board,
+            board,
             _far: far,
             browser,
         }
@@ -120,6 +132,126 @@ impl Apps {
         assert_eq!(one, two);
         assert_ne!(one, before);
     }
+}
+
+#[tokio::test]
+async fn every_tab_is_told_that_somebody_else_has_signed_in() {
+    let apps = Apps::start().await;
+    let browser = &apps.browser;
+    let bob = apps.site.server.user("bob").await;
+    apps.site.set_password(bob, PASSWORD).await;
+    apps.sign_in(BOARD).await;
+    assert_eq!(apps.run(WHOSE).await, apps.site.ada.to_string());
+    let heard = "window.heard = []; for (const name of ['signedin', 'signedout'])
+        session.addEventListener(name, () => heard.push(name)); return null";
+    apps.run(heard).await;
+    let first = browser.new_tab().await;
+    browser.open(BOARD).await;
+    apps.run("session.signIn({ prompt: 'login' }); return null")
+        .await;
+    browser.sign_in("bob", PASSWORD).await;
+    browser.arrives(BOARD).await;
+    browser.says("#came", "{}").await;
+    assert_eq!(apps.run(WHOSE).await, bob.to_string());
+    browser.switch_to(&first).await;
+    until("the first tab", async || {
+        let heard = apps.run("return heard").await;
+        (heard == json!(["signedout", "signedin"])).then_some(())
+    })
+    .await;
+    assert_eq!(apps.run(WHOSE).await, bob.to_string());
+}
+
+#[tokio::test]
+async fn a_sign_out_is_not_undone_by_what_was_under_way() {
+    let apps = Apps::start().await;
+    let browser = &apps.browser;
+    apps.sign_in(BOARD).await;
+    let renew = format!(
+        "{HOLD} const now = Date.now; Date.now = () => now() + 3600e3;
+        window.pending = session.getToken().catch((error) => error.code);
+        await window.held; return null"
+    );
+    // What is held here is an answer, so that nobody is asked while another tab is there.
+    apps.run(&renew).await;
+    let first = browser.new_tab().await;
+    browser.open(BOARD).await;
+    apps.run("return session.signOut()").await;
+    browser.switch_to(&first).await;
+    let pending = "window.go(); return window.pending";
+    assert_eq!(apps.run(pending).await, "login_required");
+    assert_eq!(apps.run("return session.isSignedIn").await, false);
+}
+
+#[tokio::test]
+async fn a_tab_that_has_no_token_signs_out_what_another_has() {
+    let apps = Apps::start().await;
+    let browser = &apps.browser;
+    apps.sign_in(FAR).await;
+    let first = browser.new_tab().await;
+    browser.open(FAR).await;
+    apps.run("return session.signOut()").await;
+    let asked = "return performance.getEntriesByType('resource')
+        .filter((entry) => entry.name.endsWith('/oauth2/revoke')).length";
+    assert_eq!(apps.run(asked).await, 1);
+    browser.switch_to(&first).await;
+    until("the other tab", async || {
+        (apps.run("return window.lost").await == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tokens_are_renewed_where_somebody_looks_and_used_while_they_are_good() {
+    let apps = Apps::start().await;
+    apps.sign_in(BOARD).await;
+    // The next token's time is known, and what is to be done then.
+    let renew = "const token = await session.getToken();
+        window.wait = window.setTimeout;
+        window.setTimeout = (act, ...rest) => { window.act = act; return wait(act, ...rest); };
+        window.now = Date.now; Date.now = () => now() + 3600e3;
+        const next = await session.getToken();
+        window.setTimeout = window.wait;
+        window.end = (JSON.parse(atob(next.split('.')[1])).exp) * 1000 + 3600e3;
+        return [token !== next, next]";
+    let renewed = apps.run(renew).await;
+    assert_eq!(renewed[0], true);
+    let before = apps.issued("session").await;
+    // A few seconds before its end, in a tab that nobody sees.
+    let hidden = "Object.defineProperty(document, 'visibilityState',
+            { configurable: true, get: () => 'hidden' });
+        Date.now = () => window.end - 5000; window.act();
+        await new Promise((resolve) => wait(resolve, 50)); return null";
+    apps.run(hidden).await;
+    assert!(is(apps.issued("session").await, before));
+    // Where the service cannot be reached, what is left of it is used; not for longer.
+    let unreached = "const send = window.fetch;
+        window.fetch = () => Promise.reject(new TypeError('no way'));
+        const left = await session.getToken();
+        Date.now = () => window.end + 5000;
+        const over = await session.getToken().catch((error) => error.message);
+        window.fetch = send; Date.now = () => window.end - 5000;
+        return [left, over]";
+    assert_eq!(apps.run(unreached).await, json!([renewed[1], "no way"]));
+    let seen = "delete document.visibilityState;
+        document.dispatchEvent(new Event('visibilitychange')); return null";
+    apps.run(seen).await;
+    until("the renewal", async || {
+        is(apps.issued("session").await, before + 1.0).then_some(())
+    })
+    .await;
+    // A token goes nowhere but where it was sent, unless that was asked for.
+    apps.board.answer_raw(
+        "HTTP/1.1 302 Found\r\nLocation: https://far.example/\r\nContent-Length: 0\r\n\
+         Connection: close\r\n\r\n",
+    );
+    let sent = "return Promise.all([
+        session.fetch('/notes').catch((error) => error.name),
+        session.fetch(new Request('/notes')).catch((error) => error.name),
+        session.fetch('/notes', { redirect: 'manual' }).then((answer) => answer.type),
+    ])";
+    let expected = json!(["TypeError", "TypeError", "opaqueredirect"]);
+    assert_eq!(apps.run(sent).await, expected);
 }
 
 fn is(count: f64, expected: f64) -> bool {
