@@ -75,7 +75,8 @@ pub struct Redemption {
     pub resources: Vec<ResourceUri>,
     /// The id of the family to open.
     pub family_id: FamilyId,
-    /// Whether that is to stand for the session at the client.
+    /// Whether that is to stand for the session at the client. One that does already is kept; none is
+    /// opened where the last one was ended and the user has not authenticated since.
     pub for_session: bool,
     /// How long it may live.
     pub lifetime: Duration,
@@ -104,7 +105,7 @@ pub enum CodeRefusal {
     RedirectUri,
     /// It is bound to another key.
     OtherKey,
-    /// It has been exchanged before: what it was exchanged for ends.
+    /// It has been exchanged before: what it was exchanged for ends, unless that stands for a session.
     Reused,
     /// Client or user may not have what it stands for any more, or it does not stand for what is
     /// asked for.

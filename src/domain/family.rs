@@ -448,6 +448,8 @@ pub enum Refusal {
     OtherKey,
     /// The family has ended.
     Ended,
+    /// The session that it would be of has ended.
+    SignedOut,
     /// Its absolute life is over.
     Expired,
     /// It was not refreshed for too long.

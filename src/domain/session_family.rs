@@ -60,7 +60,7 @@ pub enum SessionFamily {
 /// What is to be done about a family, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Course {
-    /// It is as it should be.
+    /// It lives, and is as it should be.
     Keep,
     /// It is made to follow the session.
     Follow,
@@ -68,6 +68,29 @@ pub enum Course {
     Open,
     /// It was ended, and the user has not authenticated since.
     Refuse,
+}
+
+impl Course {
+    /// What is to be done about the latest family of a session at a client of this epoch. Whether it
+    /// follows the session is not asked here.
+    pub fn of(session: &BrowserSession, client_epoch: i64, family: Option<&Family>) -> Self {
+        let Some(family) = family else {
+            return Self::Open;
+        };
+        // Another epoch means that it is over for a reason that the session has outlived.
+        if family.grant.client_epoch != client_epoch
+            || family.grant.user_epoch != session.user_epoch
+        {
+            return Self::Open;
+        }
+        match family.revoked_at {
+            None => Self::Keep,
+            // The user has given the consent again: otherwise nobody would ask.
+            Some(_) if family.revoke_reason == Some(EndReason::ConsentWithdrawn) => Self::Open,
+            Some(revoked_at) if session.auth_time > revoked_at => Self::Open,
+            Some(_) => Self::Refuse,
+        }
+    }
 }
 
 impl SessionGrant {
@@ -82,7 +105,7 @@ impl SessionGrant {
             return Some(Refusal::UserDeleted);
         };
         if session.ended_at.is_some() {
-            Some(Refusal::Ended)
+            Some(Refusal::SignedOut)
         } else if user.disabled {
             Some(Refusal::UserDisabled)
         } else if user.epoch != session.user_epoch {
@@ -98,22 +121,10 @@ impl SessionGrant {
 
     /// What is to be done about the latest family of session and client.
     pub fn course(&self, session: &BrowserSession, family: Option<&Family>) -> Course {
-        let Some(family) = family else {
-            return Course::Open;
-        };
-        // Another epoch means that it is over for a reason that the session has outlived.
-        if family.grant.client_epoch != self.client_epoch
-            || family.grant.user_epoch != session.user_epoch
-        {
-            return Course::Open;
-        }
-        match family.revoked_at {
-            None if self.is_followed(session, family) => Course::Keep,
-            None => Course::Follow,
-            // The user has given the consent again: otherwise nobody would ask.
-            Some(_) if family.revoke_reason == Some(EndReason::ConsentWithdrawn) => Course::Open,
-            Some(revoked_at) if session.auth_time > revoked_at => Course::Open,
-            Some(_) => Course::Refuse,
+        let is_followed = |family| self.is_followed(session, family);
+        match Course::of(session, self.client_epoch, family) {
+            Course::Keep if !family.is_some_and(is_followed) => Course::Follow,
+            course => course,
         }
     }
 

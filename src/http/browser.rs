@@ -12,7 +12,9 @@ use actix_web::{
 use bytes::Bytes;
 
 use super::{
-    Services, account, body, error,
+    Services, account, body,
+    cookie::cookie,
+    error,
     pages::{self, Brand},
 };
 use crate::{
@@ -162,16 +164,15 @@ pub(super) struct Visit<'a> {
 
 impl<'a> Visit<'a> {
     pub(super) fn of(request: &HttpRequest, services: &'a Services, origin: &'a Origin) -> Self {
-        let cookie = |name| request.cookie(name).map(|cookie| cookie.value().to_owned());
-        let known = cookie(BINDING).filter(|binding| (20..=64).contains(&binding.len()));
+        let known = cookie(request, BINDING).filter(|binding| (20..=64).contains(&binding.len()));
         let is_new = known.is_none();
         Self {
             services,
             origin,
             // Without randomness nothing can be sealed for it either.
-            binding: known.unwrap_or_else(|| services.authorization.draw_binding()),
+            binding: known.map_or_else(|| services.authorization.draw_binding(), str::to_owned),
             is_new,
-            session: cookie(SESSION),
+            session: cookie(request, SESSION).map(str::to_owned),
         }
     }
 
@@ -211,8 +212,10 @@ impl<'a> Visit<'a> {
         mut response: HttpResponse,
         session: Option<&Ticket>,
     ) -> HttpResponse {
-        let kept = self.is_new.then(|| cookie(BINDING, self.binding.clone()));
-        let session = session.map(|session| cookie(SESSION, session.expose().to_owned()));
+        let kept = self
+            .is_new
+            .then(|| cookie_of(BINDING, self.binding.clone()));
+        let session = session.map(|session| cookie_of(SESSION, session.expose().to_owned()));
         for cookie in kept.into_iter().chain(session) {
             set(&mut response, &cookie);
         }
@@ -258,7 +261,7 @@ impl<'a> Visit<'a> {
 
 /// Lets a browser forget its session.
 pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
-    let mut gone = cookie(SESSION, String::new());
+    let mut gone = cookie_of(SESSION, String::new());
     gone.set_max_age(actix_web::cookie::time::Duration::ZERO);
     set(&mut response, &gone);
     response
@@ -271,7 +274,7 @@ pub(super) fn set(response: &mut HttpResponse, cookie: &Cookie<'_>) {
 }
 
 /// A cookie for this host alone, unseen by scripts, which other sites bring along only by a link.
-pub(super) fn cookie(name: &'static str, value: String) -> Cookie<'static> {
+pub(super) fn cookie_of(name: &'static str, value: String) -> Cookie<'static> {
     Cookie::build(name, value)
         .path("/")
         .secure(true)

@@ -3,7 +3,6 @@
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    cookie::Cookie,
     http::{
         StatusCode,
         header::{self, HeaderValue},
@@ -13,12 +12,12 @@ use actix_web::{
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use url::Url;
 
-use super::{Services, browser, error, pages};
+use super::{Services, browser, cookie::cookie, error, pages};
 use crate::{
     domain::change::Origin,
     oauth::{
         error::{ErrorCode, OAuthError},
-        session::hosts::{HostRequest, Known, SignInUrl, Verdict},
+        session::hosts::{HostRequest, Known, SignInUrl, Taken, Verdict},
     },
 };
 
@@ -46,13 +45,10 @@ struct Told {
 impl Told {
     /// Reads what the proxy says: `X-Original-URL`, or `X-Forwarded-Host` and `X-Forwarded-Uri`.
     fn of(request: &HttpRequest) -> Result<Self, OAuthError> {
-        let one = |name: &str| {
-            let mut values = request.headers().get_all(name);
-            let value = values.next().and_then(|value| value.to_str().ok());
-            value.filter(|_| values.next().is_none())
-        };
-        let forwarded = one("x-forwarded-host").map(str::to_ascii_lowercase);
-        let (host, path) = if let Some(url) = one("x-original-url") {
+        let headers = Headers(request);
+        let forwarded = headers.told("x-forwarded-host")?;
+        let forwarded = forwarded.map(str::to_ascii_lowercase);
+        let (host, path) = if let Some(url) = headers.told("x-original-url")? {
             let url = Url::parse(url).map_err(|_| untold())?;
             let host = url.host_str().ok_or_else(untold)?;
             let host = match url.port() {
@@ -71,17 +67,16 @@ impl Told {
         } else {
             // Envoy puts it behind the address that it asks at.
             let asked_at = request.query_string().split_once("&path=");
-            let path = one("x-forwarded-uri").or(asked_at.map(|(_, path)| path));
-            let path = path.unwrap_or("/");
+            let path = headers.one("x-forwarded-uri");
+            let path = path.or(asked_at.map(|(_, path)| path)).unwrap_or("/");
             (forwarded.ok_or_else(untold)?, path.to_owned())
         };
-        let cookie = |name| request.cookie(name).map(|it| it.value().to_owned());
         Ok(Self {
             host,
             path,
-            cookie: cookie(HOST),
-            start: cookie(START),
-            authorization: one("authorization").map(str::to_owned),
+            cookie: cookie(request, HOST).map(str::to_owned),
+            start: cookie(request, START).map(str::to_owned),
+            authorization: headers.one("authorization").map(str::to_owned),
         })
     }
 
@@ -96,15 +91,39 @@ impl Told {
     }
 }
 
+/// The headers of a request, each of which has one value.
+struct Headers<'a>(&'a HttpRequest);
+
+impl<'a> Headers<'a> {
+    fn one(&self, name: &str) -> Option<&'a str> {
+        let mut values = self.0.headers().get_all(name);
+        let value = values.next().and_then(|value| value.to_str().ok());
+        value.filter(|_| values.next().is_none())
+    }
+
+    /// What a proxy says under this name, if it does.
+    ///
+    /// # Security
+    /// Part of it may be a visitor's. If what cannot be read counted as nothing, a visitor could have
+    /// another host asked about than the one that the proxy stands before.
+    fn told(&self, name: &str) -> Result<Option<&'a str>, OAuthError> {
+        let is_there = self.0.headers().contains_key(name);
+        match self.one(name) {
+            None if is_there => Err(untold()),
+            value => Ok(value),
+        }
+    }
+}
+
 const fn untold() -> OAuthError {
     OAuthError::new(
         ErrorCode::InvalidRequest,
         "host",
-        "the proxy must say which host is asked for, in X-Forwarded-Host or X-Original-URL",
+        "the proxy must say which one host is asked for, in X-Forwarded-Host or X-Original-URL",
     )
 }
 
-/// `GET /session/verify`: who sends a request to a host.
+/// `/session/verify`, whatever the method: who sends a request to a host.
 ///
 /// Whoever is not known is answered 401, with the way to the sign-in page in `Location`; 302 where the
 /// query says `unauthenticated=redirect`, for proxies that hand answers on as they are.
@@ -136,8 +155,11 @@ pub(super) async fn verify(
 /// Whether a user would see where the browser is sent: not for what scripts ask for.
 fn is_visit(request: &HttpRequest) -> bool {
     let header = |name| request.headers().get(name).map(HeaderValue::as_bytes);
-    let is_reading = header("x-forwarded-method").is_none_or(|it| it == b"GET" || it == b"HEAD");
-    is_reading && header("sec-fetch-mode").is_none_or(|mode| mode == b"navigate")
+    // Proxies that do not tell the method ask with it.
+    let asked_with = request.method().as_str().as_bytes();
+    let method = header("x-forwarded-method").unwrap_or(asked_with);
+    (method == b"GET" || method == b"HEAD")
+        && header("sec-fetch-mode").is_none_or(|mode| mode == b"navigate")
 }
 
 fn identity(known: &Known) -> HttpResponse {
@@ -169,7 +191,7 @@ fn away(sign_in: &SignInUrl, redirects: bool) -> HttpResponse {
     }
     browser::set(
         &mut response,
-        &browser::cookie(START, sign_in.start.clone()),
+        &browser::cookie_of(START, sign_in.start.clone()),
     );
     response
 }
@@ -187,6 +209,14 @@ fn refusal(refused: &OAuthError) -> HttpResponse {
     response
 }
 
+fn onward(location: &str) -> HttpResponse {
+    HttpResponse::SeeOther()
+        .insert_header((header::LOCATION, location))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::REFERRER_POLICY, "no-referrer"))
+        .finish()
+}
+
 /// `GET /session/callback`, at a host: the way back from signing in.
 pub(super) async fn callback(
     request: HttpRequest,
@@ -199,16 +229,17 @@ pub(super) async fn callback(
     };
     let asked = told.request(&origin);
     match services.hosts.take(asked, request.query_string()).await {
-        Ok(signed_in) => {
-            let mut response = HttpResponse::SeeOther()
-                .insert_header((header::LOCATION, signed_in.path))
-                .insert_header((header::CACHE_CONTROL, "no-store"))
-                .insert_header((header::REFERRER_POLICY, "no-referrer"))
-                .finish();
-            browser::set(&mut response, &browser::cookie(HOST, signed_in.cookie));
-            let mut gone: Cookie<'_> = browser::cookie(START, String::new());
-            gone.set_max_age(actix_web::cookie::time::Duration::ZERO);
-            browser::set(&mut response, &gone);
+        // What tells the browser again stays: other tabs have begun with it, and it grants nothing.
+        Ok(Taken::SignedIn(signed_in)) => {
+            let mut response = onward(&signed_in.path);
+            browser::set(&mut response, &browser::cookie_of(HOST, signed_in.cookie));
+            response
+        }
+        Ok(Taken::Stale(path)) => onward(&path),
+        Ok(Taken::SignIn(sign_in)) => {
+            let mut response = onward(&sign_in.url);
+            let start = browser::cookie_of(START, sign_in.start);
+            browser::set(&mut response, &start);
             response
         }
         Err(refused) if refused.code() == ErrorCode::InvalidClient => refusal(&refused),

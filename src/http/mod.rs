@@ -14,6 +14,7 @@ mod bearer;
 mod body;
 mod browser;
 mod connection;
+mod cookie;
 mod cors;
 mod error;
 mod head;
@@ -316,7 +317,8 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         config.service(resource.default_service(web::to(async || not_allowed("POST, OPTIONS"))));
     }
     for (path, handler) in [
-        ("/session/verify", web::get().to(hosts::verify)),
+        // Some proxies ask with the method that they are asked with.
+        ("/session/verify", web::to(hosts::verify)),
         (CALLBACK_PATH, web::get().to(hosts::callback)),
     ] {
         config.service(Resource::new(below(path)).route(handler));

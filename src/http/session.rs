@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use super::{
     Services, body,
     browser::{self, SESSION},
+    cookie::cookie,
     cors, error,
 };
 use crate::{
@@ -74,11 +75,10 @@ impl Asked {
         let page = page_of(request).map_err(|refused| error::oauth(&refused, false))?;
         let body = body::of_type(&["application/json"], request, payload, services);
         let body = body.await.map_err(|problem| error::body(&problem))?;
-        let cookie = request.cookie(SESSION);
         Ok(Self {
             body,
             page: page.to_owned(),
-            cookie: cookie.map(|cookie| cookie.value().to_owned()),
+            cookie: cookie(request, SESSION).map(str::to_owned),
         })
     }
 

@@ -23,7 +23,8 @@ pub struct Limits {
     /// Failures of one address about any client.
     pub failures_of_address: Throttle<AddressPrefix>,
     /// Requests of one client that has proved to be it: nobody else can use them up. Of a public
-    /// client, which anybody can name, those of one address.
+    /// client, which anybody can name, and of a proxy, which asks for whoever comes, those of one
+    /// address.
     pub requests: Throttle<(Option<AddressPrefix>, ClientId)>,
     /// The time.
     pub clock: AgreedClock,
@@ -40,11 +41,14 @@ impl Limits {
     /// # Security
     /// What does not seem right counts as failed until it has proved to be right. So not even those
     /// who ask all at once get more tries than the limit.
+    ///
+    /// A client that asks for others, each at an address of their own, is limited for each: one of them
+    /// could use its requests up for all.
     pub async fn around(
         &self,
         origin: &Origin,
         claimed: &str,
-        seems_right: bool,
+        (seems_right, asks_for_others): (bool, bool),
         prove: impl Future<Output = Result<Arc<Client>, OAuthError>>,
     ) -> Result<Arc<Client>, OAuthError> {
         let prefix = AddressPrefix::from(origin.address);
@@ -75,7 +79,7 @@ impl Limits {
             self.failures_of_address.give_back(&prefix, begun, now);
         }
         let client = proved?;
-        let place = client.is_public().then_some(prefix);
+        let place = (client.is_public() || asks_for_others).then_some(prefix);
         self.requests
             .take(&(place, client.client_id.clone()), now)
             .map_err(too_many_requests)?;

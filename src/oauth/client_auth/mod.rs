@@ -69,6 +69,32 @@ impl Authenticator {
         form: &Form,
         origin: &Origin,
     ) -> Result<Arc<Client>, OAuthError> {
+        self.within_limits((authorization, form), origin, false)
+            .await
+    }
+
+    /// Authenticates a proxy that asks for whoever is at the address of `origin`, unless it was tried
+    /// too often.
+    ///
+    /// # Security
+    /// As [`Self::authenticate`].
+    #[tracing::instrument(name = "authenticate_client", level = "debug", skip_all)]
+    pub async fn authenticate_proxy(
+        &self,
+        authorization: Option<&str>,
+        origin: &Origin,
+    ) -> Result<Arc<Client>, OAuthError> {
+        let form = Form::of_pairs([]);
+        self.within_limits((authorization, &form), origin, true)
+            .await
+    }
+
+    async fn within_limits(
+        &self,
+        (authorization, form): (Option<&str>, &Form),
+        origin: &Origin,
+        asks_for_others: bool,
+    ) -> Result<Arc<Client>, OAuthError> {
         let now = self.clock.now();
         let credentials = Credentials::of_request(authorization, form, &self.issuer, now)?;
         let seen = self.judge(&credentials, Keys::Remembered).await;
@@ -81,7 +107,7 @@ impl Authenticator {
             .around(
                 origin,
                 claimed,
-                seems_right,
+                (seems_right, asks_for_others),
                 self.prove(&credentials, known),
             )
             .await

@@ -160,6 +160,7 @@ pub(in crate::oauth) const fn refusal(refusal: Refusal) -> OAuthError {
         Refusal::OtherClient => ("other_client", "it was issued to another client"),
         Refusal::OtherKey => ("other_key", "it is bound to another key"),
         Refusal::Ended => ("revoked", "the session was ended; sign in again"),
+        Refusal::SignedOut => ("signed_out", "the user has signed out; sign in again"),
         Refusal::Expired => ("expired", "the session has reached its end; sign in again"),
         Refusal::IdleExpired => (
             "idle_expired",

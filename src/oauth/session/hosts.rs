@@ -10,13 +10,14 @@ use std::{sync::Arc, time::Duration};
 use countersign_verifier::base64url;
 use serde::{Deserialize, Serialize};
 
-use super::{Live, SessionTokens, login_required};
+use super::{Live, SessionTokens, login_required, signed_out};
 use crate::{
+    clock::Timestamp,
     domain::{
         change::{Cause, Origin},
         client::{CALLBACK_PATH, Client},
-        code::{Redeemed, Redemption, s256},
-        family::Party,
+        code::{CodeRefusal, Redeemed, Redemption, s256},
+        family::{Party, Refusal},
         id::{FamilyId, SessionId, UserId},
         scope::Scope,
         secret::{Ticket, TicketKind},
@@ -80,6 +81,17 @@ pub enum Verdict {
     SignIn(SignInUrl),
 }
 
+/// What becomes of a browser that comes back from signing in.
+pub enum Taken {
+    /// Somebody has signed in.
+    SignedIn(SignedIn),
+    /// The answer is good for nothing any more, as one that comes twice, or of another tab. The browser
+    /// goes on to this path of the host, where it is asked who it is.
+    Stale(String),
+    /// The user has to authenticate first.
+    SignIn(SignInUrl),
+}
+
 /// What a browser is given that comes back from signing in.
 pub struct SignedIn {
     /// The cookie of the host.
@@ -95,6 +107,9 @@ struct HostCookie {
     subject: String,
     /// The client's epoch; another one now means that this is over.
     client_epoch: i64,
+    /// When the user authenticated, in milliseconds since 1970. Once the user has done so again, cookies
+    /// from before are good for nothing, like that of the session itself.
+    auth_time: i64,
 }
 
 /// What a browser brings back from signing in.
@@ -140,12 +155,7 @@ impl ProtectedHosts {
         let client = self.client(request).await?;
         match self.known(&client, request).await {
             Ok(known) => Ok(Verdict::Known(Box::new(known))),
-            Err(why)
-                if matches!(
-                    why.code(),
-                    ErrorCode::LoginRequired | ErrorCode::ConsentRequired
-                ) =>
-            {
+            Err(why) if is_asked_again(&why) => {
                 let sign_in = self.sign_in_url(&client, request, path, why);
                 Ok(Verdict::SignIn(sign_in?))
             }
@@ -155,18 +165,20 @@ impl ProtectedHosts {
 
     /// Takes the answer of the authorization endpoint to a sign-in that has begun at this host in this
     /// browser.
-    pub async fn take(
-        &self,
-        request: HostRequest<'_>,
-        query: &str,
-    ) -> Result<SignedIn, OAuthError> {
+    ///
+    /// # Security
+    /// Of an answer that has begun elsewhere nothing is taken, and nothing is told but that.
+    pub async fn take(&self, request: HostRequest<'_>, query: &str) -> Result<Taken, OAuthError> {
         let client = self.client(request).await?;
         let form = Form::of_body(query.as_bytes())?;
         // Whoever sends a browser here with a code of their own has not its cookie (login CSRF).
         let start = request.start.ok_or_else(over)?;
         let state = form.one("state")?.ok_or_else(over)?;
         let bound_to = started_at(&client, request.host, start);
-        let begun: Start = self.seals.open(Purpose::Host, state, &bound_to)?;
+        let Ok(begun) = self.seals.open::<Start>(Purpose::Host, state, &bound_to) else {
+            // Of two tabs that have begun at once one has the cookie of the other.
+            return Ok(Taken::Stale("/".to_owned()));
+        };
         if form.one("iss")? != Some(self.issuer.as_str()) {
             return Err(over());
         }
@@ -177,30 +189,47 @@ impl ProtectedHosts {
                 "the sign-in was not gone through with",
             ));
         };
-        let (session, subject) = self.redeem(&client, request, code, &begun.verifier).await?;
+        let redeeming = self.redeem(&client, request, code, &begun.verifier);
+        let whose = match redeeming.await? {
+            Ok(whose) => whose,
+            Err(CodeRefusal::Reused | CodeRefusal::Expired | CodeRefusal::Unknown) => {
+                return Ok(Taken::Stale(begun.path));
+            }
+            Err(CodeRefusal::Grant(Refusal::Ended)) => {
+                let why = signed_out(Refusal::Ended);
+                let sign_in = self.sign_in_url(&client, request, &begun.path, why)?;
+                return Ok(Taken::SignIn(sign_in));
+            }
+            Err(_) => return Err(over()),
+        };
+        let live = match self.tokens.live(&client, whose, request.origin).await {
+            Ok(live) => live,
+            // It has ended meanwhile.
+            Err(error) if is_asked_again(&error) => return Ok(Taken::Stale(begun.path)),
+            Err(error) => return Err(error),
+        };
         let cookie = HostCookie {
-            session: session.to_string(),
-            subject: subject.to_string(),
+            session: live.session.id.to_string(),
+            subject: live.session.subject.to_string(),
             client_epoch: client.session_epoch,
+            auth_time: live.session.auth_time.millis(),
         };
         let plain = serde_json::to_vec(&cookie).map_err(OAuthError::internal)?;
         let now = self.tokens.minter.clock.now();
         let ring = self.tokens.minter.snapshots.mac_ring();
         let bound_to = cookie_of(&client, request.host);
         let sealed = ring.seal(&plain, &bound_to, &self.entropy, now);
-        Ok(SignedIn {
+        Ok(Taken::SignedIn(SignedIn {
             cookie: sealed.map_err(OAuthError::internal)?,
             path: begun.path,
-        })
+        }))
     }
 
     /// The client of a proxy, if it protects the host.
     async fn client(&self, request: HostRequest<'_>) -> Result<Arc<Client>, OAuthError> {
-        let form = Form::of_pairs([]);
-        let authorization = request.authorization;
         let authenticating = self
             .authenticator
-            .authenticate(authorization, &form, request.origin);
+            .authenticate_proxy(request.authorization, request.origin);
         let client = authenticating.await?;
         if client.protects(request.host) {
             return Ok(client);
@@ -213,11 +242,15 @@ impl ProtectedHosts {
     }
 
     async fn known(&self, client: &Client, request: HostRequest<'_>) -> Result<Known, OAuthError> {
-        let whose = request
+        let nobody = || login_required("login_required");
+        let (whose, auth_time) = request
             .cookie
             .and_then(|cookie| self.opened(client, request.host, cookie))
-            .ok_or_else(|| login_required("login_required"))?;
+            .ok_or_else(nobody)?;
         let live = self.tokens.live(client, whose, request.origin).await?;
+        if live.session.auth_time != auth_time {
+            return Err(nobody());
+        }
         let target = {
             let registry = self.tokens.minter.snapshots.registry();
             Target::for_users(client, &registry, &Form::of_pairs([]))?
@@ -234,15 +267,21 @@ impl ProtectedHosts {
         Ok(Known { live, token, scope })
     }
 
-    /// The session that a cookie of this host is of.
-    fn opened(&self, client: &Client, host: &str, cookie: &str) -> Option<(SessionId, UserId)> {
+    /// The session that a cookie of this host is of, and when its user had authenticated.
+    fn opened(
+        &self,
+        client: &Client,
+        host: &str,
+        cookie: &str,
+    ) -> Option<((SessionId, UserId), Timestamp)> {
         let now = self.tokens.minter.clock.now();
         let ring = self.tokens.minter.snapshots.mac_ring();
         let plain = ring.unseal(cookie, &cookie_of(client, host), now).ok()?;
         let said: HostCookie = serde_json::from_slice(&plain).ok()?;
         let session = SessionId::parse(&said.session).ok()?;
         let subject = UserId::parse(&said.subject).ok()?;
-        (said.client_epoch == client.session_epoch).then_some((session, subject))
+        let auth_time = Timestamp::from_millis(said.auth_time);
+        (said.client_epoch == client.session_epoch).then_some(((session, subject), auth_time))
     }
 
     fn sign_in_url(
@@ -287,17 +326,19 @@ impl ProtectedHosts {
         })
     }
 
-    /// Exchanges a code; the session that it was issued in, and whose that is.
+    /// Exchanges a code; the session that it was issued in, and whose that is, or why it is not good.
     async fn redeem(
         &self,
         client: &Client,
         request: HostRequest<'_>,
         code: &str,
         verifier: &str,
-    ) -> Result<(SessionId, UserId), OAuthError> {
+    ) -> Result<Result<(SessionId, UserId), CodeRefusal>, OAuthError> {
         let minter = &self.tokens.minter;
         minter.check_ready()?;
-        let hash = Ticket::hash_of(TicketKind::AuthorizationCode, code).ok_or_else(over)?;
+        let Some(hash) = Ticket::hash_of(TicketKind::AuthorizationCode, code) else {
+            return Ok(Err(CodeRefusal::Unknown));
+        };
         let now = minter.clock.now();
         let id = minter.entropy.uuid_v7(now).map_err(OAuthError::internal)?;
         let terms = self.tokens.refresh_tokens.terms(now);
@@ -319,9 +360,9 @@ impl ProtectedHosts {
         match store_answer(&minter.clock, redeeming).await? {
             Redeemed::Opened { family, .. } => {
                 let session = family.grant.session_id.ok_or_else(over)?;
-                Ok((session, family.grant.subject))
+                Ok(Ok((session, family.grant.subject)))
             }
-            Redeemed::Refused(_) => Err(over()),
+            Redeemed::Refused(refusal) => Ok(Err(refusal)),
         }
     }
 
@@ -329,6 +370,14 @@ impl ProtectedHosts {
         let bytes: [u8; BYTES] = self.entropy.bytes().map_err(OAuthError::internal)?;
         Ok(base64url::encode(&bytes))
     }
+}
+
+/// Whether what is refused is asked of the user.
+fn is_asked_again(error: &OAuthError) -> bool {
+    matches!(
+        error.code(),
+        ErrorCode::LoginRequired | ErrorCode::ConsentRequired
+    )
 }
 
 /// Where users come back to at a host.

@@ -136,15 +136,29 @@ impl SessionPages {
         answer
     }
 
-    /// Ends the session of a browser, and with it what it has brought everywhere.
+    /// Ends the session of a browser, and with it what it has brought everywhere. For a page of a
+    /// client that its user has allowed something, or that is of the house.
+    ///
+    /// # Errors
+    /// `login_required` for a cookie that is not known: it may have been replaced a moment ago, and the
+    /// session lives on under another one. `consent_required`.
     ///
     /// # Security
     /// As [`Self::token`].
     pub async fn sign_out(&self, request: PageRequest<'_>) -> PageAnswer<()> {
         let ending = self.answer(request, async |client, _| {
-            let Some(present) = self.present(request).await? else {
+            let Some(cookie) = request.cookie else {
                 return Ok(());
             };
+            let Some(present) = self.present(request).await? else {
+                return match self.sessions.is_over(cookie).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(login_required("unknown_session")),
+                    Err(error) => Err(of_session(error)),
+                };
+            };
+            // Nobody has its users' session end whose users do not know it.
+            self.tokens.consent(client, present.session.subject).await?;
             let mut cause = Cause::of_user(present.session.subject, request.origin);
             cause.reason = Some(format!("signed out at {}", client.client_id));
             let ended = self.sessions.end(present.session.id, &cause);

@@ -22,6 +22,7 @@ use crate::{
         resource::ResourceUri,
         scope::Scope,
         secret::SecretHash,
+        session_family::Course,
     },
     store::{Step, StoreError},
 };
@@ -491,13 +492,25 @@ where
             Some(refusal) => return Ok(Redeemed::Refused(refusal)),
         }
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
+        // What a session is at a client it is once.
+        let (course, kept) = match found.grant.session_id {
+            Some(session) if redemption.for_session => {
+                Self::lock_session(&mut tx, session).await?;
+                Self::course_of(&mut tx, session, &found.grant).await?
+            }
+            _ => (Course::Open, None),
+        };
+        let kept = kept.filter(|_| course == Course::Keep);
+        let family_id = kept
+            .as_ref()
+            .map_or(redemption.family_id, |family| family.id);
         // Waits for whoever redeems the same code.
         let claimed = sqlx::query::<DB>(
             "update authorization_code set family_id = $2 where hash = $1 and family_id is null \
              returning hash",
         )
         .bind(redemption.hash.as_bytes().to_vec())
-        .bind(redemption.family_id.uuid())
+        .bind(family_id.uuid())
         .fetch_optional(&mut *tx)
         .await?;
         let code = if claimed.is_some() {
@@ -510,7 +523,9 @@ where
             return Ok(Redeemed::Refused(CodeRefusal::Unknown));
         };
         let refusal = code.refusal(redemption, now);
+        // Browsers repeat what brings them to a host; what it has led to there is of the session.
         if refusal == Some(CodeRefusal::Reused)
+            && !redemption.for_session
             && let Some(family) = code.family_id
         {
             self.end_replayed(&mut tx, family, redemption, now).await?;
@@ -525,6 +540,8 @@ where
         };
         let refusal = refusal.or_else(|| {
             let refusal = if has_ended {
+                Some(Refusal::SignedOut)
+            } else if course == Course::Refuse {
                 Some(Refusal::Ended)
             } else {
                 standing.refusal(&code.grant)
@@ -538,19 +555,21 @@ where
             tx.rollback().await?;
             return Ok(Redeemed::Refused(refusal));
         }
-        let opened = Family::open(
-            redemption.family_id,
-            code.grant,
-            redemption.lifetime,
-            &redemption.terms,
-            &redemption.cause,
-            now,
-        );
-        let family = Family {
+        let is_kept = kept.is_some();
+        let family = kept.unwrap_or_else(|| Family {
             for_session: redemption.for_session,
-            ..opened
-        };
-        Self::insert_family(&mut tx, &family).await?;
+            ..Family::open(
+                family_id,
+                code.grant,
+                redemption.lifetime,
+                &redemption.terms,
+                &redemption.cause,
+                now,
+            )
+        });
+        if !is_kept {
+            Self::insert_family(&mut tx, &family).await?;
+        }
         tx.commit().await?;
         Ok(Redeemed::Opened {
             family: Box::new(family),

@@ -8,7 +8,7 @@ use crate::{
     clock::Timestamp,
     domain::{
         browser_session::BrowserSession,
-        family::{Family, Refusal, Standing, UserStanding},
+        family::{Family, Grant, Refusal, Standing, UserStanding},
         id::{ClientId, SessionId},
         resource::ResourceUri,
         session_family::{Course, SessionFamily, SessionGrant},
@@ -58,11 +58,7 @@ where
         }
 
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
-        // Whoever ends the session, or asks for the same, comes before or after.
-        sqlx::query::<DB>("update browser_session set seen_at = seen_at where id = $1")
-            .bind(asked.session.uuid())
-            .execute(&mut *tx)
-            .await?;
+        Self::lock_session(&mut tx, asked.session).await?;
         let (session, found) = match Self::see(&mut tx, asked, now).await? {
             Err(refusal) => {
                 tx.rollback().await?;
@@ -101,7 +97,7 @@ where
                 );
                 if !is_allowed.await? {
                     tx.rollback().await?;
-                    return Ok(SessionFamily::Refused(Refusal::Ended));
+                    return Ok(SessionFamily::Refused(Refusal::SignedOut));
                 }
                 Self::insert_family(&mut tx, &family).await?;
                 (family, standing)
@@ -122,7 +118,7 @@ where
         now: Timestamp,
     ) -> Result<Result<Seen, Refusal>, StoreError> {
         let Some((session, user)) = Self::read_session_of(connection, asked.session).await? else {
-            return Ok(Err(Refusal::Ended));
+            return Ok(Err(Refusal::SignedOut));
         };
         if let Some(refusal) = asked.refusal(&session, user.as_ref(), now) {
             return Ok(Err(refusal));
@@ -149,6 +145,34 @@ where
                 standing: Box::new(standing),
             },
         }
+    }
+
+    /// Has whoever ends the session, or asks for the same, come before or after.
+    pub(super) async fn lock_session(
+        tx: &mut Transaction<'_, DB>,
+        id: SessionId,
+    ) -> Result<(), StoreError> {
+        sqlx::query::<DB>("update browser_session set seen_at = seen_at where id = $1")
+            .bind(id.uuid())
+            .execute(&mut **tx)
+            .await?;
+        Ok(())
+    }
+
+    /// What there is for a session at the client of this grant: its latest family, and what is to be
+    /// done about that. The session is locked.
+    pub(super) async fn course_of(
+        tx: &mut Transaction<'_, DB>,
+        id: SessionId,
+        grant: &Grant,
+    ) -> Result<(Course, Option<Family>), StoreError> {
+        let Some((session, _)) = Self::read_session_of(tx, id).await? else {
+            return Ok((Course::Open, None));
+        };
+        let found = Self::read_latest_for_session(tx, id, &grant.client_id).await?;
+        let family = found.map(|(family, _)| family);
+        let course = Course::of(&session, grant.client_epoch, family.as_ref());
+        Ok((course, family))
     }
 
     async fn read_session_of(

@@ -138,6 +138,7 @@ on_both_engines! {
         a_session_that_is_over_gets_nothing,
         what_was_ended_by_itself_stays_so_until_the_user_authenticates_again,
         a_client_whose_sessions_were_ended_has_another_family,
+        codes_bring_a_session_one_family_and_none_that_was_ended,
     }
     notices {
         the_end_of_a_sign_in_is_to_be_told,

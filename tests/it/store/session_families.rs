@@ -5,8 +5,9 @@ use countersign::{
     domain::{
         browser_session::BrowserSession,
         change::Change,
+        code::{CodeRefusal, Redeemed, Redemption},
         consent::Consent,
-        family::{EndReason, Family, Party, RefreshPolicy, Refusal, Verdict},
+        family::{EndReason, Family, Grant, Party, RefreshPolicy, Refusal, Verdict},
         id::{FamilyId, SessionId},
         session_family::{SessionFamily, SessionGrant},
     },
@@ -17,7 +18,10 @@ use uuid::Uuid;
 use super::{
     sample::{TOKENS_DIE_AT, apply, end_sessions},
     sessions::{opened, session},
-    sign_in::{IDLE, Site, TERMS, at, cause, hash, id, party, refresh, resources, revoke, scope},
+    sign_in::{
+        IDLE, Site, TERMS, at, cause, code, hash, id, party, redemption, refresh, resources,
+        revoke, scope,
+    },
 };
 use crate::support::database::Database;
 
@@ -177,12 +181,12 @@ pub(super) async fn a_family_of_a_session_ends_with_it(database: &Database) {
         site.row(&opened).await.revoke_reason,
         Some(EndReason::SignedOut)
     );
-    assert_eq!(refusal(&site, &asks, at(6)).await, Refusal::Ended);
+    assert_eq!(refusal(&site, &asks, at(6)).await, Refusal::SignedOut);
     let nobodys = SessionGrant {
         session: SessionId::from_uuid(Uuid::from_u128(77)),
         ..asks
     };
-    assert_eq!(refusal(&site, &nobodys, at(6)).await, Refusal::Ended);
+    assert_eq!(refusal(&site, &nobodys, at(6)).await, Refusal::SignedOut);
 }
 
 pub(super) async fn a_session_that_is_over_gets_nothing(database: &Database) {
@@ -246,11 +250,69 @@ pub(super) async fn what_was_ended_by_itself_stays_so_until_the_user_authenticat
         Some(EndReason::ConsentWithdrawn)
     );
     let third = asked(&site, own.id, 3).await;
-    assert_eq!(refusal(&site, &third, at(9)).await, Refusal::Ended);
+    assert_eq!(refusal(&site, &third, at(9)).await, Refusal::SignedOut);
     allow(&site, None).await;
     let third = family(&site, &third, at(9)).await;
     assert_eq!(third.id, id(3));
     assert_eq!(third.last, Party::of(&cause("app")));
+}
+
+/// What a code of the session brings to a host, which is to be called by this number.
+async fn taken(site: &Site<'_>, session: &BrowserSession, number: u128) -> Redeemed {
+    let code = code(Grant {
+        session_id: Some(session.id),
+        ..site.grant().await
+    });
+    assert!(site.store.put_code(&hash(number), &code).await.unwrap());
+    let redemption = Redemption {
+        for_session: true,
+        ..redemption(number, &code)
+    };
+    site.store.redeem_code(&redemption, at(6)).await.unwrap()
+}
+
+pub(super) async fn codes_bring_a_session_one_family_and_none_that_was_ended(database: &Database) {
+    let site = site(database).await;
+    let own = opened(&site, 1).await;
+    let family_of = |redeemed: Redeemed| match redeemed {
+        Redeemed::Opened { family, .. } => family.id,
+        Redeemed::Refused(refusal) => panic!("{refusal:?}"),
+    };
+    assert_eq!(family_of(taken(&site, &own, 11).await), id(11));
+    // Again, and without a code: it is the same.
+    assert_eq!(family_of(taken(&site, &own, 12).await), id(11));
+    let asks = asked(&site, own.id, 13).await;
+    assert_eq!(family(&site, &asks, at(6)).await.id, id(11));
+    // A code that comes twice ends nothing that is of the session, and is good for nothing.
+    let code = code(Grant {
+        session_id: Some(own.id),
+        ..site.grant().await
+    });
+    let again = Redemption {
+        for_session: true,
+        ..redemption(12, &code)
+    };
+    let before = site.dump().await;
+    let again = site.store.redeem_code(&again, at(6)).await.unwrap();
+    assert!(matches!(again, Redeemed::Refused(CodeRefusal::Reused)));
+    assert_eq!(site.dump().await, before);
+    // What was ended is not brought back by a code, but by an authentication.
+    let end = Change::EndFamily {
+        family: id(11),
+        reason: EndReason::RevokedByOperator,
+        tokens_die_at: TOKENS_DIE_AT,
+    };
+    apply(&*site.store, end).await.unwrap();
+    let refused = taken(&site, &own, 14).await;
+    let ended = CodeRefusal::Grant(Refusal::Ended);
+    assert!(matches!(refused, Redeemed::Refused(refusal) if refusal == ended));
+    let renewed = BrowserSession {
+        auth_time: at(7),
+        seen_at: at(7),
+        ..session(&site, 1).await
+    };
+    assert!(site.store.put_session(&hash(1), &renewed).await.unwrap());
+    assert_eq!(family_of(taken(&site, &renewed, 15).await), id(15));
 }
 
 pub(super) async fn a_client_whose_sessions_were_ended_has_another_family(database: &Database) {

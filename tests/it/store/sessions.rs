@@ -199,7 +199,7 @@ pub(super) async fn the_end_of_a_session_ends_what_was_not_to_outlast_it(databas
     assert_eq!(entry.kind, RevocationKind::Sid);
     // A code of it gets nothing any more, and nobody renews it.
     let redeemed = site.store.redeem_code(&redemption(5, &unused), at(1)).await;
-    let refused = CodeRefusal::Grant(Refusal::Ended);
+    let refused = CodeRefusal::Grant(Refusal::SignedOut);
     assert!(matches!(redeemed.unwrap(), Redeemed::Refused(refusal) if refusal == refused),);
     assert!(!site.store.put_session(&hash(9), &session).await.unwrap());
     assert_eq!(found(&site, 9).await, None);

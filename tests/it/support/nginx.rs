@@ -49,7 +49,6 @@ impl Nginx {
                  access_log off;
                  client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;
                  fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;
-                 proxy_buffer_size 16k; proxy_buffers 4 16k; large_client_header_buffers 4 16k;
                  {servers}
              }}"
         );

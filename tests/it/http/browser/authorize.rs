@@ -109,7 +109,7 @@ async fn the_end_of_a_session_ends_what_it_has_brought(engine: Engine) {
     assert_eq!(family.revoke_reason, Some(EndReason::SignedOut));
     let refused = site.exchanged(&unused).await;
     assert_eq!(refused.status, 400, "{refused:?}");
-    assert_eq!(refused.header("countersign-reason"), Some("revoked"));
+    assert_eq!(refused.header("countersign-reason"), Some("signed_out"));
     // The browser has to sign in again, under another session.
     let page = browser.ask(&[]).await;
     assert_eq!(heading(&page), "Sign in");

@@ -2,12 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use countersign::{admin::client::ClientMetadata, domain::change::Change};
+use countersign::{
+    admin::client::ClientMetadata,
+    clock::{ManualClock, Timestamp},
+    domain::{
+        change::{Cause, Change},
+        family::{EndReason, FamilyQuery},
+        id::FamilyId,
+    },
+};
 use reqwest::{Client, Method, header::SET_COOKIE, redirect::Policy};
 use serde_json::Value;
 use url::Url;
 
-use super::Site;
+use super::{Browser, Site};
 use crate::support::{
     chromium::Chromium,
     client,
@@ -64,7 +72,7 @@ impl Hosts {
     /// Ends the session of whoever has this token, as from another device.
     async fn end_session(&self, token: &str) {
         let said = claims(token);
-        let family = countersign::domain::id::FamilyId::parse(said["sid"].as_str().unwrap());
+        let family = FamilyId::parse(said["sid"].as_str().unwrap());
         let family = self.site.server.family(family.unwrap()).await;
         let end = Change::EndSession {
             session: family.grant.session_id.unwrap(),
@@ -128,12 +136,7 @@ impl Visitor<'_> {
 
     /// Signs Ada in at the issuer; the path and query that she comes back to the host with.
     async fn signs_in(&self, query: &str) -> String {
-        let mut browser = self.hosts.site.browser();
-        let path = format!("/oauth2/authorize?{query}");
-        let page = browser.send(browser.request(Method::GET, &path)).await;
-        let back = browser.sign_in(&page, "ada", PASSWORD).await;
-        let back = Url::parse(back.header("location").unwrap()).unwrap();
-        format!("{}?{}", back.path(), back.query().unwrap())
+        signs_in(&mut self.hosts.site.browser(), query).await
     }
 
     /// All of it; where the host sends the browser in the end.
@@ -143,9 +146,21 @@ impl Visitor<'_> {
         let entered = self.get(host, &back, &[]).await;
         assert_eq!(entered.status, 303, "{entered:?}");
         assert!(self.cookie(host, COOKIE).is_some());
-        assert_eq!(self.cookie(host, START), None);
         entered.header("location").unwrap().to_owned()
     }
+}
+
+/// Has Ada sign in at the issuer, with a password if she is asked for one; the path and query that she
+/// comes back to the host with.
+async fn signs_in(browser: &mut Browser<'_>, query: &str) -> String {
+    let path = format!("/oauth2/authorize?{query}");
+    let answer = browser.send(browser.request(Method::GET, &path)).await;
+    let back = match answer.status {
+        200 => browser.sign_in(&answer, "ada", PASSWORD).await,
+        _ => answer,
+    };
+    let back = Url::parse(back.header("location").unwrap()).unwrap();
+    format!("{}?{}", back.path(), back.query().unwrap())
 }
 
 /// A header as the application has got it, if it has.
@@ -232,16 +247,33 @@ async fn an_answer_is_for_the_browser_and_host_that_have_asked() {
             victim.sent(WIKI, "/").await;
         }
         let refused = victim.get(WIKI, &back, &[]).await;
-        assert_eq!(refused.status, 400, "{refused:?}");
+        if begins {
+            // Another tab of theirs may have begun: they begin anew.
+            assert_eq!(refused.status, 303, "{refused:?}");
+            assert_eq!(refused.header("location"), Some("/"));
+        } else {
+            assert_eq!(refused.status, 400, "{refused:?}");
+            assert!(refused.body.contains("<h1>This does not work</h1>"));
+        }
         assert_eq!(victim.cookie(WIKI, COOKIE), None);
-        assert!(refused.body.contains("<h1>This does not work</h1>"));
     }
     // At another host, by the same browser, too.
     attacker.sent(FORUM, "/").await;
-    assert_eq!(attacker.get(FORUM, &back, &[]).await.status, 400);
+    attacker.get(FORUM, &back, &[]).await;
+    assert_eq!(attacker.cookie(FORUM, COOKIE), None);
     // It is good where it was asked for, and once.
     assert_eq!(attacker.get(WIKI, &back, &[]).await.status, 303);
-    assert_eq!(attacker.get(WIKI, &back, &[]).await.status, 400);
+    let cookie = attacker.cookie(WIKI, COOKIE).unwrap().clone();
+    attacker
+        .cookies
+        .remove(&(WIKI.to_owned(), COOKIE.to_owned()));
+    assert_eq!(attacker.get(WIKI, &back, &[]).await.status, 303);
+    assert_eq!(attacker.cookie(WIKI, COOKIE), None);
+    // That it came twice has ended nothing.
+    attacker
+        .cookies
+        .insert((WIKI.to_owned(), COOKIE.to_owned()), cookie);
+    assert_eq!(attacker.get(WIKI, "/", &[]).await.status, 200);
     // Another issuer's answer is not taken (RFC 9207).
     let query = hosts.visitor().sent(WIKI, "/").await;
     let mut mixed = hosts.visitor();
@@ -252,6 +284,221 @@ async fn an_answer_is_for_the_browser_and_host_that_have_asked() {
         .await
         .replace("issuer.example", "other.example");
     assert_eq!(mixed.get(WIKI, &back, &[]).await.status, 400);
+}
+
+/// draft-ietf-httpbis-rfc6265bis §4.1.3.2: another host of the domain cannot choose who is signed in.
+#[tokio::test]
+async fn a_cookie_that_another_host_can_set_is_not_taken() {
+    let hosts = Hosts::start().await;
+    let mut attacker = hosts.visitor();
+    let query = attacker.sent(WIKI, "/").await;
+    let back = attacker.signs_in(&query).await;
+    let start = attacker.cookie(WIKI, START).unwrap().clone();
+    // At the callback (login CSRF).
+    let mut victim = hosts.visitor();
+    victim.sent(WIKI, "/").await;
+    let key = |name: &str| (WIKI.to_owned(), name.to_owned());
+    let escaped = "%5F%5FHost-countersign-start";
+    victim.cookies.insert(key(escaped), start);
+    victim.get(WIKI, &back, &[]).await;
+    assert_eq!(victim.cookie(WIKI, COOKIE), None);
+    // And for each request.
+    assert_eq!(attacker.get(WIKI, &back, &[]).await.status, 303);
+    let planted = attacker.cookie(WIKI, COOKIE).unwrap().clone();
+    let escaped = "%5F%5FHost-countersign-host";
+    victim.cookies.insert(key(escaped), planted);
+    assert_eq!(victim.get(WIKI, "/", &[]).await.status, 302);
+}
+
+#[tokio::test]
+async fn tabs_that_begin_at_once_all_come_in() {
+    let hosts = Hosts::start().await;
+    let mut browser = hosts.site.browser();
+    let mut visitor = hosts.visitor();
+    let [one, two] = [
+        visitor.sent(WIKI, "/1").await,
+        visitor.sent(WIKI, "/2").await,
+    ];
+    for (query, path) in [(one, "/1"), (two, "/2")] {
+        let back = signs_in(&mut browser, &query).await;
+        let entered = visitor.get(WIKI, &back, &[]).await;
+        assert_eq!(
+            (entered.status, entered.header("location")),
+            (303, Some(path))
+        );
+        assert_eq!(visitor.get(WIKI, path, &[]).await.status, 200);
+        // The browser asks once more, as it may.
+        let again = visitor.get(WIKI, &back, &[]).await;
+        assert_eq!((again.status, again.header("location")), (303, Some(path)));
+        assert_eq!(visitor.get(WIKI, path, &[]).await.status, 200);
+    }
+    // Before any of them has its cookie, too: the one whose cookie was replaced begins anew.
+    let mut early = hosts.visitor();
+    let replaced = early.sent(WIKI, "/1").await;
+    early.cookies.clear();
+    early.sent(WIKI, "/2").await;
+    let back = signs_in(&mut browser, &replaced).await;
+    let stale = early.get(WIKI, &back, &[]).await;
+    assert_eq!((stale.status, stale.header("location")), (303, Some("/")));
+    let query = early.sent(WIKI, "/").await;
+    let back = signs_in(&mut browser, &query).await;
+    assert_eq!(
+        early.get(WIKI, &back, &[]).await.header("location"),
+        Some("/")
+    );
+    assert_eq!(early.get(WIKI, "/", &[]).await.status, 200);
+}
+
+/// What an operator has ended comes back with an authentication, whatever the browser asks for.
+#[tokio::test]
+async fn what_was_ended_at_a_host_comes_back_with_an_authentication_and_not_before() {
+    let hosts = Hosts::start().await;
+    let mut browser = hosts.site.browser();
+    let mut visitor = hosts.visitor();
+    let query = visitor.sent(WIKI, "/").await;
+    let back = signs_in(&mut browser, &query).await;
+    visitor.get(WIKI, &back, &[]).await;
+    let page = visitor.get(WIKI, "/", &[]).await;
+    let token = got(&page, "authorization").unwrap()[7..].to_owned();
+    let family = FamilyId::parse(claims(&token)["sid"].as_str().unwrap()).unwrap();
+    // However often the browser comes in, it is one sign-in.
+    let mut fresh = hosts.visitor();
+    let query = fresh.sent(WIKI, "/").await;
+    let back = signs_in(&mut browser, &query).await;
+    fresh.get(WIKI, &back, &[]).await;
+    let page = fresh.get(WIKI, "/", &[]).await;
+    assert_eq!(
+        claims(&got(&page, "authorization").unwrap()[7..])["sid"],
+        claims(&token)["sid"]
+    );
+    let families = FamilyQuery {
+        subject: Some(hosts.site.ada),
+        limit: 9,
+        ..FamilyQuery::default()
+    };
+    let store = hosts.site.server.store();
+    assert_eq!(store.families(&families).await.unwrap().len(), 1);
+    let end = Change::EndFamily {
+        family,
+        reason: EndReason::RevokedByOperator,
+        tokens_die_at: hosts.site.server.clients.clock.now(),
+    };
+    hosts.site.server.apply(end).await;
+    let query = visitor.sent(WIKI, "/x").await;
+    assert!(query.contains("&prompt=login"), "{query}");
+    // With the question left out the session gives a code, for which there is nothing.
+    let mut fresh = hosts.visitor();
+    let query = fresh.sent(WIKI, "/x").await;
+    assert!(!query.contains("prompt"), "{query}");
+    let back = signs_in(&mut browser, &query).await;
+    let asked = fresh.get(WIKI, &back, &[]).await;
+    assert_eq!(asked.status, 303);
+    assert_eq!(fresh.cookie(WIKI, COOKIE), None);
+    assert_eq!(visitor.get(WIKI, "/", &[]).await.status, 302);
+    let location = Url::parse(asked.header("location").unwrap()).unwrap();
+    let query = location.query().unwrap();
+    assert!(query.contains("&prompt=login"), "{query}");
+    let back = signs_in(&mut browser, query).await;
+    let entered = fresh.get(WIKI, &back, &[]).await;
+    assert_eq!(entered.header("location"), Some("/x"));
+    assert_eq!(fresh.get(WIKI, "/x", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn cookies_of_a_host_are_replaced_when_the_user_authenticates_again() {
+    let hosts = Hosts::start().await;
+    let mut browser = hosts.site.browser();
+    let mut visitor = hosts.visitor();
+    let query = visitor.sent(WIKI, "/").await;
+    let back = signs_in(&mut browser, &query).await;
+    visitor.get(WIKI, &back, &[]).await;
+    assert_eq!(visitor.get(WIKI, "/", &[]).await.status, 200);
+    let page = browser
+        .ask(&[("client_id", "own"), ("prompt", "login")])
+        .await;
+    browser.sign_in(&page, "ada", PASSWORD).await;
+    // Nothing is asked of the user for another one.
+    let query = visitor.sent(WIKI, "/").await;
+    assert!(!query.contains("prompt"), "{query}");
+    let back = signs_in(&mut browser, &query).await;
+    assert_eq!(visitor.get(WIKI, &back, &[]).await.status, 303);
+    assert_eq!(visitor.get(WIKI, "/", &[]).await.status, 200);
+    // Where the session has ended, the way is the usual one, too.
+    let page = visitor.get(WIKI, "/", &[]).await;
+    let token = got(&page, "authorization").unwrap()[7..].to_owned();
+    hosts.end_session(&token).await;
+    let query = visitor.sent(WIKI, "/").await;
+    assert!(!query.contains("prompt"), "{query}");
+}
+
+/// Whoever comes uses up what is theirs, not what is their host's.
+#[tokio::test]
+async fn one_visitor_cannot_use_up_the_requests_of_all() {
+    let setup = Setup::new()
+        .clock(ManualClock::new(Timestamp::from_seconds(1_800_000_000)))
+        .set("limits.requests_per_minute_per_client", "2")
+        .set("public.trusted_proxies", "127.0.0.1/32")
+        .client("wiki", protecting(WIKI, API));
+    let site = Site::of(setup).await;
+    let secret = &site.server.other("wiki").secret;
+    let asked = async |path: &str, visitor: &str| {
+        let request = site.server.get(path).basic_auth("wiki", Some(secret));
+        let request = request.header("x-forwarded-host", WIKI);
+        answer(request.header("x-forwarded-for", visitor))
+            .await
+            .status
+    };
+    for (path, visitor, status) in [
+        ("/session/verify", "192.0.2.1", 401),
+        ("/session/callback", "192.0.2.1", 400),
+        ("/session/verify", "192.0.2.1", 429),
+        ("/session/callback", "192.0.2.1", 429),
+        ("/session/verify", "192.0.2.2", 401),
+    ] {
+        assert_eq!(asked(path, visitor).await, status, "{path} {visitor}");
+    }
+}
+
+/// Neither a visitor who sends what cannot be read nor one who sends a header twice chooses the host.
+#[tokio::test]
+async fn a_host_that_cannot_be_read_is_not_taken_from_elsewhere() {
+    let hosts = Hosts::start().await;
+    let mut visitor = hosts.visitor();
+    visitor.enters(FORUM, "/").await;
+    let cookie = format!("{COOKIE}={}", visitor.cookie(FORUM, COOKIE).unwrap());
+    let server = &hosts.site.server;
+    let original = format!("https://{FORUM}/");
+    for (name, values, other) in [
+        (
+            "x-original-url",
+            &[&b"https://wiki.example/\xff"[..]][..],
+            FORUM,
+        ),
+        (
+            "x-original-url",
+            &[b"https://wiki.example/", b"https://wiki.example/"],
+            FORUM,
+        ),
+        ("x-forwarded-host", &[b"wiki.example\xff"], &original),
+        (
+            "x-forwarded-host",
+            &[b"wiki.example", b"wiki.example"],
+            &original,
+        ),
+    ] {
+        let beside = match name {
+            "x-original-url" => "x-forwarded-host",
+            _ => "x-original-url",
+        };
+        let request = server.get("/session/verify").header(beside, other);
+        let request = values
+            .iter()
+            .fold(request, |request, value| request.header(name, *value));
+        let request = request.basic_auth("forum", Some(&server.other("forum").secret));
+        let refused = answer(request.header("cookie", &cookie)).await;
+        assert_eq!(refused.status, 400, "{name}: {refused:?}");
+        assert_eq!(refused.header("authorization"), None);
+    }
 }
 
 #[tokio::test]
@@ -337,6 +584,32 @@ async fn only_a_proxy_of_the_client_may_ask_and_for_its_hosts_alone() {
         let answer = asked(request).await;
         assert_eq!(answer.status, status, "{name}: {answer:?}");
         assert!(answer.header("location").is_some());
+    }
+    // Some ask with the method that they are asked with.
+    for (method, status) in [
+        (Method::GET, 302),
+        (Method::HEAD, 302),
+        (Method::POST, 401),
+        (Method::DELETE, 401),
+        (Method::OPTIONS, 401),
+    ] {
+        let path = "/session/verify?unauthenticated=redirect&path=/a";
+        let url = format!("http://{}{path}", server.public);
+        let request = http.request(method.clone(), url);
+        let answer = asked(request.header("x-forwarded-host", WIKI)).await;
+        assert_eq!(answer.status, status, "{method}: {answer:?}");
+    }
+    for uri in [
+        "https://ODD.example/session/callback",
+        "https://odd.example:443/session/callback",
+        "https://odd.example/x/../session/callback",
+    ] {
+        let mut metadata = protecting(WIKI, API);
+        metadata.redirect_uris.push(uri.to_owned());
+        let (clients, cause) = (&server.clients, Cause::system());
+        let created = clients.create(None, &metadata, false, &cause).await;
+        let error = format!("{:?}", created.err());
+        assert!(error.contains("/redirect_uris/1"), "{error}");
     }
 }
 

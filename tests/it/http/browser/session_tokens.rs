@@ -15,7 +15,7 @@ use countersign::{
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use super::{Browser, Site, family_of, of_browsers, returned};
+use super::{Browser, CHALLENGE, Site, family_of, of_browsers, returned};
 use crate::support::{
     database::Engine,
     server::{API, Answer, FILES, Setup, answer, metadata},
@@ -332,6 +332,95 @@ async fn nothing_is_done_for_a_request_that_any_page_can_cause() {
     assert_eq!(browser.token().await.status, 200);
 }
 
+/// draft-ietf-httpbis-rfc6265bis §4.1.3.2: another host of the domain cannot choose the session.
+#[tokio::test]
+async fn a_cookie_that_another_host_can_set_is_not_taken() {
+    let site = site(Setup::new()).await;
+    let ada = signed_in(&site).await;
+    let bob = site.server.user("bob").await;
+    site.set_password(bob, PASSWORD).await;
+    let mut attacker = site.browser();
+    let page = attacker.ask(&[]).await;
+    attacker.sign_in(&page, "bob", PASSWORD).await;
+    let (own, planted) = (&ada.cookies[COOKIE], &attacker.cookies[COOKIE]);
+    let subject = async |cookies: &[u8]| {
+        let request = site.browser();
+        let request = request.by_page("/session/token", &json!({ "client_id": "board" }));
+        let answer = answer(request.header("cookie", cookies)).await;
+        (answer.status == 200).then(|| claims(&answer.access_token())["sub"].clone())
+    };
+    let own = format!("{COOKIE}={own}");
+    let escaped = format!("%5F%5FHost-countersign={planted}");
+    let ada = Some(json!(site.ada.to_string()));
+    assert_eq!(subject(format!("{escaped}; {own}").as_bytes()).await, ada);
+    assert_eq!(subject(escaped.as_bytes()).await, None);
+    // Nobody can tell which of two it is.
+    let twice = format!("{COOKIE}={planted}; {own}");
+    assert_eq!(subject(twice.as_bytes()).await, None);
+    // What somebody else has put beside it takes nobody's session away.
+    let beside = [b"legacy=caf\xe9; ", own.as_bytes()].concat();
+    assert_eq!(subject(&beside).await, ada);
+    // Nor is anybody signed in as somebody else where users are signed in.
+    let path = "/oauth2/authorize?response_type=code&client_id=own&redirect_uri=http%3A%2F%2F127.0.0.1%2Fcb";
+    for (cookies, is_known) in [(own, true), (escaped, false)] {
+        let challenge = format!("{path}&code_challenge={CHALLENGE}&code_challenge_method=S256");
+        let request = site.browser().request(Method::GET, &challenge);
+        let page = answer(request.header("cookie", cookies)).await;
+        assert_eq!(page.body.contains("<strong>ada</strong>"), is_known);
+        assert!(!page.body.contains("<strong>bob</strong>"), "{page:?}");
+    }
+}
+
+/// A cookie that was replaced a moment ago: its session lives on under another one.
+#[tokio::test]
+async fn nobody_is_told_that_they_are_signed_out_while_their_session_lives() {
+    let site = site(Setup::new()).await;
+    let mut browser = signed_in(&site).await;
+    let old = browser.cookies[COOKIE].clone();
+    let page = browser.ask(&[("prompt", "login")]).await;
+    browser.sign_in(&page, "ada", PASSWORD).await;
+    let new = browser.cookies.insert(COOKIE.to_owned(), old).unwrap();
+    let logout = async |browser: &Browser<'_>| {
+        let request = browser.by_page("/session/logout", &json!({ "client_id": "board" }));
+        answer(request).await
+    };
+    let refused = logout(&browser).await;
+    assert_eq!(
+        (refused.status, &refused.json()["error"]),
+        (401, &json!("login_required"))
+    );
+    assert_eq!(set_cookie(&refused), None);
+    browser.cookies.insert(COOKIE.to_owned(), new);
+    assert_eq!(browser.token().await.status, 200);
+    assert_eq!(logout(&browser).await.status, 204);
+    assert_eq!(browser.token().await.status, 401);
+}
+
+#[tokio::test]
+async fn a_client_that_nobody_has_allowed_anything_ends_no_session() {
+    let site = site(Setup::new()).await;
+    let mut browser = signed_in(&site).await;
+    let logout = async |browser: &Browser<'_>| {
+        let body = json!({ "client_id": "third" });
+        let request = browser.request(Method::POST, "/session/logout").json(&body);
+        let request = request.header("origin", "https://third.issuer.example");
+        answer(request.header("countersign-session", "1")).await
+    };
+    let refused = logout(&browser).await;
+    assert_eq!(
+        (refused.status, &refused.json()["error"]),
+        (403, &json!("consent_required"))
+    );
+    assert_eq!(set_cookie(&refused), None);
+    assert_eq!(browser.token().await.status, 200);
+    let page = browser
+        .ask(&[("client_id", "third"), ("scope", "read")])
+        .await;
+    browser.decide(&page, "allow").await;
+    assert_eq!(logout(&browser).await.status, 204);
+    assert_eq!(browser.token().await.status, 401);
+}
+
 #[tokio::test]
 async fn only_pages_of_clients_with_session_tokens_may_send_cookies() {
     let site = site(Setup::new()).await;
@@ -430,5 +519,24 @@ async fn a_client_with_session_tokens_is_public_and_has_origins() {
             .await;
         let error = format!("{:?}", created.err());
         assert!(error.contains("/session_tokens"), "{error}");
+    }
+    // Pages that came without TLS could be anybody's, but for those of this machine.
+    for (origin, is_let) in [
+        ("http://app.issuer.example", false),
+        ("http://localhost.issuer.example", false),
+        ("http://localhost:3000", true),
+        ("http://127.0.0.1:3000", true),
+        ("http://[::1]:3000", true),
+    ] {
+        let metadata = ClientMetadata {
+            allowed_origins: vec![APP.to_owned(), origin.to_owned()],
+            ..of_pages()
+        };
+        let created = clients
+            .create(None, &metadata, false, &Cause::system())
+            .await;
+        assert_eq!(created.is_ok(), is_let, "{origin}");
+        let error = format!("{:?}", created.err());
+        assert_eq!(error.contains("/allowed_origins/1"), !is_let, "{error}");
     }
 }
