@@ -224,11 +224,11 @@ export class Countersign extends EventTarget {
         if (error.code !== "login_required") throw error;
         return end();
       });
+      // What a tab has got in the meantime is over, too.
+      this.#end();
     } else if (before?.refreshToken) {
       await this.#form("/oauth2/revoke", { token: before.refreshToken, token_type_hint: "refresh_token" });
     }
-    // What a tab has got in the meantime is over, too.
-    this.#end();
   }
 
   #stateKey(state) {
