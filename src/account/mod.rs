@@ -32,7 +32,7 @@ use crate::{
     },
     identity::{
         factor::{SecondFactors, recovery::RecoveryCode},
-        session::{Present, Sessions},
+        session::{Authentication, Present, Sessions},
         sign_in::SignIn,
     },
     oauth::{
@@ -87,7 +87,12 @@ pub enum Outcome {
     /// The user is to add a passkey.
     Passkey(Box<PasskeyPage>),
     /// There are new recovery codes, shown this once.
-    Codes(Vec<RecoveryCode>),
+    Codes {
+        /// The codes.
+        codes: Vec<RecoveryCode>,
+        /// What this browser goes on under, if that is another cookie.
+        cookie: Option<Ticket>,
+    },
     /// It was not done: the page says why.
     Refused(Box<AccountPage>),
 }
@@ -261,8 +266,9 @@ impl Accounts {
         let Some(user) = user.filter(|user| user.revision == revision && !user.disabled) else {
             return Ok(Outcome::SignedOut);
         };
-        let amr = present.session.amr.clone();
-        let opened = self.sessions.open(&user, amr, cause, None).await;
+        // Whoever found the browser open has not become its user by that.
+        let as_before = Authentication::continued(&present.session, Vec::new());
+        let opened = self.sessions.open(&user, as_before, cause, None).await;
         let (_, cookie) = opened.map_err(of_session)?;
         Ok(Outcome::Renewed(cookie))
     }

@@ -1,6 +1,6 @@
 //! Second factors, enrolled and removed by whoever has just signed in.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use countersign_verifier::base64url;
 use serde::{Deserialize, Serialize};
@@ -15,25 +15,24 @@ use crate::{
     clock::Timestamp,
     domain::{
         change::Cause,
-        factor::{FactorChange, Factors, PasskeyId},
+        factor::{FactorChange, Factors, ONE_FACTOR, PasskeyId, acr},
         user::User,
     },
     identity::{
         factor::{Enrolment, FactorRefused, passkey::Registration},
-        session::Present,
+        session::{Authentication, Present},
     },
     oauth::{
-        authorization::{endpoint::Browser, second_factor::of_factor},
+        authorization::{
+            endpoint::{Browser, of_session},
+            second_factor::of_factor,
+        },
         error::{ErrorCode, OAuthError},
         form::Form,
         seals::over,
         store_answer,
     },
 };
-
-/// How long ago a user may have signed in who changes second factors: whoever finds a browser open
-/// changes none.
-const RECENT: Duration = Duration::from_mins(5);
 
 /// A secret on its way to an app, in base64url: nothing is stored before the app has it. Not printable.
 #[derive(Clone, Deserialize, PartialEq, Eq, Serialize)]
@@ -141,7 +140,8 @@ impl Accounts {
         })
     }
 
-    /// Changes what the user has, if it signed in a moment ago; else it has to once more.
+    /// Changes what the user has, if it signed in a moment ago with all that it has; else it has to once
+    /// more.
     pub(super) async fn change_factors(
         &self,
         form: &Form,
@@ -150,7 +150,9 @@ impl Accounts {
         browser: Browser<'_>,
     ) -> Result<Outcome, Problem> {
         let session = &present.session;
-        if self.clock.now().since(session.auth_time) >= RECENT {
+        let factors = self.factors_of(present).await.map_err(Problem::of)?;
+        let is_proved = !factors.is_enrolled() || acr(&session.amr) != ONE_FACTOR;
+        if !is_proved || !present.is_recent(self.clock.now()) {
             return Ok(Outcome::Confirm(present.user.username.clone()));
         }
         let reading = store_answer(&self.clock, self.store.user(session.subject)).await;
@@ -190,17 +192,21 @@ impl Accounts {
                 Ok(Outcome::Done)
             }
             _ => {
-                let factors = self.factors_of(present).await.map_err(Problem::of)?;
                 if !factors.is_enrolled() {
                     return Err(problem(FactorRefused::Conflict));
                 }
                 let codes = self.factors.make_codes(&user, &cause).await;
-                Ok(Outcome::Codes(codes.map_err(problem)?))
+                let codes = codes.map_err(problem)?;
+                Ok(Outcome::Codes {
+                    codes,
+                    cookie: None,
+                })
             }
         }
     }
 
-    /// Enrols an app that shows a code, and makes recovery codes for a user who has none.
+    /// Enrols an app that shows a code, and makes recovery codes for a user who has none. The code counts
+    /// for this session.
     async fn add_app(
         &self,
         form: &Form,
@@ -210,16 +216,28 @@ impl Accounts {
     ) -> Result<Outcome, Problem> {
         let cause = Cause::of_user(user.id, browser.origin);
         let code = form.one("code").map_err(Problem::of)?.unwrap_or_default();
-        match self.factors.enrol(user, secret, code, &cause).await {
-            Ok(_) => {}
+        let more = match self.factors.enrol(user, secret, code, &cause).await {
+            Ok(more) => more,
             Err(refused @ FactorRefused::Wrong) => {
                 let again = self.factors.begin_again(secret, user.username.as_str());
                 let again = again.map_err(problem)?;
                 return self.enrolment(again, Some(of_factor(refused)), present, browser);
             }
             Err(refused) => return Err(problem(refused)),
-        }
-        self.with_codes(user, present, &cause).await
+        };
+        let raised = Authentication::continued(&present.session, more);
+        let opened = self
+            .sessions
+            .open(user, raised, &cause, Some(present))
+            .await;
+        let (_, cookie) = opened.map_err(|error| Problem::of(of_session(error)))?;
+        Ok(match self.with_codes(user, present, &cause).await? {
+            Outcome::Codes { codes, .. } => Outcome::Codes {
+                codes,
+                cookie: Some(cookie),
+            },
+            _ => Outcome::Renewed(cookie),
+        })
     }
 
     /// Makes recovery codes for a user who has enrolled something and has none.
@@ -234,7 +252,10 @@ impl Accounts {
             return Ok(Outcome::Done);
         }
         let codes = self.factors.make_codes(user, cause).await;
-        Ok(Outcome::Codes(codes.map_err(problem)?))
+        Ok(Outcome::Codes {
+            codes: codes.map_err(problem)?,
+            cookie: None,
+        })
     }
 
     async fn ask_for_passkey(

@@ -330,6 +330,8 @@ pub struct UserStanding {
     pub epoch: i64,
     /// Whether the user is refused.
     pub disabled: bool,
+    /// Whether the user has to sign in with a second factor.
+    pub second_factor_required: bool,
     /// Tokens of the user issued before this moment are revoked.
     pub tokens_not_before: Option<Timestamp>,
     /// The user's name.
@@ -470,6 +472,8 @@ pub enum Refusal {
     Scope,
     /// The resource is none that was granted, or nothing is left of what was.
     Target,
+    /// The user, or whoever signs in at the client, has to prove a second factor, and has not.
+    OneFactor,
     /// The clock was set back: tokens issued now are revoked.
     NotYet,
 }
@@ -796,6 +800,7 @@ mod tests {
         UserStanding {
             epoch: 2,
             disabled: false,
+            second_factor_required: false,
             tokens_not_before: None,
             username: "ada".to_owned(),
             roles: Vec::new(),

@@ -11,6 +11,7 @@ use super::{
     browser_session::BrowserSession,
     change::Cause,
     claims::RequestedClaims,
+    factor::{ONE_FACTOR, acr},
     family::{EndReason, Family, Grant, Party, Refusal, Standing, Terms, UserStanding},
     id::{ClientId, FamilyId, SessionId},
     resource::ResourceUri,
@@ -29,6 +30,8 @@ pub struct SessionGrant {
     pub client_id: ClientId,
     /// Its epoch, as known to whoever has judged what it may have.
     pub client_epoch: i64,
+    /// Whether its users have to sign in with a second factor.
+    pub second_factor_required: bool,
     /// What they may be good for.
     pub scope: Scope,
     /// And where.
@@ -104,6 +107,7 @@ impl SessionGrant {
         let Some(user) = user else {
             return Some(Refusal::UserDeleted);
         };
+        let is_required = self.second_factor_required || user.second_factor_required;
         if session.ended_at.is_some() {
             Some(Refusal::SignedOut)
         } else if user.disabled {
@@ -114,6 +118,8 @@ impl SessionGrant {
             Some(Refusal::Expired)
         } else if !session.lives(now, self.idle) {
             Some(Refusal::IdleExpired)
+        } else if is_required && acr(&session.amr) == ONE_FACTOR {
+            Some(Refusal::OneFactor)
         } else {
             None
         }

@@ -68,9 +68,10 @@ pub(super) async fn form(
         Ok(Outcome::Passkey(page)) => {
             visit.keep(pages::account_passkey(&services.brand, &page), None)
         }
-        Ok(Outcome::Codes(codes)) => {
-            visit.keep(pages::account_codes(&services.brand, &codes), None)
-        }
+        Ok(Outcome::Codes { codes, cookie }) => visit.keep(
+            pages::account_codes(&services.brand, &codes),
+            cookie.as_ref(),
+        ),
         Ok(Outcome::Refused(page)) => visit.keep(pages::account(&services.brand, &page), None),
         Err(error) => visit.refused(&error),
     }

@@ -215,7 +215,13 @@ impl<'a> Visit<'a> {
         let kept = self
             .is_new
             .then(|| cookie_of(BINDING, self.binding.clone()));
-        let session = session.map(|session| cookie_of(SESSION, session.expose().to_owned()));
+        let session = session.map(|session| {
+            let mut kept = cookie_of(SESSION, session.expose().to_owned());
+            // A browser that is closed has signed nobody out: the session ends as the settings say.
+            let lifetime = self.services.authorization.sessions.lifetime;
+            kept.set_max_age(actix_web::cookie::time::Duration::try_from(lifetime).ok());
+            kept
+        });
         for cookie in kept.into_iter().chain(session) {
             set(&mut response, &cookie);
         }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    clock::AgreedClock,
+    clock::{AgreedClock, Timestamp},
     domain::{
         browser_session::BrowserSession,
         change::{Cause, Change},
@@ -36,6 +36,40 @@ pub struct Present {
     pub user: UserStanding,
 }
 
+/// How long ago a user may have authenticated who decides on how to authenticate from now on: whoever
+/// finds a browser open decides nothing.
+const RECENT: Duration = Duration::from_mins(5);
+
+impl Present {
+    /// Whether the user has authenticated a moment ago.
+    pub fn is_recent(&self, now: Timestamp) -> bool {
+        now.since(self.session.auth_time) < RECENT
+    }
+}
+
+/// What a session is opened for: how its user has authenticated, when, and for how long that counts.
+#[derive(Clone, Debug)]
+pub struct Authentication {
+    /// How (RFC 8176).
+    pub amr: Vec<String>,
+    auth_time: Timestamp,
+    expires_at: Timestamp,
+}
+
+impl Authentication {
+    /// That of a session, and these methods besides: neither its time nor its end moves, as nobody has
+    /// authenticated once more from the beginning.
+    pub fn continued(session: &BrowserSession, more: Vec<String>) -> Self {
+        let mut amr = session.amr.clone();
+        amr.extend(more.into_iter().filter(|it| !session.amr.contains(it)));
+        Self {
+            amr,
+            auth_time: session.auth_time,
+            expires_at: session.expires_at,
+        }
+    }
+}
+
 /// Opens, finds and ends sessions.
 ///
 /// # Security
@@ -59,16 +93,25 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Opens a session for a user who has just authenticated; with what its cookie is to hold. In a
-    /// browser where the same user has a session, that goes on under another cookie; one of another
-    /// user ends.
+    /// An authentication by these methods, just now.
+    pub fn authenticated(&self, amr: Vec<String>) -> Authentication {
+        let auth_time = self.clock.now();
+        Authentication {
+            amr,
+            auth_time,
+            expires_at: auth_time.plus(self.lifetime),
+        }
+    }
+
+    /// Opens a session for a user who has authenticated; with what its cookie is to hold. In a browser
+    /// where the same user has a session, that goes on under another cookie; one of another user ends.
     ///
     /// The user is as it was before that was judged. If the password was changed meanwhile, or the
     /// user disabled, its epoch is another one by now, and the session is dead.
     pub async fn open(
         &self,
         user: &User,
-        amr: Vec<String>,
+        authentication: Authentication,
         cause: &Cause,
         before: Option<&Present>,
     ) -> Result<(Present, Ticket), SessionError> {
@@ -82,10 +125,10 @@ impl Sessions {
             },
             subject: user.id,
             user_epoch: user.session_epoch,
-            auth_time: now,
-            amr,
+            auth_time: authentication.auth_time,
+            amr: authentication.amr,
             seen_at: now,
-            expires_at: now.plus(self.lifetime),
+            expires_at: authentication.expires_at,
             ended_at: None,
             first: same.map_or_else(|| party.clone(), |same| same.session.first.clone()),
             last: party,
@@ -103,6 +146,7 @@ impl Sessions {
         let user = UserStanding {
             epoch: user.session_epoch,
             disabled: user.disabled,
+            second_factor_required: user.second_factor_required,
             tokens_not_before: user.tokens_not_before,
             username: user.username.as_str().to_owned(),
             roles: user.roles.clone(),

@@ -186,6 +186,13 @@ impl<K> Ring<K> {
             .map(|(key, _)| key)
     }
 
+    /// Those that were not revoked.
+    pub(super) fn trusted(&self) -> impl Iterator<Item = &K> {
+        self.all()
+            .filter(|(_, times)| times.revoked_at.is_none())
+            .map(|(key, _)| key)
+    }
+
     /// The one that signs at `now`.
     pub(super) fn active(&self, now: Timestamp) -> Option<&K> {
         let life = lifecycle::life(self.key_use);
@@ -297,11 +304,12 @@ impl KeyRing {
         KeySet::from_keys(self.ring.published(now).map(|key| key.public.clone()))
     }
 
-    /// The public keys to verify ID Tokens with at `now`.
-    pub fn id_token_keys(&self, now: Timestamp) -> IdTokenKeys {
-        let rs256 = self.rs256.iter().flat_map(|ring| ring.0.published(now));
+    /// The public keys to verify ID Tokens with that come back as hints: every one that was not revoked,
+    /// also those that are published no more. What they have signed has expired, but was signed here.
+    pub fn id_token_keys(&self) -> IdTokenKeys {
+        let rs256 = self.rs256.iter().flat_map(|ring| ring.0.trusted());
         IdTokenKeys {
-            es256: self.key_set(now),
+            es256: KeySet::from_keys(self.ring.trusted().map(|key| key.public.clone())),
             rs256: rs256.map(|key| key.public.clone()).collect(),
         }
     }

@@ -134,7 +134,7 @@ fn at_hash(access_token: &str) -> String {
 
 /// Why a text is no ID Token that this issuer is known to have issued.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an ID Token of this issuer, or one that was signed with a key that is no more")]
+#[error("not an ID Token of this issuer, or one that was signed with a key that was revoked")]
 pub struct InvalidHint;
 
 /// What an ID Token said that comes back to its issuer, as a hint of whom a request is about.
@@ -149,8 +149,8 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Reads an ID Token that was issued here and signed with one of the keys that are published,
-    /// however long it has been over (RP-Initiated Logout §2).
+    /// Reads an ID Token that was issued here and signed with one of these keys, however long it has been
+    /// over (RP-Initiated Logout §2).
     ///
     /// # Security
     /// Anybody may present one, of whomever: it tells whom a request means, and proves nothing of who

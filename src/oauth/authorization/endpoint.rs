@@ -302,7 +302,7 @@ impl AuthorizationEndpoint {
     }
 
     /// Asks a user to sign in, for a client or for its own account.
-    fn ask(
+    pub(super) fn ask(
         &self,
         flow: &Flow,
         request: Option<&AuthorizationRequest>,
@@ -529,7 +529,7 @@ impl AuthorizationEndpoint {
         };
         let form = Form::of_body(query.as_bytes()).map_err(Rejection::Shown)?;
         let (ring, now) = (self.snapshots.ring(), self.clock.now());
-        let keys = ring.id_token_keys(now);
+        let keys = ring.id_token_keys();
         let hint = |token: &str| Hint::read(token, &self.issuer, &keys);
         let request = AuthorizationRequest::read(&form, &self.snapshots.registry(), &hint)?;
         // Nobody signs in for a code that is worth nothing.

@@ -42,6 +42,8 @@ pub(super) struct Flow {
     pub(super) shown: Option<Shown>,
     /// What was proved, before a second factor is.
     pub(super) proved: Option<Proved>,
+    /// The session in which that was, if it was before this flow: a second factor raises it.
+    pub(super) raising: Option<String>,
     /// The secret that an app is to share, in base64url: nothing is stored before it does.
     pub(super) enrolling: Option<String>,
     /// The passkey that is asked for.
@@ -56,6 +58,7 @@ impl Flow {
             begun_at: now.millis(),
             shown: None,
             proved: None,
+            raising: None,
             enrolling: None,
             ceremony: None,
         }
@@ -65,6 +68,7 @@ impl Flow {
     pub(super) fn after_steps(&self) -> Self {
         Self {
             proved: None,
+            raising: None,
             enrolling: None,
             ceremony: None,
             ..self.clone()

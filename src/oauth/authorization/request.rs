@@ -258,7 +258,7 @@ impl Asked {
                 OAuthError::new(
                     ErrorCode::InvalidRequest,
                     "id_token_hint",
-                    "the id_token_hint is no ID Token of this service, or its key is no more",
+                    "the id_token_hint is no ID Token of this service, or its key was revoked",
                 )
             })?;
             subjects.push(hint.subject.to_string());
@@ -383,10 +383,15 @@ impl AuthorizationRequest {
             };
         }
         // Nobody knows which program asks under the name of a client that has no secret and no
-        // server: its user does, each time (RFC 8252 §8.6).
+        // server: it gets nothing "without user consent or interaction" (RFC 8252 §8.6). Whoever has
+        // just signed in for an app of the same house has interacted.
         let is_anybody =
             self.client.is_public() && !self.return_address.redirect_uri.starts_with("https://");
-        let asks_anew = self.asked.asks_for(Prompt::Consent) || is_anybody;
+        let has_signed_in = known
+            .session
+            .is_some_and(|session| begun_at <= session.auth_time);
+        let is_known = !is_anybody || self.client.first_party && has_signed_in;
+        let asks_anew = self.asked.asks_for(Prompt::Consent) || !is_known;
         // Apps of the same house need no leave otherwise.
         let is_allowed = known.is_allowed || self.client.first_party;
         let is_needed = !known.has_consented && (asks_anew || !is_allowed);
@@ -999,6 +1004,28 @@ mod tests {
             ..known(&session)
         };
         assert_eq!(next(&native, consented), Ok(Step::Issue));
+        // Of the same house: once somebody has signed in for that, and never without anybody there.
+        let own = |session: &BrowserSession, changes: &[(&str, &str)]| {
+            let mut request = read(changes).unwrap();
+            let client = Client {
+                first_party: true,
+                ..Client::clone(&request.client)
+            };
+            request.client = Arc::new(client);
+            request
+                .next(
+                    known(session),
+                    Timestamp::from_seconds(NOW.seconds() - 10),
+                    NOW,
+                )
+                .map_err(|error| error.reason())
+        };
+        let fresh = self::session(0);
+        assert_eq!(own(&session, &native), Ok(Step::Consent));
+        assert_eq!(own(&session, &silent), Err("consent_required"));
+        assert_eq!(own(&fresh, &native), Ok(Step::Issue));
+        assert_eq!(own(&fresh, &[]), Ok(Step::Issue));
+        assert_eq!(next(&native, known(&fresh)), Ok(Step::Consent));
     }
 
     #[test]

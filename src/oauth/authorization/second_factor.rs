@@ -14,11 +14,12 @@ use crate::{
     domain::{
         change::Cause,
         factor::{Factors, ONE_FACTOR, Passkey, Proved, acr},
+        secret::Ticket,
         user::User,
     },
     identity::{
         factor::{FactorRefused, Next, Wanted, next, recovery::RecoveryCode},
-        session::Present,
+        session::{Authentication, Present},
         sign_in::Place,
     },
     oauth::{
@@ -95,9 +96,10 @@ impl AuthorizationEndpoint {
             ..wanted(user, request.as_ref())
         };
         match next(factors.is_enrolled(), wanted, &amr) {
-            Next::Nothing => self.open(flow, user, amr, browser).await,
+            Next::Nothing => self.open(flow, user, (amr, Vec::new()), browser).await,
             asked => {
-                let reply = self.ask_for_factor(flow, user, amr, &factors, asked, browser);
+                let proved = self.proved_by(flow, user, amr);
+                let reply = self.ask_for_factor(&proved, user, &factors, asked, browser);
                 reply.map(Answer::from)
             }
         }
@@ -142,35 +144,52 @@ impl AuthorizationEndpoint {
                 Ok(None)
             };
         }
-        let amr = session.amr.clone();
-        let reply = self.ask_for_factor(flow, &user, amr, &factors, asked, browser);
+        if asked == Next::Enrol && !present.is_recent(self.clock.now()) {
+            let problem = OAuthError::new(
+                ErrorCode::AccessDenied,
+                "reauthentication",
+                "You need a second step to sign in there. Before you set it up, sign in once more.",
+            );
+            let username = user.username.to_string();
+            let asked = self.ask(flow, Some(request), browser, username, Some(problem));
+            return asked.map(Some);
+        }
+        let raising = Flow {
+            raising: Some(session.id.to_string()),
+            ..self.proved_by(flow, &user, session.amr.clone())
+        };
+        let reply = self.ask_for_factor(&raising, &user, &factors, asked, browser);
         reply.map(Some)
+    }
+
+    /// A flow in which a user has proved this so far.
+    fn proved_by(&self, flow: &Flow, user: &User, amr: Vec<String>) -> Flow {
+        Flow {
+            proved: Some(Proved::new(user, amr, self.clock.now())),
+            raising: None,
+            enrolling: None,
+            ..flow.clone()
+        }
     }
 
     fn ask_for_factor(
         &self,
         flow: &Flow,
         user: &User,
-        amr: Vec<String>,
         factors: &Factors,
         asked: Next,
         browser: Browser<'_>,
     ) -> Result<Reply, OAuthError> {
-        let proved = Flow {
-            proved: Some(Proved::new(user, amr, self.clock.now())),
-            enrolling: None,
-            ..flow.clone()
-        };
         if asked == Next::Enrol {
             let begun = self.factors.begin(user.username.as_str());
             let secret = begun.map_err(of_factor)?.secret;
-            let proved = Flow {
+            let enrolling = Flow {
                 enrolling: Some(base64url::encode(secret.expose())),
-                ..proved
+                ..flow.clone()
             };
-            return self.enrolment(&proved, user, None, browser);
+            return self.enrolment(&enrolling, user, None, browser);
         }
-        self.factor_page(&proved, user, factors, None, browser)
+        self.factor_page(flow, user, factors, None, browser)
     }
 
     fn factor_page(
@@ -226,16 +245,13 @@ impl AuthorizationEndpoint {
         flow: &Flow,
         browser: Browser<'_>,
     ) -> Result<Answer, OAuthError> {
-        let (user, proved) = self.proved(flow).await?;
+        let (user, proved) = self.proved(flow, browser).await?;
         let code = form.one("code")?.unwrap_or_default();
         let cause = Cause::of_user(user.id, browser.origin);
         let place = Place::of_browser(browser.origin);
         let verified = self.factors.verify(&user, code, place.as_ref(), &cause);
         match verified.await {
-            Ok(more) => {
-                let amr = proved.amr.into_iter().chain(more).collect();
-                self.open(flow, &user, amr, browser).await
-            }
+            Ok(more) => self.open(flow, &user, (proved.amr, more), browser).await,
             Err(refused) => {
                 let problem = of_factor(refused);
                 let factors = self.factors_of(&user).await?;
@@ -252,7 +268,7 @@ impl AuthorizationEndpoint {
         flow: &Flow,
         browser: Browser<'_>,
     ) -> Result<Answer, OAuthError> {
-        let (user, proved) = self.proved(flow).await?;
+        let (user, proved) = self.proved(flow, browser).await?;
         let secret = secret_of(flow)?;
         // Whoever has one by now proves that one.
         if self.factors_of(&user).await?.is_enrolled() {
@@ -270,10 +286,9 @@ impl AuthorizationEndpoint {
         };
         let codes = self.factors.make_codes(&user, &cause).await;
         let codes = codes.map_err(of_factor)?;
-        let amr = proved.amr.into_iter().chain(more).collect();
-        let before = browser.present(&self.sessions).await?;
-        let opened = self.sessions.open(&user, amr, &cause, before.as_ref());
-        let (_, cookie) = opened.await.map_err(of_session)?;
+        let (_, cookie) = self
+            .session(flow, &user, (proved.amr, more), browser)
+            .await?;
         let after = flow.after_steps();
         Ok(Answer {
             session: Some(cookie),
@@ -314,20 +329,19 @@ impl AuthorizationEndpoint {
         let ceremony = flow.ceremony.as_ref().ok_or_else(over)?;
         let answer = form.one("passkey")?.unwrap_or_default();
         let before = match &flow.proved {
-            Some(_) => Some(self.proved(flow).await?),
+            Some(_) => Some(self.proved(flow, browser).await?),
             None => None,
         };
         let taken = self.factors.finish_authentication(ceremony, answer).await;
         let refused = match (taken, before) {
             (Ok((subject, amr)), Some((user, proved))) if subject == user.id => {
-                let amr = proved.amr.into_iter().chain(amr).collect();
-                return self.open(flow, &user, amr, browser).await;
+                return self.open(flow, &user, (proved.amr, amr), browser).await;
             }
             (Ok((subject, amr)), None) => {
                 let reading = self.store.user(subject);
                 let user = store_answer(&self.clock, reading).await?;
                 if let Some(user) = user.filter(|user| !user.disabled) {
-                    return self.open(flow, &user, amr, browser).await;
+                    return self.open(flow, &user, (amr, Vec::new()), browser).await;
                 }
                 FactorRefused::Wrong
             }
@@ -343,18 +357,15 @@ impl AuthorizationEndpoint {
         self.ask_again(flow, browser, "", of_passkey(refused))
     }
 
-    /// Opens a session for a user who has authenticated by these methods, and goes on.
+    /// Opens a session for a user who has authenticated by the methods of both steps, and goes on.
     async fn open(
         &self,
         flow: &Flow,
         user: &User,
-        amr: Vec<String>,
+        methods: (Vec<String>, Vec<String>),
         browser: Browser<'_>,
     ) -> Result<Answer, OAuthError> {
-        let before = browser.present(&self.sessions).await?;
-        let cause = Cause::of_user(user.id, browser.origin);
-        let opened = self.sessions.open(user, amr, &cause, before.as_ref());
-        let (present, cookie) = opened.await.map_err(of_session)?;
+        let (present, cookie) = self.session(flow, user, methods, browser).await?;
         let after = flow.after_steps();
         Ok(Answer {
             session: Some(cookie),
@@ -362,10 +373,40 @@ impl AuthorizationEndpoint {
         })
     }
 
+    /// Opens a session, or raises the one in which the first step was.
+    async fn session(
+        &self,
+        flow: &Flow,
+        user: &User,
+        (first, second): (Vec<String>, Vec<String>),
+        browser: Browser<'_>,
+    ) -> Result<(Present, Ticket), OAuthError> {
+        let before = browser.present(&self.sessions).await?;
+        let authentication = if flow.raising.is_some() {
+            let raised = raised(flow, before.as_ref())?;
+            Authentication::continued(&raised.session, second)
+        } else {
+            let amr = first.into_iter().chain(second).collect();
+            self.sessions.authenticated(amr)
+        };
+        let cause = Cause::of_user(user.id, browser.origin);
+        let opened = self
+            .sessions
+            .open(user, authentication, &cause, before.as_ref());
+        opened.await.map_err(of_session)
+    }
+
     /// Who a flow is of, and what was proved in it. The user is what it was then: nobody has changed
-    /// the password, or disabled it, since.
-    async fn proved(&self, flow: &Flow) -> Result<(User, Proved), OAuthError> {
+    /// the password, or disabled it, since; and the session that is to be raised goes on.
+    async fn proved(
+        &self,
+        flow: &Flow,
+        browser: Browser<'_>,
+    ) -> Result<(User, Proved), OAuthError> {
         let proved = flow.proved.clone().ok_or_else(over)?;
+        if flow.raising.is_some() {
+            raised(flow, browser.present(&self.sessions).await?.as_ref())?;
+        }
         let reading = self.store.user(proved.subject());
         let user = store_answer(&self.clock, reading).await?;
         let now = self.clock.now();
@@ -377,6 +418,13 @@ impl AuthorizationEndpoint {
         let reading = self.factors.of(user.id).await;
         reading.map_err(OAuthError::of_store)
     }
+}
+
+/// The session that a flow raises, if the browser still has it.
+fn raised<'a>(flow: &Flow, present: Option<&'a Present>) -> Result<&'a Present, OAuthError> {
+    let id = flow.raising.as_deref();
+    let raised = present.filter(|it| Some(&*it.session.id.to_string()) == id);
+    raised.ok_or_else(over)
 }
 
 /// Who wants a second factor of this user.

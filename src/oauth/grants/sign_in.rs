@@ -161,6 +161,10 @@ pub(in crate::oauth) const fn refusal(refusal: Refusal) -> OAuthError {
         Refusal::OtherKey => ("other_key", "it is bound to another key"),
         Refusal::Ended => ("revoked", "the session was ended; sign in again"),
         Refusal::SignedOut => ("signed_out", "the user has signed out; sign in again"),
+        Refusal::OneFactor => (
+            "second_factor_required",
+            "the user has to prove a second factor",
+        ),
         Refusal::Expired => ("expired", "the session has reached its end; sign in again"),
         Refusal::IdleExpired => (
             "idle_expired",

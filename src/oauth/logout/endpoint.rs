@@ -6,11 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::AgreedClock,
-    domain::{
-        change::Cause,
-        client::Client,
-        id::{ClientId, UserId},
-    },
+    domain::{change::Cause, client::Client, id::ClientId},
     identity::session::{Present, Sessions},
     oauth::{
         authorization::endpoint::{Browser, of_session},
@@ -18,6 +14,7 @@ use crate::{
         form::Form,
         id_token::Hint,
         seals::{Purpose, Seals, over},
+        store_answer,
     },
     registry::Snapshots,
 };
@@ -58,8 +55,8 @@ struct Question {
 
 /// A request to sign out that is in order.
 struct Request {
-    /// Whom the client means, if it has proved to have signed that user in.
-    subject: Option<UserId>,
+    /// What the client has by which to prove whom it means.
+    hint: Option<Hint>,
     /// Who asks.
     client: Option<Arc<Client>>,
     /// Where the browser goes after that.
@@ -84,8 +81,8 @@ impl LogoutEndpoint {
     /// Answers a request to sign out.
     ///
     /// # Security
-    /// Whoever sends a browser here chooses `query`. Only who has an ID Token of the user that is
-    /// signed in ends its session at once; of everybody else the user is asked.
+    /// Whoever sends a browser here chooses `query`. Only who has an ID Token that was issued in the
+    /// session of this browser ends it at once; else the user is asked.
     pub async fn begin(&self, query: &str, browser: Browser<'_>) -> Reply {
         let answer = self.answer(query, browser).await;
         answer.unwrap_or_else(Reply::Refused)
@@ -106,7 +103,9 @@ impl LogoutEndpoint {
         let Some(present) = browser.present(&self.sessions).await? else {
             return Ok(Reply::SignedOut { to: request.to });
         };
-        if request.subject == Some(present.session.subject) {
+        if let Some(hint) = &request.hint
+            && self.is_of(hint, &present).await?
+        {
             return self.end(&present, browser, request.to).await;
         }
         let question = Question {
@@ -122,6 +121,17 @@ impl LogoutEndpoint {
             client_name: request.client.map(|client| client.client_name.clone()),
             form,
         }))
+    }
+
+    /// Whether an ID Token was issued in this session. Of another one, perhaps of long ago and of
+    /// another device, it says nothing of what its user wants in this browser.
+    async fn is_of(&self, hint: &Hint, present: &Present) -> Result<bool, OAuthError> {
+        if hint.subject != present.session.subject {
+            return Ok(false);
+        }
+        let reading = self.sessions.store.family(hint.family);
+        let family = store_answer(&self.clock, reading).await?;
+        Ok(family.is_some_and(|(family, _)| family.grant.session_id == Some(present.session.id)))
     }
 
     async fn decided(&self, body: &[u8], browser: Browser<'_>) -> Result<Reply, OAuthError> {
@@ -159,14 +169,13 @@ impl LogoutEndpoint {
     /// is not, and are ignored, as is what is unknown.
     fn read(&self, query: &str) -> Result<Request, OAuthError> {
         let form = Form::of_body(query.as_bytes())?;
-        let now = self.clock.now();
-        let keys = self.snapshots.ring().id_token_keys(now);
+        let keys = self.snapshots.ring().id_token_keys();
         let read = |token: &str| Hint::read(token, &self.issuer, &keys);
         let hint = form.one("id_token_hint")?.map(read).transpose();
         let hint = hint.map_err(|_| {
             refusal(
                 "id_token_hint",
-                "id_token_hint is no ID Token of this issuer, or its key is no more",
+                "id_token_hint is no ID Token of this issuer, or its key was revoked",
             )
         })?;
         let named = form.one("client_id")?.map(ClientId::parse).transpose();
@@ -192,11 +201,7 @@ impl LogoutEndpoint {
             .one("post_logout_redirect_uri")?
             .map(|uri| way_back(uri, state, client.as_deref()))
             .transpose()?;
-        Ok(Request {
-            subject: hint.map(|hint| hint.subject),
-            client,
-            to,
-        })
+        Ok(Request { hint, client, to })
     }
 }
 

@@ -67,8 +67,8 @@ impl SessionTokens {
     /// The session as it is at a client at this moment; its family there is opened if need be.
     ///
     /// # Errors
-    /// `login_required` when the session, or what it was at this client, is over; `consent_required`
-    /// when its user has not allowed the client anything.
+    /// `login_required` when the session, or what it was at this client, is over, or a second factor is
+    /// to be proved; `consent_required` when its user has not allowed the client anything.
     pub async fn live(
         &self,
         client: &Client,
@@ -88,6 +88,7 @@ impl SessionTokens {
                 idle: self.idle,
                 client_id: client.client_id.clone(),
                 client_epoch: client.session_epoch,
+                second_factor_required: client.second_factor_required,
                 scope,
                 resources,
                 family_id: FamilyId::from_uuid(id.map_err(OAuthError::internal)?),

@@ -40,7 +40,8 @@ macro_rules! select_families {
              c.session_epoch as client_session_epoch, c.disabled as client_disabled, c.refresh_policy, \
              c.tokens_not_before as client_not_before, \
              u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
-             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims, \
+             u.tokens_not_before as user_not_before, u.second_factor_required as user_second_factor, \
+             u.username, u.roles, u.claims, \
              s.ended_at as session_ended_at \
              from family f left join client c on c.client_id = f.client_id \
              left join end_user u on u.id = f.subject \
@@ -659,7 +660,8 @@ where
             "select c.session_epoch as client_session_epoch, c.disabled as client_disabled, \
              c.refresh_policy, c.tokens_not_before as client_not_before, \
              u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
-             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims, \
+             u.tokens_not_before as user_not_before, u.second_factor_required as user_second_factor, \
+             u.username, u.roles, u.claims, \
              s.ended_at as session_ended_at \
              from (select 1 as one) as it left join client c on c.client_id = $1 \
              left join end_user u on u.id = $2 left join browser_session s on s.id = $3",
@@ -861,6 +863,7 @@ where
         Ok(Some(UserStanding {
             epoch,
             disabled: Self::column::<i64>(row, TABLE, "user_disabled")? != 0,
+            second_factor_required: Self::column::<i64>(row, TABLE, "user_second_factor")? != 0,
             tokens_not_before: Self::column::<Option<i64>>(row, TABLE, "user_not_before")?
                 .map(Timestamp::from_millis),
             roles: unlist(&roles, |role| Some(role.to_owned()))

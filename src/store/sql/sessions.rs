@@ -27,7 +27,8 @@ macro_rules! select_sessions {
             "select s.id, s.subject, s.user_epoch, s.auth_time, s.amr, s.seen_at, s.expires_at, \
              s.ended_at, s.first_address, s.first_agent, s.last_address, s.last_agent, \
              u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
-             u.tokens_not_before as user_not_before, u.username, u.roles, u.claims \
+             u.tokens_not_before as user_not_before, u.second_factor_required as user_second_factor, \
+             u.username, u.roles, u.claims \
              from browser_session s left join end_user u on u.id = s.subject ",
             $rest
         )

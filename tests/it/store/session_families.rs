@@ -56,6 +56,7 @@ async fn asked(site: &Site<'_>, session: SessionId, family: u128) -> SessionGran
         idle: IDLE,
         client_id: site.client.clone(),
         client_epoch: client.session_epoch,
+        second_factor_required: false,
         scope: scope("read write"),
         resources: resources(&["urn:other"]),
         family_id: id(family),

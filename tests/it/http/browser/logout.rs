@@ -425,6 +425,12 @@ async fn nobody_has_another_one_sign_out() {
     let asked = other.log_out(&[("id_token_hint", &hint)]).await;
     assert_eq!(heading(&asked), "Sign out?");
     assert!(other.is_in().await);
+    // An ID Token of another browser's session, though of the same user.
+    let mut elsewhere = site.browser();
+    elsewhere.id_token("desk").await;
+    let asked_ada = elsewhere.log_out(&[("id_token_hint", &hint)]).await;
+    assert_eq!(heading(&asked_ada), "Sign out?");
+    assert!(elsewhere.is_in().await);
     // Eve's question, answered from Ada's browser.
     let planted = ada.answer_question(&asked, "sign_out").await;
     is_refused(&mut ada, &planted, "flow").await;

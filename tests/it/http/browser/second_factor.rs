@@ -6,6 +6,7 @@ use countersign::{
     admin::client::ClientMetadata,
     clock::{Clock as _, ManualClock, Timestamp},
     domain::{
+        browser_session::BrowserSession,
         change::{Change, EventType},
         event::EventQuery,
         factor::Factors,
@@ -27,6 +28,7 @@ on_both_engines! {
     a_user_who_needs_a_second_factor_enrols_one_before_anything_is_issued,
     a_code_is_taken_once_and_a_recovery_code_too,
     second_factors_are_changed_at_the_account_page,
+    an_old_session_enrols_nothing_and_is_raised_by_what_is_proved_in_it,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -531,4 +533,127 @@ async fn second_factors_are_changed_at_the_account_page(engine: Engine) {
     assert!(page.body.contains("A password alone"), "{page:?}");
     let gone = browser.act(&form_before(&page, "Set up<")).await;
     assert_eq!(heading(&gone), ENROL);
+}
+
+/// Whoever finds a browser open gets no further by pressing what is there: no act at the account page,
+/// and no second factor alone, is a new authentication.
+#[tokio::test]
+async fn signing_out_everywhere_else_is_no_authentication() {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().clock(clock.clone())).await;
+    let mut browser = site.browser();
+    browser.ada().await;
+    let before = only_session(&site).await;
+    // Waits for whoever signs in.
+    let parked = browser.ask(&[("prompt", "login")]).await;
+    assert_eq!(heading(&parked), "Sign in");
+    clock.advance(Duration::from_mins(5));
+    let page = browser.account().await;
+    let answer = browser
+        .act(&form_before(&page, "Sign out everywhere else"))
+        .await;
+    assert_eq!(answer.status, 303, "{answer:?}");
+    let after = only_session(&site).await;
+    assert_ne!(after.id, before.id);
+    assert_eq!(after.auth_time, before.auth_time);
+    assert_eq!(after.expires_at, before.expires_at);
+    let page = browser.account().await;
+    let asked = browser.act(&form_before(&page, "Set up<")).await;
+    assert_eq!((asked.status, heading(&asked)), (400, "Sign in"));
+    assert_eq!(heading(&browser.go_on(&parked).await), "Sign in");
+    // Nor is the password that is changed: it was not asked for a second factor.
+    let form = [
+        ("form", form_before(&page, "Current password")),
+        ("current", PASSWORD.to_owned()),
+        ("new", "a brand new pass phrase".to_owned()),
+        ("again", "a brand new pass phrase".to_owned()),
+    ];
+    let changed = browser.post_all(&form).await;
+    assert_eq!(changed.status, 303, "{changed:?}");
+    let after = only_session(&site).await;
+    assert_eq!(after.auth_time, before.auth_time);
+    assert_eq!(after.expires_at, before.expires_at);
+}
+
+/// Ada's session.
+async fn only_session(site: &Site) -> BrowserSession {
+    let store = site.server.store();
+    let reading = store.sessions(site.ada, Timestamp::from_seconds(0), NOW, 9);
+    let mut sessions = reading.await.unwrap();
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+    sessions.remove(0)
+}
+
+async fn an_old_session_enrols_nothing_and_is_raised_by_what_is_proved_in_it(engine: Engine) {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().on(engine).clock(clock.clone())).await;
+    let mut browser = site.browser();
+    browser.ada().await;
+    clock.advance(Duration::from_mins(5));
+    require(&site, true).await;
+    // The password comes first.
+    let page = browser.ask(&[]).await;
+    assert_eq!(heading(&page), "Sign in");
+    assert!(page.body.contains("sign in once more"), "{page:?}");
+    let page = browser.sign_in(&page, "ada", PASSWORD).await;
+    assert_eq!(heading(&page), ENROL);
+    // The session of this browser is as it was. Somebody else finds it so, a moment after a password.
+    let mut other = site.browser();
+    require(&site, false).await;
+    other.ada().await;
+    require(&site, true).await;
+    let raising = other.ask(&[]).await;
+    assert_eq!(heading(&raising), ENROL);
+    let secret = secret_of(&raising);
+    // What waits for a code dies with the session.
+    let account = browser.account().await;
+    let ended = browser
+        .act(&form_before(&account, "Sign out</button>"))
+        .await;
+    assert_eq!(ended.status, 303, "{ended:?}");
+    over(
+        &other
+            .enrol(&raising, &totp::code(&secret, clock.now()))
+            .await,
+    );
+    let factors = site.server.store().factors(site.ada).await.unwrap();
+    assert_eq!(factors, Factors::default());
+    // The first browser enrols what it was asked to: that is an authentication, of now.
+    let secret = secret_of(&page);
+    codes_of(
+        &browser
+            .enrol(&page, &totp::code(&secret, clock.now()))
+            .await,
+    );
+    assert_eq!(only_session(&site).await.auth_time, clock.now());
+    // A code alone is none: it raises what is there.
+    let mut third = site.browser();
+    let page = third.after_password(&[]).await;
+    clock.advance(Duration::from_secs(30));
+    let code = totp::code(&secret, clock.now());
+    assert_eq!(heading(&third.verify(&page, &code).await), CONSENT);
+}
+
+/// Where a second factor is there, nobody changes it who has not proved it.
+#[tokio::test]
+async fn who_signed_in_before_there_was_a_second_factor_does_not_change_it() {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().clock(clock.clone())).await;
+    let (mut thief, mut ada) = (site.browser(), site.browser());
+    thief.ada().await;
+    ada.ada().await;
+    set_up(&mut ada, NOW).await;
+    // Hers has proved it by that.
+    let page = ada.account().await;
+    codes_of(
+        &ada.act(&form_before(&page, "Make new recovery codes"))
+            .await,
+    );
+    let page = thief.account().await;
+    for act in ["Make new recovery codes", "Turn off"] {
+        let asked = thief.act(&form_before(&page, act)).await;
+        assert_eq!((asked.status, heading(&asked)), (400, "Sign in"), "{act}");
+        let page = thief.sign_in(&asked, "ada", PASSWORD).await;
+        assert_eq!(heading(&page), VERIFY);
+    }
 }

@@ -19,7 +19,7 @@ use super::{Browser, CHALLENGE, Site, family_of, of_browsers, returned};
 use crate::support::{
     database::Engine,
     server::{API, Answer, FILES, Setup, answer, metadata},
-    sign_in::{PASSWORD, claims},
+    sign_in::{PASSWORD, claims, update_user},
 };
 
 on_both_engines! {
@@ -27,6 +27,7 @@ on_both_engines! {
     the_end_of_the_session_ends_what_pages_have,
     a_third_party_has_what_its_user_has_allowed,
     what_an_operator_has_ended_stays_so_until_the_user_signs_in_again,
+    a_session_of_one_factor_has_nothing_where_two_are_required,
 }
 
 const APP: &str = "https://app.issuer.example";
@@ -539,4 +540,35 @@ async fn a_client_with_session_tokens_is_public_and_has_origins() {
         let error = format!("{:?}", created.err());
         assert_eq!(error.contains("/allowed_origins/1"), !is_let, "{error}");
     }
+}
+
+/// Pages get no more by the session than by the authorization endpoint, which asks for the factor.
+async fn a_session_of_one_factor_has_nothing_where_two_are_required(engine: Engine) {
+    let site = site(Setup::new().on(engine)).await;
+    let browser = signed_in(&site).await;
+    assert_eq!(browser.token().await.status, 200);
+    let now = site.server.clients.clock.now();
+    let require = async |required| {
+        update_user(site.server.store(), site.ada, now, |user| {
+            user.second_factor_required = required;
+        })
+        .await;
+    };
+    require(true).await;
+    one_factor(&browser.token().await);
+    require(false).await;
+    assert_eq!(browser.token().await.status, 200);
+    let board = site.server.other("board");
+    let patch = json!({ "second_factor_required": true });
+    site.server.update(board, patch).await;
+    site.server.renewed().await;
+    one_factor(&browser.token().await);
+}
+
+fn one_factor(answer: &Answer) {
+    let error = answer.json()["error"].clone();
+    assert_eq!((answer.status, error), (401, json!("login_required")));
+    let reason = answer.header("countersign-reason");
+    assert_eq!(reason, Some("second_factor_required"));
+    assert_eq!(set_cookie(answer), None);
 }
