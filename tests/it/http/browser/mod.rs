@@ -157,14 +157,18 @@ impl Browser<'_> {
             let (pair, attributes) = cookie.split_once("; ").unwrap();
             let mut attributes: Vec<&str> = attributes.split("; ").collect();
             attributes.sort_unstable();
-            let is_gone = attributes.contains(&"Max-Age=0");
-            attributes.retain(|attribute| *attribute != "Max-Age=0");
+            let life = attributes.iter().find_map(|it| it.strip_prefix("Max-Age="));
+            let life: Option<u64> = life.map(|seconds| seconds.parse().unwrap());
+            attributes.retain(|attribute| !attribute.starts_with("Max-Age="));
             assert_eq!(attributes, ["HttpOnly", "Path=/", "SameSite=Lax", "Secure"]);
             let (name, value) = pair.split_once('=').unwrap();
             assert!(name.starts_with("__Host-"), "{name}");
-            if is_gone {
+            if life == Some(0) {
                 self.cookies.remove(name);
             } else {
+                // The session outlasts the browser, and what tells browsers apart does not.
+                let week = (name == "__Host-countersign").then_some(7 * 24 * 3600);
+                assert_eq!(life, week, "{name}");
                 self.cookies.insert(name.to_owned(), value.to_owned());
             }
         }
