@@ -243,6 +243,9 @@ pub(super) async fn callback(
             response
         }
         Err(refused) if refused.code() == ErrorCode::InvalidClient => refusal(&refused),
-        Err(refused) => pages::refused(&services.brand, &refused, &origin.request_id),
+        Err(refused) => {
+            let (issuer, id) = (&services.hosts.issuer, &origin.request_id);
+            pages::refused_elsewhere(&services.brand, issuer, &refused, id)
+        }
     }
 }

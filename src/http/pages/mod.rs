@@ -131,6 +131,8 @@ struct PasskeyForm<'a> {
     options: &'a str,
     /// Whether it is for a user who is known.
     has_other: bool,
+    /// Whether it stands before everything else that the page asks for.
+    is_first: bool,
     flow: &'a str,
 }
 
@@ -138,7 +140,7 @@ impl Brand {
     fn passkey<'a>(
         &'a self,
         options: Option<&'a str>,
-        has_other: bool,
+        (has_other, is_first): (bool, bool),
         flow: &'a str,
     ) -> Option<PasskeyForm<'a>> {
         Some(PasskeyForm {
@@ -146,6 +148,7 @@ impl Brand {
             base: &self.base,
             options: options?,
             has_other,
+            is_first,
             flow,
         })
     }
@@ -298,7 +301,7 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
     let problem = page.problem.as_ref();
     let template = SignIn {
         brand: brand.frame(),
-        passkey: brand.passkey(page.passkey.as_deref(), false, &page.flow),
+        passkey: brand.passkey(page.passkey.as_deref(), (false, false), &page.flow),
         base: &brand.base,
         client: page.client_name.as_deref(),
         username: &page.username,
@@ -328,7 +331,7 @@ fn asked(
 pub(super) fn factor(brand: &Brand, page: &FactorPage) -> HttpResponse {
     let template = Factor {
         brand: brand.frame(),
-        passkey: brand.passkey(page.passkey.as_deref(), true, &page.flow),
+        passkey: brand.passkey(page.passkey.as_deref(), (true, !page.has_app), &page.flow),
         base: &brand.base,
         username: &page.username,
         has_app: page.has_app,
@@ -492,6 +495,31 @@ pub(super) fn signed_out(brand: &Brand) -> HttpResponse {
 
 /// The page that tells what is wrong, and sends nobody anywhere.
 pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> HttpResponse {
+    refused_with(brand.frame(), "'self'", error, request_id)
+}
+
+/// The same at a host of somebody else, where the style is that of the issuer.
+pub(super) fn refused_elsewhere(
+    brand: &Brand,
+    issuer: &str,
+    error: &OAuthError,
+    request_id: &str,
+) -> HttpResponse {
+    let style = format!("{issuer}{STYLE_PATH}");
+    let frame = Frame {
+        style: style.clone(),
+        ..brand.frame()
+    };
+    refused_with(frame, &style, error, request_id)
+}
+
+/// Draws that page; its style may come from `style_source`.
+fn refused_with(
+    brand: Frame<'_>,
+    style_source: &str,
+    error: &OAuthError,
+    request_id: &str,
+) -> HttpResponse {
     let status = status_of(error);
     let (title, what, advice) = match status {
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => (
@@ -515,7 +543,7 @@ pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> Ht
         tracing::error!(cause, "request failed");
     }
     let template = Refused {
-        brand: brand.frame(),
+        brand,
         title,
         what,
         advice,
@@ -523,7 +551,8 @@ pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> Ht
         detail: error.description(),
         request_id,
     };
-    error::explained(drawn(status, &template, "", false), error)
+    let response = drawn_with(status, &template, ("", style_source), false);
+    error::explained(response, error)
 }
 
 /// The status of a page that tells what is wrong.
@@ -561,6 +590,16 @@ fn drawn(
     script: &str,
     leads_to_client: bool,
 ) -> HttpResponse {
+    drawn_with(status, template, (script, "'self'"), leads_to_client)
+}
+
+/// The same with its style from `style_source`.
+fn drawn_with(
+    status: StatusCode,
+    template: &impl Template,
+    (script, style_source): (&str, &str),
+    leads_to_client: bool,
+) -> HttpResponse {
     let Ok(body) = template.render() else {
         return HttpResponse::InternalServerError().finish();
     };
@@ -570,7 +609,7 @@ fn drawn(
         "form-action 'self'; "
     };
     let policy = format!(
-        "default-src 'none'; {script}{action}style-src 'self'; img-src 'self' https: data:; \
+        "default-src 'none'; {script}{action}style-src {style_source}; img-src 'self' https: data:; \
          frame-ancestors 'none'; base-uri 'none'"
     );
     let mut response = HttpResponseBuilder::new(status);

@@ -297,6 +297,24 @@ impl Chromium {
         added.as_str().unwrap().to_owned()
     }
 
+    /// Takes all passkeys out of an authenticator; what [`Self::give_passkeys`] puts back.
+    pub(crate) async fn take_passkeys(&self, authenticator: &str) -> Value {
+        let which = json!({ "authenticatorId": authenticator });
+        let mut kept = self
+            .devtools("WebAuthn.getCredentials", which.clone())
+            .await;
+        self.devtools("WebAuthn.clearCredentials", which).await;
+        kept["credentials"].take()
+    }
+
+    /// Puts passkeys into an authenticator.
+    pub(crate) async fn give_passkeys(&self, authenticator: &str, passkeys: &Value) {
+        for passkey in passkeys.as_array().unwrap() {
+            let added = json!({ "authenticatorId": authenticator, "credential": passkey });
+            self.devtools("WebAuthn.addCredential", added).await;
+        }
+    }
+
     async fn command(&self, path: &str, body: Value) -> Value {
         let command = Extension {
             path: path.to_owned(),

@@ -1,10 +1,17 @@
 //! The pages as people meet them: in a browser that runs scripts, keeps cookies and judges policies.
 
+use std::{fs, path::Path};
+
 use serde_json::{Value, json};
 
 use super::{CALLBACK, CHALLENGE, Site};
 use crate::support::{
-    chromium::Chromium, server::ISSUER, sign_in::PASSWORD, site::Site as Elsewhere,
+    chromium::Chromium,
+    database::{Database, Engine},
+    proxy::Proxy,
+    server::{ISSUER, Setup},
+    sign_in::PASSWORD,
+    site::Site as Elsewhere,
 };
 
 /// An authorization request of the client `notes`.
@@ -125,7 +132,81 @@ async fn a_refused_request_is_explained_where_the_user_is() {
     let elsewhere = request(&[]).replace("app.example", "evil.example");
     browser.open(&elsewhere).await;
     browser.reads("This does not work").await;
-    browser.shows("refused").await;
+    browser.shows("error").await;
+}
+
+/// What is wrong, and not with a request.
+#[tokio::test]
+async fn a_failure_is_explained_where_the_user_is() {
+    let account = format!("{ISSUER}/account");
+    for (engine, title, page) in [
+        (Engine::Sqlite, "Something went wrong", "error-ours"),
+        (Engine::Postgres, "Not right now", "error-not-now"),
+    ] {
+        let database = Database::create(engine).await;
+        let proxy = (engine == Engine::Postgres).then(|| Proxy::start(database.url()));
+        let url = proxy
+            .as_ref()
+            .map_or_else(|| database.url().to_owned(), Proxy::url);
+        let site = Site::of(Setup::new().at(&url)).await;
+        let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+        browser.open(&account).await;
+        browser.sign_in("ada", PASSWORD).await;
+        browser.reads("Your account").await;
+        match &proxy {
+            Some(proxy) => proxy.freeze_for_good(),
+            None => {
+                let damage = "alter table browser_session rename to gone";
+                database.execute(damage).await;
+            }
+        }
+        browser.open(&account).await;
+        browser.reads(title).await;
+        browser.shows(page).await;
+    }
+}
+
+#[tokio::test]
+async fn the_pages_for_operators_can_be_read() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("admin.example", site.server.admin)]).await;
+    browser.open("https://admin.example/docs").await;
+    browser.shows("docs").await;
+}
+
+/// Each template of a page is one that a browser looks at, in some test, under a name that begins with
+/// its own.
+#[test]
+fn every_page_is_looked_at() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let texts = |folder: &str| -> Vec<(String, String)> {
+        let files = fs::read_dir(root.join(folder)).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        let texts = paths.filter(|path| path.is_file()).map(|path| {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(&path).unwrap())
+        });
+        texts.collect()
+    };
+    let tests: String = texts("tests/it/http/browser")
+        .into_iter()
+        .map(|(_, text)| text)
+        .collect();
+    let templates = texts("src/http/pages/templates");
+    let pages = templates
+        .iter()
+        .filter(|(_, text)| text.starts_with("{% extends"));
+    let mut count = 0;
+    for (name, _) in pages {
+        let looks = format!(".shows(\"{}", name.replace('_', "-"));
+        let is_looked_at = tests.match_indices(&looks).any(|(at, _)| {
+            let after = tests[at + looks.len()..].chars().next();
+            matches!(after, Some('"' | '-'))
+        });
+        assert!(is_looked_at, "{name}");
+        count += 1;
+    }
+    assert!(count > 9, "{count}");
 }
 
 /// RFC 9700 §4.16.

@@ -622,6 +622,12 @@ async fn a_browser_signs_in_to_a_host_and_out_of_it() {
         (FORUM, hosts.nginx.address),
     ];
     let browser = Chromium::start(&addresses).await;
+    // What comes back to a host that has asked for nothing; the page is the issuer's.
+    browser
+        .open("https://wiki.example/session/callback?code=x&state=y")
+        .await;
+    browser.reads("This does not work").await;
+    browser.shows("error-at-host").await;
     browser.open("https://wiki.example/notes?of=ada").await;
     browser.sign_in("ada", PASSWORD).await;
     browser.reads("Wiki").await;

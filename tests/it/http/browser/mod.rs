@@ -12,6 +12,7 @@ mod passkey;
 mod second_factor;
 mod session_tokens;
 mod sessions;
+mod signing_out;
 mod single_page;
 
 use std::collections::BTreeMap;

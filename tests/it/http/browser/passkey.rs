@@ -246,14 +246,14 @@ async fn a_browser_makes_a_passkey_and_signs_in_with_it() {
     browser.reads("Your account").await;
     browser.press("Add a passkey").await;
     browser.reads("Add a passkey").await;
-    browser.shows("passkey-add").await;
+    browser.shows("account-passkey").await;
     browser.fill("#name", "Telephone").await;
     browser.press("Add").await;
     browser.reads("Keep your recovery codes").await;
-    browser.shows("recovery-codes").await;
-    browser.open(&account()).await;
+    browser.shows("codes").await;
+    browser.press("I have kept them").await;
     browser.reads("Your account").await;
-    browser.shows("account-passkey").await;
+    browser.shows("account-with-passkey").await;
     // The page to sign in on offers it in the field of the name, and this user takes what is offered.
     browser.press("Sign out").await;
     let used = until("a sign-in with the passkey", async || {
@@ -263,6 +263,62 @@ async fn a_browser_makes_a_passkey_and_signs_in_with_it() {
     });
     assert_eq!(used.await.name, "Telephone");
     browser.reads("Your account").await;
+}
+
+/// How Ada has signed in to the one session that she has.
+async fn methods(site: &Site) -> Vec<String> {
+    let now = site.server.clients.clock.now();
+    let store = site.server.store();
+    let long_ago = Timestamp::from_seconds(0);
+    let sessions = store.sessions(site.ada, long_ago, now, 9).await.unwrap();
+    let [session] = &sessions[..] else {
+        panic!("{} sessions", sessions.len())
+    };
+    session.amr.clone()
+}
+
+/// Where a browser offers no passkey by itself, or its user has another one at hand than those it offers.
+#[tokio::test]
+async fn a_browser_asks_for_a_passkey_when_its_user_says_so_alone_and_after_a_password() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    let key = browser.authenticator().await;
+    browser.open(&account()).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.press("Add a passkey").await;
+    browser.reads("Add a passkey").await;
+    browser.press("Add").await;
+    browser.reads("Keep your recovery codes").await;
+    browser.press("I have kept them").await;
+    browser.reads("Your account").await;
+    assert_eq!(methods(&site).await, ["pwd"]);
+
+    // Alone; at the second try, for at the first the key is not there.
+    let passkeys = browser.take_passkeys(&key).await;
+    assert_eq!(passkeys.as_array().unwrap().len(), 1);
+    browser.press("Sign out").await;
+    browser.reads("Sign in").await;
+    browser.press("Use a passkey").await;
+    let failed = "That did not work. Try again, or sign in another way.";
+    browser.says(".passkey [role=alert]", failed).await;
+    browser.shows("sign-in-passkey-failed").await;
+    browser.give_passkeys(&key, &passkeys).await;
+    browser.press("Use a passkey").await;
+    browser.reads("Your account").await;
+    assert_eq!(methods(&site).await, ["hwk", "user", "mfa"]);
+
+    // After the password.
+    let passkeys = browser.take_passkeys(&key).await;
+    browser.press("Sign out").await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Two-step verification").await;
+    browser.shows("factor-passkey").await;
+    browser.press("Use a passkey").await;
+    browser.says(".passkey [role=alert]", failed).await;
+    browser.give_passkeys(&key, &passkeys).await;
+    browser.press("Use a passkey").await;
+    browser.reads("Your account").await;
+    assert_eq!(methods(&site).await, ["pwd", "hwk", "user", "mfa"]);
 }
 
 #[tokio::test]
@@ -277,7 +333,7 @@ async fn a_browser_shows_what_second_factors_take() {
     browser.open(&account()).await;
     browser.sign_in("ada", PASSWORD).await;
     browser.reads("Set up two-step verification").await;
-    browser.shows("second-factor-enrol").await;
+    browser.shows("enrol").await;
     let secret = totp::secret(&browser.text("code.secret").await);
     browser
         .fill("#code", &totp::wrong_code(&secret, now()))
@@ -286,19 +342,51 @@ async fn a_browser_shows_what_second_factors_take() {
     browser
         .says("#problem", "The code is wrong, or was used before.")
         .await;
+    browser.shows("enrol-wrong-code").await;
     browser.fill("#code", &totp::code(&secret, now())).await;
     browser.press("Turn on").await;
     browser.reads("Keep your recovery codes").await;
+    browser.shows("codes-of-required").await;
     let recovery = browser.text(".codes code").await;
     browser.press("I have kept them").await;
     browser.reads("Your account").await;
-    browser.shows("account-security").await;
+    browser.shows("account-with-app").await;
     browser.press("Sign out").await;
     browser.reads("Sign in").await;
     browser.sign_in("ada", PASSWORD).await;
     browser.reads("Two-step verification").await;
-    browser.shows("second-factor").await;
+    browser.shows("factor").await;
+    browser.fill("#code", "000000 0").await;
+    browser.press("Verify").await;
+    browser
+        .says("#problem", "The code is wrong, or was used before.")
+        .await;
+    browser.shows("factor-wrong-code").await;
     browser.fill("#code", &recovery).await;
     browser.press("Verify").await;
     browser.reads("Your account").await;
+}
+
+#[tokio::test]
+async fn a_browser_shows_how_a_user_sets_an_app_up_who_need_not() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    browser.open(&account()).await;
+    browser.reads("Sign in").await;
+    browser.shows("sign-in-account").await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Your account").await;
+    browser.press("Set up").await;
+    browser.reads("Set up two-step verification").await;
+    browser.shows("account-enrol").await;
+    browser.fill("#code", "123").await;
+    browser.press("Turn on").await;
+    browser
+        .says("#problem", "The code is wrong, or was used before.")
+        .await;
+    let secret = totp::secret(&browser.text("code.secret").await);
+    let now = site.server.clients.clock.now();
+    browser.fill("#code", &totp::code(&secret, now)).await;
+    browser.press("Turn on").await;
+    browser.reads("Keep your recovery codes").await;
 }
