@@ -170,6 +170,7 @@ on_both_engines! {
     a_client_is_created_shown_changed_and_deleted,
     how_refresh_tokens_rotate_is_said_of_a_client,
     a_client_says_where_browsers_are_sent_back_to,
+    a_client_may_have_what_the_session_of_a_browser_is_good_for,
     a_client_that_signs_has_keys_and_no_secret,
     what_is_no_public_key_for_es256_is_not_registered,
     a_client_has_two_secrets_and_no_third,
@@ -381,6 +382,102 @@ async fn a_client_says_where_browsers_are_sent_back_to(database: &Database) {
     ] {
         assert!(shown.contains(part), "{shown}");
     }
+}
+
+/// `--session-tokens` and `--forward-auth`, which exclude each other.
+async fn a_client_may_have_what_the_session_of_a_browser_is_good_for(database: &Database) {
+    let terminal = Terminal::of(database);
+    let resource = "https://wiki.example.com";
+    terminal.json(&[
+        "resources",
+        "create",
+        "--resource",
+        resource,
+        "--name",
+        "Wiki",
+    ]);
+    let create = [
+        "clients",
+        "create",
+        "--name",
+        "Board",
+        "--client-id",
+        "board",
+    ];
+    let refused = terminal.call(&[&create[..], &["--session-tokens"]].concat());
+    let is_for = "--session-tokens: is for public clients: token_endpoint_auth_method none";
+    assert!(refused.failure().starts_with(is_for), "{refused:?}");
+    let public = ["--session-tokens", "--auth-method", "none"];
+    let refused = terminal.call(&[&create[..], &public].concat());
+    let needs = "--session-tokens: needs the origins of its pages in allowed_origins";
+    assert!(refused.failure().starts_with(needs), "{refused:?}");
+    assert_eq!(terminal.json(&["clients", "list"])["items"], json!([]));
+    let origin = ["--allowed-origin", "https://board.example.com"];
+    let created = terminal.json(&[&create[..], &public, &origin].concat());
+    assert_eq!(created["session_tokens"], true);
+    assert_eq!(created["forward_auth"], false);
+
+    // What it rests on cannot be taken away from under it, nor can the other be added.
+    let update = ["clients", "update", "board"];
+    let refused = terminal.call(&[&update[..], &["--forward-auth"]].concat());
+    let needs = "--forward-auth: needs token_endpoint_auth_method client_secret_basic";
+    assert!(refused.failure().starts_with(needs), "{refused:?}");
+    assert_eq!(terminal.json(&["clients", "show", "board"])["revision"], 1);
+    let without = terminal.json(&[&update[..], &["--session-tokens=false"]].concat());
+    assert_eq!(without["session_tokens"], false);
+    let again = terminal.json(&[&update[..], &["--session-tokens"]].concat());
+    assert_eq!(again["session_tokens"], true);
+    let shown = terminal.call(&["clients", "show", "board"]).output;
+    assert_eq!(said(&shown, "session tokens"), "yes", "{shown}");
+    assert_eq!(said(&shown, "forward auth"), "no", "{shown}");
+
+    let protects = [
+        "clients",
+        "create",
+        "--name",
+        "Wiki",
+        "--client-id",
+        "wiki",
+        "--forward-auth",
+    ];
+    let default = ["--resource", resource, "--default-resource", resource];
+    let uri = [
+        "--redirect-uri",
+        "https://wiki.example.com/session/callback",
+    ];
+    for (given, needs) in [
+        (&uri[..], "needs a default_resource"),
+        (
+            &default,
+            "needs a redirect URI https://<host>/session/callback",
+        ),
+    ] {
+        let refused = terminal.call(&[&protects[..], given].concat());
+        let sentence = format!("--forward-auth: {needs}");
+        assert!(refused.failure().starts_with(&sentence), "{refused:?}");
+    }
+    let created = terminal.json(&[&protects[..], &default, &uri].concat());
+    assert_eq!(created["forward_auth"], true);
+    let update = ["clients", "update", "wiki"];
+    let refused = terminal.call(&[&update[..], &["--session-tokens"]].concat());
+    assert!(refused.failure().starts_with(is_for), "{refused:?}");
+    let without = terminal.json(&[&update[..], &["--forward-auth=false"]].concat());
+    assert_eq!(without["forward_auth"], false);
+    let again = terminal.json(&[&update[..], &["--forward-auth=true"]].concat());
+    assert_eq!(
+        (&again["forward_auth"], &again["revision"]),
+        (&json!(true), &json!(3))
+    );
+    let shown = terminal.call(&["clients", "show", "wiki"]).output;
+    assert_eq!(said(&shown, "forward auth"), "yes", "{shown}");
+}
+
+/// What the table of one thing says of a field.
+fn said<'a>(table: &'a str, field: &str) -> &'a str {
+    let line = table
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(field));
+    line.unwrap_or_else(|| panic!("no {field}: {table}")).trim()
 }
 
 /// RFC 7591 §2: `jwks` or `jwks_uri`; and neither for a client that authenticates otherwise.

@@ -290,6 +290,106 @@ async fn redirect_uris_are_registered_exactly_and_pkce_is_required() {
     assert_eq!(without["response_types"], json!([]));
 }
 
+/// What `forward_auth` and `session_tokens` rest on, when a client is registered and when it is changed.
+#[tokio::test]
+async fn who_asks_for_hosts_and_pages_has_what_that_needs() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let callback = "https://wiki.example/session/callback";
+    let mut wiki = json!({
+        "client_id": "wiki", "client_name": "Wiki", "forward_auth": true, "resources": [API],
+        "default_resource": API, "redirect_uris": ["https://wiki.example/other", callback],
+    });
+    let board = json!({
+        "client_id": "board", "client_name": "Board", "session_tokens": true,
+        "token_endpoint_auth_method": "none", "allowed_origins": ["https://board.example"],
+    });
+    let basic = "needs token_endpoint_auth_method client_secret_basic: the proxy authenticates so";
+    let for_each = "needs a redirect URI https://<host>/session/callback for each host";
+    let hosts = [
+        (
+            json!({ "token_endpoint_auth_method": "client_secret_post" }),
+            basic,
+        ),
+        (
+            json!({ "token_endpoint_auth_method": "none", "grant_types": ["authorization_code"] }),
+            basic,
+        ),
+        (
+            json!({ "grant_types": ["client_credentials"] }),
+            "needs the grant authorization_code",
+        ),
+        (
+            json!({ "default_resource": null }),
+            "needs a default_resource: what the tokens of the hosts are for",
+        ),
+        (json!({ "redirect_uris": null }), for_each),
+        (
+            json!({ "redirect_uris": ["https://wiki.example/session/callback/"] }),
+            for_each,
+        ),
+    ];
+    let pages = [
+        (
+            json!({ "token_endpoint_auth_method": "client_secret_basic" }),
+            "is for public clients: token_endpoint_auth_method none",
+        ),
+        (
+            json!({ "allowed_origins": null }),
+            "needs the origins of its pages in allowed_origins",
+        ),
+    ];
+    for (pointer, client, cases) in [
+        ("/forward_auth", &wiki, &hosts[..]),
+        ("/session_tokens", &board, &pages),
+    ] {
+        let place = format!(
+            "/admin/v1/clients/{}",
+            client["client_id"].as_str().unwrap()
+        );
+        let is_refused = |refused: &Answer, detail: &str| {
+            assert_eq!(refused.status, 400, "{refused:?}");
+            let expected = json!([{ "pointer": pointer, "detail": detail }]);
+            assert_eq!(refused.json()["errors"], expected);
+        };
+        for (patch, detail) in cases {
+            let mut written = client.clone();
+            let members = patch.as_object().unwrap().iter();
+            for (name, value) in members {
+                written[name] = value.clone();
+            }
+            written
+                .as_object_mut()
+                .unwrap()
+                .retain(|_, value| !value.is_null());
+            is_refused(&desk.post("/admin/v1/clients", &written).await, detail);
+        }
+        assert_eq!(desk.get(&place).await.status, 404);
+        assert_eq!(desk.post("/admin/v1/clients", client).await.status, 201);
+        for (patch, detail) in cases {
+            is_refused(&desk.patch(&place, patch).await, detail);
+        }
+        let shown = desk.get(&place).await.json();
+        assert_eq!(
+            (&shown["revision"], &shown[&pointer[1..]]),
+            (&json!(1), &json!(true))
+        );
+        // Without it nothing of that is needed.
+        let (patch, _) = cases.last().unwrap();
+        let mut patch = patch.clone();
+        patch[&pointer[1..]] = json!(false);
+        assert_eq!(desk.patch(&place, &patch).await.status, 200);
+    }
+    // One that had neither gets none by a patch alone.
+    wiki["client_id"] = json!("bare");
+    wiki["forward_auth"] = json!(false);
+    wiki["redirect_uris"] = json!([]);
+    assert_eq!(desk.post("/admin/v1/clients", &wiki).await.status, 201);
+    let patch = json!({ "forward_auth": true });
+    let refused = desk.patch("/admin/v1/clients/bare", &patch).await;
+    assert_eq!(pointers(&refused), ["/forward_auth"]);
+}
+
 #[tokio::test]
 async fn bodies_must_be_json_objects_of_the_right_type_and_size() {
     let server = TestServer::start().await;

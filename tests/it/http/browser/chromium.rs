@@ -153,12 +153,11 @@ async fn a_failure_is_explained_where_the_user_is() {
         browser.open(&account).await;
         browser.sign_in("ada", PASSWORD).await;
         browser.reads("Your account").await;
-        match &proxy {
-            Some(proxy) => proxy.freeze_for_good(),
-            None => {
-                let damage = "alter table browser_session rename to gone";
-                database.execute(damage).await;
-            }
+        if let Some(proxy) = &proxy {
+            proxy.freeze_for_good();
+        } else {
+            let damage = "alter table browser_session rename to gone";
+            database.execute(damage).await;
         }
         browser.open(&account).await;
         browser.reads(title).await;
@@ -179,7 +178,7 @@ async fn the_pages_for_operators_can_be_read() {
 #[test]
 fn every_page_is_looked_at() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let texts = |folder: &str| -> Vec<(String, String)> {
+    let read = |folder: &str| -> Vec<(String, String)> {
         let files = fs::read_dir(root.join(folder)).unwrap();
         let paths = files.map(|file| file.unwrap().path());
         let texts = paths.filter(|path| path.is_file()).map(|path| {
@@ -188,11 +187,11 @@ fn every_page_is_looked_at() {
         });
         texts.collect()
     };
-    let tests: String = texts("tests/it/http/browser")
+    let tests: String = read("tests/it/http/browser")
         .into_iter()
         .map(|(_, text)| text)
         .collect();
-    let templates = texts("src/http/pages/templates");
+    let templates = read("src/http/pages/templates");
     let pages = templates
         .iter()
         .filter(|(_, text)| text.starts_with("{% extends"));

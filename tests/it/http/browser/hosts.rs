@@ -613,6 +613,43 @@ async fn only_a_proxy_of_the_client_may_ask_and_for_its_hosts_alone() {
     }
 }
 
+/// As Envoy does: by the method of the request, with its path behind that of the question.
+#[tokio::test]
+async fn a_proxy_may_ask_by_the_method_that_it_asks_about() {
+    let hosts = Hosts::start().await;
+    let mut visitor = hosts.visitor();
+    visitor.enters(WIKI, "/").await;
+    let cookie = format!("{COOKIE}={}", visitor.cookie(WIKI, COOKIE).unwrap());
+    let secret = &hosts.site.server.other("wiki").secret;
+    let http = client().redirect(Policy::none()).build().unwrap();
+    let url = format!(
+        "http://{}/session/verify?unauthenticated=redirect&path=/a?b=c",
+        hosts.site.server.public
+    );
+    for (method, otherwise) in [
+        (Method::GET, 302),
+        (Method::HEAD, 302),
+        (Method::POST, 401),
+        (Method::PUT, 401),
+        (Method::DELETE, 401),
+        (Method::OPTIONS, 401),
+    ] {
+        let asked = || {
+            let request = http.request(method.clone(), &url);
+            let request = request.header("x-forwarded-host", WIKI);
+            request.basic_auth("wiki", Some(secret))
+        };
+        let known = answer(asked().header("cookie", &cookie)).await;
+        assert_eq!(known.status, 200, "{method}: {known:?}");
+        assert_eq!(known.header("x-auth-username"), Some("ada"));
+        let unknown = answer(asked()).await;
+        assert_eq!(unknown.status, otherwise, "{method}: {unknown:?}");
+        let by_nobody = http.request(method.clone(), &url);
+        let by_nobody = by_nobody.header("x-forwarded-host", WIKI);
+        assert_eq!(answer(by_nobody).await.status, 403, "{method}");
+    }
+}
+
 #[tokio::test]
 async fn a_browser_signs_in_to_a_host_and_out_of_it() {
     let hosts = Hosts::start().await;

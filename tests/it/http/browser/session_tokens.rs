@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use countersign::{
-    admin::client::ClientMetadata,
+    admin::{
+        client::ClientMetadata,
+        resource::{ResourceAdmin, ResourceMetadata},
+    },
     clock::{ManualClock, Timestamp},
     domain::{
         change::{Cause, Change},
@@ -15,7 +18,7 @@ use countersign::{
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use super::{Browser, CHALLENGE, Site, family_of, of_browsers, returned};
+use super::{Browser, CHALLENGE, Site, account::form_before, family_of, of_browsers, returned};
 use crate::support::{
     database::Engine,
     server::{API, Answer, FILES, Setup, answer, metadata},
@@ -25,6 +28,7 @@ use crate::support::{
 on_both_engines! {
     the_session_of_a_browser_is_turned_into_access_tokens_of_one_family,
     the_end_of_the_session_ends_what_pages_have,
+    introspection_knows_at_once_that_a_session_is_over,
     a_third_party_has_what_its_user_has_allowed,
     what_an_operator_has_ended_stays_so_until_the_user_signs_in_again,
     a_session_of_one_factor_has_nothing_where_two_are_required,
@@ -185,6 +189,65 @@ async fn the_end_of_the_session_ends_what_pages_have(engine: Engine) {
     // A second time, and without a session, nothing is wrong with it.
     let logout = browser.by_page("/session/logout", &json!({ "client_id": "board" }));
     assert_eq!(answer(logout).await.status, 204);
+}
+
+/// RFC 7662 §2.2, whichever way the session ends.
+async fn introspection_knows_at_once_that_a_session_is_over(engine: Engine) {
+    let site = site(Setup::new().on(engine)).await;
+    let (server, clients) = (&site.server, &site.server.clients);
+    let resources = ResourceAdmin {
+        store: clients.store.clone(),
+        clock: clients.clock.clone(),
+        entropy: clients.entropy.clone(),
+        issuer: server.issuer.clone(),
+    };
+    let guarded = ResourceMetadata {
+        resource: "https://guarded.example".to_owned(),
+        name: "Guarded".to_owned(),
+        scopes: vec!["read".to_owned()],
+        introspection_clients: vec![server.app.id.clone()],
+    };
+    let created = resources.create(&guarded, false, &Cause::system()).await;
+    created.unwrap();
+    let shelf = ClientMetadata {
+        scope: "read".to_owned(),
+        resources: vec![guarded.resource.clone()],
+        default_resource: Some(guarded.resource.clone()),
+        ..of_pages()
+    };
+    let shelf = server.register(&shelf).await;
+    let body = json!({ "client_id": shelf.id });
+    let is_active = async |token: &str| {
+        let request = server.request(Method::POST, "/oauth2/introspect");
+        let request = request.basic_auth(&server.app.id, Some(&server.app.secret));
+        let told = answer(request.form(&[("token", token)])).await;
+        told.json()["active"].as_bool().unwrap()
+    };
+    for way in ["its page", "the account page", "an operator"] {
+        let mut browser = signed_in(&site).await;
+        let token = answer(browser.by_page("/session/token", &body)).await;
+        let token = token.access_token();
+        assert!(is_active(&token).await, "{way}");
+        match way {
+            "its page" => {
+                let ended = answer(browser.by_page("/session/logout", &body)).await;
+                assert_eq!(ended.status, 204);
+            }
+            "the account page" => {
+                let page = browser.account().await;
+                let form = form_before(&page, ">Sign out</button>");
+                assert_eq!(browser.act(&form).await.status, 303);
+            }
+            _ => {
+                let end = Change::EndUserSessions {
+                    id: site.ada,
+                    tokens_die_at: NOW,
+                };
+                server.apply(end).await;
+            }
+        }
+        assert!(!is_active(&token).await, "{way}");
+    }
 }
 
 async fn a_third_party_has_what_its_user_has_allowed(engine: Engine) {

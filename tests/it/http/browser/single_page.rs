@@ -1,6 +1,6 @@
 //! Single-page apps with `/assets/countersign.js`, in a browser.
 
-use countersign::admin::client::ClientMetadata;
+use countersign::{admin::client::ClientMetadata, domain::change::Change};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -325,6 +325,84 @@ async fn two_tabs_with_tokens_of_their_own_refresh_once() {
         (apps.run("return window.lost").await == 1).then_some(())
     })
     .await;
+}
+
+/// Has the page answer its own requests to its API with these statuses, one after the other; what was sent
+/// along is in `asked`.
+const API: &str = "
+    window.asked = [];
+    const real = window.fetch;
+    window.fetch = async (input, init) => {
+        if (!(input instanceof Request) || !input.url.startsWith(location.origin + '/api')) {
+            return real(input, init);
+        }
+        asked.push([input.headers.get('authorization'), await input.text()]);
+        return new Response('', { status: statuses.shift() });
+    };
+    window.call = async (...answers) => {
+        window.statuses = answers;
+        const sent = session.fetch('/api/notes', { method: 'POST', body: 'note' });
+        return sent.then((answer) => answer.status, (error) => error.code);
+    };
+    return null";
+
+/// A token that an API refuses may have been revoked: there is one more, and one more attempt.
+#[tokio::test]
+async fn a_token_that_an_api_refuses_is_renewed_once() {
+    let apps = Apps::start().await;
+    for (home, grant, before) in [(BOARD, "session", 1.0), (FAR, "refresh_token", 0.0)] {
+        if home == BOARD {
+            apps.sign_in(home).await;
+        } else {
+            apps.browser.open(home).await;
+            let go = "session.signIn({ returnTo: '/notes#1' }); return null";
+            apps.run(go).await;
+            let came = r#"{"returnTo":"/notes#1"}"#;
+            apps.browser.says("#came", came).await;
+        }
+        apps.run(API).await;
+        let first = apps.run("return session.getToken()").await;
+        assert_eq!(apps.run("return call(200)").await, 200);
+        assert!(is(apps.issued(grant).await, before));
+        assert_eq!(apps.run("return call(401, 200)").await, 200);
+        assert!(is(apps.issued(grant).await, before + 1.0));
+        let second = apps.run("return session.getToken()").await;
+        assert_ne!(first, second);
+        let sent = |token: &Value| json!([format!("Bearer {}", token.as_str().unwrap()), "note"]);
+        let expected = json!([sent(&first), sent(&first), sent(&second)]);
+        assert_eq!(apps.run("return asked").await, expected);
+        // Not a third time.
+        assert_eq!(
+            apps.run("asked.length = 0; return call(401, 401, 200)")
+                .await,
+            401
+        );
+        assert_eq!(apps.run("return asked.length").await, 2);
+        assert!(is(apps.issued(grant).await, before + 2.0));
+        // However many are refused at once, one renews.
+        let at_once = "asked.length = 0;
+            const sent = [1, 2, 3].map(() => session.fetch('/api/notes'));
+            window.statuses = [401, 401, 401, 200, 200, 200];
+            return (await Promise.all(sent)).map(({ status }) => status)";
+        assert_eq!(apps.run(at_once).await, json!([200, 200, 200]));
+        assert_eq!(apps.run("return asked.length").await, 6);
+        assert!(is(apps.issued(grant).await, before + 3.0));
+    }
+    // Nobody is signed in any more: that is told, and nothing is sent again.
+    let end = Change::EndUserSessions {
+        id: apps.site.ada,
+        tokens_die_at: apps.site.server.clients.clock.now(),
+    };
+    apps.site.server.apply(end).await;
+    let over = "asked.length = 0; return call(401, 200)";
+    assert_eq!(apps.run(over).await, "login_required");
+    assert_eq!(
+        apps.run("return [asked.length, session.isSignedIn, lost]")
+            .await,
+        json!([1, false, 1])
+    );
+    assert_eq!(apps.run("return call(200)").await, "login_required");
+    assert_eq!(apps.run("return asked.length").await, 1);
 }
 
 /// RFC 9207 §2.4, and login CSRF: an answer that nobody in this tab has asked for.
