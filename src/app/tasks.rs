@@ -15,7 +15,7 @@ use crate::{
     },
     keys::{lifecycle::LONGEST_TOKEN_LIFE, master::MasterKeySource},
     metrics::Metrics,
-    oauth::logout::notices::LogoutNotifier,
+    oauth::logout::notices::{LogoutNotifier, Telling},
     registry::Snapshots,
     store::{Bounds, Store, StoreError},
     telemetry,
@@ -180,16 +180,20 @@ async fn walk(
 /// Tells clients that their users have been signed out. Every node runs this; they share the work.
 pub(super) async fn logout_notices(notifier: Arc<LogoutNotifier>, stop: CancellationToken) {
     let mut is_in_trouble = false;
+    // What is under way when the node stops is told by another one, when its lease is over.
+    let mut telling = Telling::default();
     loop {
-        tokio::select! {
+        let settled = tokio::select! {
             () = stop.cancelled() => return,
-            () = notifier.clock.sleep(BETWEEN_NOTICES) => {}
-        }
-        // What is begun when the node stops is told by another one, when its lease is over.
-        let told = tokio::select! {
-            () = stop.cancelled() => return,
-            told = notifier.round() => told,
+            () = notifier.clock.sleep(BETWEEN_NOTICES) => Ok(()),
+            // There may be more for the same client.
+            settled = telling.next() => settled,
         };
+        let begun = tokio::select! {
+            () = stop.cancelled() => return,
+            begun = notifier.begin(&mut telling) => begun,
+        };
+        let told = settled.and(begun);
         if let Err(error) = &told
             && !is_in_trouble
         {

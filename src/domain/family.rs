@@ -114,11 +114,9 @@ pub struct Grant {
 impl Grant {
     /// Whether it goes on after the session of the browser that has brought it.
     pub fn outlasts_its_session(&self) -> bool {
-        self.scope.contains(OFFLINE)
+        self.scope.is_offline()
     }
-}
 
-impl Grant {
     /// What of this scope and these resources was not granted, if anything. No scope is all of it,
     /// and no resources are all of them.
     pub fn lacks(&self, (scope, resources): (Option<&Scope>, &[ResourceUri])) -> Option<Refusal> {
@@ -341,10 +339,6 @@ pub struct UserStanding {
     /// Further claims of access tokens.
     pub claims: Map<String, Value>,
 }
-
-/// What a user is asked for when it signs in so that the app may go on without it (`OpenID` Connect
-/// Core §11).
-const OFFLINE: &str = "offline_access";
 
 /// Client, user and session of a family as they are now; none is one that has been removed.
 #[derive(Clone, Debug, Default, PartialEq)]

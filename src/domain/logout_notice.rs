@@ -12,12 +12,25 @@ pub struct LogoutNotice {
     pub client_id: ClientId,
     /// Of whom.
     pub subject: UserId,
-    /// The sign-in that has ended; none are all of the user's at that client.
-    pub family: Option<FamilyId>,
+    /// The sign-in that has ended.
+    pub family: FamilyId,
     /// How often somebody has set out to tell it, this time as well.
     pub attempts: u32,
     /// When the sign-in ended.
     pub created_at: Timestamp,
+}
+
+/// What somebody is about to set out to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoticeClaim {
+    /// How many notices at most.
+    pub limit: u32,
+    /// How many of them to one client.
+    pub limit_of_a_client: u32,
+    /// Who is not to be told anything now.
+    pub except: Vec<ClientId>,
+    /// Until when nobody else sets out to tell them.
+    pub lease_until: Timestamp,
 }
 
 /// What somebody has set out to tell, and what is left.
@@ -25,6 +38,10 @@ pub struct LogoutNotice {
 pub struct ClaimedNotices {
     /// To be told now, by nobody else.
     pub notices: Vec<LogoutNotice>,
-    /// How many there are in all, these as well.
+    /// How many there are in all, these as well; no more than [`MOST_COUNTED`] are counted.
     pub waiting: u64,
 }
+
+/// How many notices are counted that are waiting. Whoever wants to know how many there are asks each
+/// second.
+pub const MOST_COUNTED: u32 = 1000;

@@ -73,6 +73,12 @@ impl Scope {
         self.0.contains(token)
     }
 
+    /// Whether what is granted for it goes on after the session of the browser that has brought it
+    /// (`OpenID` Connect Core §11).
+    pub fn is_offline(&self) -> bool {
+        self.contains("offline_access")
+    }
+
     /// The tokens that are in this set and not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {

@@ -39,9 +39,9 @@ use crate::{
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::ClaimedNotices,
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -364,20 +364,22 @@ pub trait Store: Send + Sync + 'static {
     /// What a user has allowed, by client.
     async fn consents(&self, subject: UserId) -> Result<Vec<Consent>, StoreError>;
 
-    /// Takes on what clients are to be told and is due at `now`, the longest due first: until
-    /// `lease_until` nobody else takes it on, on whatever node.
+    /// Takes on what clients are to be told and is due at `now`, of each client what has been due for
+    /// longest: nobody else takes it on for a while, on whatever node.
     async fn claim_notices(
         &self,
-        limit: u32,
-        lease_until: Timestamp,
+        claim: &NoticeClaim,
         now: Timestamp,
     ) -> Result<ClaimedNotices, StoreError>;
 
-    /// Puts off what a client was to be told until `due_at`, or, as it was told, forgets it.
-    async fn put_off_notice(
+    /// Puts off what a client was to be told until `due_at`, and with it all that it was to be told by
+    /// `now`; or, where there is no such moment, as it was told, forgets it. Does nothing if somebody
+    /// else has set out to tell it since.
+    async fn settle_notice(
         &self,
-        id: NoticeId,
+        notice: &LogoutNotice,
         due_at: Option<Timestamp>,
+        now: Timestamp,
     ) -> Result<(), StoreError>;
 
     /// Stores an unfinished sign-in under the hash of its `auth_session`.

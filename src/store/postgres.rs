@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Access, OpenError, Schema, Store,
     open::must_migrate,
-    sql::{Dialect, FamilyUpdate, Held, Pools, SqlStore, select_families},
+    sql::{Dialect, FamilyUpdate, Held, Pools, SqlStore, insert_notices, select_families},
 };
 use crate::{
     clock::{SystemClock, Timestamp},
@@ -48,11 +48,42 @@ impl Dialect for Postgres {
     const DATABASE_TIME: &'static str =
         "select (extract(epoch from clock_timestamp()) * 1000)::bigint";
 
-    const CLAIM_NOTICES: &'static str = "update logout_notice \
-         set due_at = $3, attempts = attempts + 1 where id in \
-         (select id from logout_notice where due_at <= $1 order by due_at limit $2 \
-         for update skip locked) \
-         returning id, client_id, subject, family_id, attempts, created_at";
+    const INSERT_CHANGES: &'static str = "insert into change (seq, topic, target, at) \
+         select cast(value ->> 0 as bigint), value ->> 1, value ->> 2, $2 \
+         from json_array_elements(cast($1 as json))";
+    const PUT_ENTRIES: &'static str = "insert into revocation \
+         (seq, kind, value, not_before, expires_at, client_id) \
+         select cast(value ->> 0 as bigint), value ->> 1, decode(value ->> 2, 'hex'), \
+         cast(value ->> 3 as bigint), cast(value ->> 4 as bigint), value ->> 5 \
+         from json_array_elements(cast($1 as json)) \
+         on conflict (kind, value) do update set \
+         seq = excluded.seq, not_before = excluded.not_before, \
+         expires_at = excluded.expires_at, client_id = excluded.client_id";
+    // What was refreshed meanwhile is asked once more when its lock is taken.
+    const END_FAMILIES: &'static str = "with held as materialized \
+         (select id from family where id in \
+         (select cast(value as uuid) from json_array_elements_text(cast($1 as json))) \
+         order by id for update of family) \
+         update family f set revoked_at = $2, revoke_reason = $3 from held \
+         where f.id = held.id and f.revoked_at is null returning f.id";
+    const NOTIFY_OF_FAMILIES: &'static str = insert_notices!(
+        "where f.id in \
+         (select cast(value as uuid) from json_array_elements_text(cast($1 as json)))"
+    );
+
+    const CLAIM_NOTICES: &'static str = "with taken as materialized \
+         (select n.id from logout_notice n join \
+         (select id, row_number() over (partition by client_id order by due_at, id) as place \
+         from logout_notice where due_at <= $1 \
+         and client_id not in (select json_array_elements_text(cast($5 as json)))) due on due.id = n.id \
+         where due.place <= $4 and n.due_at <= $1 order by due.place, n.due_at, n.id limit $2 \
+         for update of n skip locked) \
+         update logout_notice n set due_at = $3, attempts = n.attempts + 1 \
+         from taken where n.id = taken.id \
+         returning n.id, n.client_id, n.subject, n.family_id, n.attempts, n.created_at";
+
+    const HOLD_SESSION: &'static str =
+        "select id from browser_session where id = $1 and ended_at is null for no key update";
 
     const SHARE_CONSENT: &'static str = "select client_epoch from consent \
          where subject = $1 and client_id = $2 for share";

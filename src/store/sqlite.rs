@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::{
     OpenError, Schema, Store,
     open::{Access, must_migrate},
-    sql::{Dialect, FamilyUpdate, Held, Pools, SqlStore, select_families},
+    sql::{Dialect, FamilyUpdate, Held, Pools, SqlStore, insert_notices, select_families},
 };
 use crate::{
     clock::{SystemClock, Timestamp},
@@ -48,11 +48,33 @@ impl Dialect for Sqlite {
     const BEGIN_READ: &'static str = "begin deferred";
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
 
+    // A condition that always holds tells the conflict from one of a join.
+    const INSERT_CHANGES: &'static str = "insert into change (seq, topic, target, at) \
+         select value ->> 0, value ->> 1, value ->> 2, $2 from json_each($1)";
+    const PUT_ENTRIES: &'static str = "insert into revocation \
+         (seq, kind, value, not_before, expires_at, client_id) \
+         select value ->> 0, value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5 \
+         from json_each($1) where true \
+         on conflict (kind, value) do update set \
+         seq = excluded.seq, not_before = excluded.not_before, \
+         expires_at = excluded.expires_at, client_id = excluded.client_id";
+    const END_FAMILIES: &'static str = "update family set revoked_at = $2, revoke_reason = $3 \
+         where id in (select unhex(value, '-') from json_each($1)) and revoked_at is null \
+         returning id";
+    const NOTIFY_OF_FAMILIES: &'static str =
+        insert_notices!("where f.id in (select unhex(value, '-') from json_each($1))");
+
     // Whoever has begun to write is alone.
     const CLAIM_NOTICES: &'static str = "update logout_notice \
-         set due_at = $3, attempts = attempts + 1 where id in \
-         (select id from logout_notice where due_at <= $1 order by due_at limit $2) \
+         set due_at = $3, attempts = attempts + 1 where id in (select id from \
+         (select id, due_at, row_number() over (partition by client_id order by due_at, id) as place \
+         from logout_notice where due_at <= $1 \
+         and client_id not in (select value from json_each($5))) \
+         where place <= $4 order by place, due_at, id limit $2) \
          returning id, client_id, subject, family_id, attempts, created_at";
+
+    const HOLD_SESSION: &'static str =
+        "select id from browser_session where id = $1 and ended_at is null";
 
     const SHARE_CONSENT: &'static str =
         "select client_epoch from consent where subject = $1 and client_id = $2";

@@ -21,9 +21,9 @@ use crate::{
             EndReason, Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms,
             UserStanding, Verdict,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::ClaimedNotices,
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -303,21 +303,21 @@ impl Store for Watched {
 
     async fn claim_notices(
         &self,
-        limit: u32,
-        lease_until: Timestamp,
+        claim: &NoticeClaim,
         now: Timestamp,
     ) -> Result<ClaimedNotices, StoreError> {
-        let call = self.inner.claim_notices(limit, lease_until, now);
+        let call = self.inner.claim_notices(claim, now);
         self.watch("claim_notices", call).await
     }
 
-    async fn put_off_notice(
+    async fn settle_notice(
         &self,
-        id: NoticeId,
+        notice: &LogoutNotice,
         due_at: Option<Timestamp>,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
-        let call = self.inner.put_off_notice(id, due_at);
-        self.watch("put_off_notice", call).await
+        let call = self.inner.settle_notice(notice, due_at, now);
+        self.watch("settle_notice", call).await
     }
 
     async fn put_challenge(

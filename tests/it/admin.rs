@@ -29,9 +29,9 @@ use countersign::{
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, Kid, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
+        id::{ClientId, FamilyId, Kid, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::ClaimedNotices,
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -323,19 +323,19 @@ impl Store for Contested {
 
     async fn claim_notices(
         &self,
-        limit: u32,
-        lease_until: Timestamp,
+        claim: &NoticeClaim,
         now: Timestamp,
     ) -> Result<ClaimedNotices, StoreError> {
-        self.store.claim_notices(limit, lease_until, now).await
+        self.store.claim_notices(claim, now).await
     }
 
-    async fn put_off_notice(
+    async fn settle_notice(
         &self,
-        id: NoticeId,
+        notice: &LogoutNotice,
         due_at: Option<Timestamp>,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.store.put_off_notice(id, due_at).await
+        self.store.settle_notice(notice, due_at, now).await
     }
 
     async fn put_challenge(

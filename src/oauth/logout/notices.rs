@@ -3,19 +3,27 @@
 //! What is to be told stands in the database, written by whatever has ended a sign-in, in the same
 //! transaction. Nobody who signs out waits for a client.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    error::Error,
+    future,
+    sync::Arc,
+    time::Duration,
+};
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use url::Url;
 
 use crate::{
     clock::{AgreedClock, Timestamp},
     domain::{
         change::{Cause, Change, EventType},
-        client::IdTokenAlg,
-        logout_notice::LogoutNotice,
+        client::{Client, IdTokenAlg},
+        id::ClientId,
+        logout_notice::{LogoutNotice, NoticeClaim},
     },
     entropy::{Entropy, EntropyError},
     keys::{ring::NoIdTokenKey, signer::SignError},
@@ -34,8 +42,11 @@ const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
 /// How long a logout token is good: "preferably at most two minutes in the future" (§2.4).
 const LIFE_SECONDS: i64 = 120;
 
-/// How many clients are told at once by a node.
-const AT_ONCE: u32 = 16;
+/// How many notices a node is about to deliver at once.
+const AT_ONCE: u32 = 64;
+
+/// How many of them to one client: one that does not answer leaves room for the others.
+const AT_ONCE_TO_A_CLIENT: u32 = 4;
 
 /// How long nobody else sets out to tell what somebody has set out to tell: longer than a client may
 /// take to answer.
@@ -43,6 +54,9 @@ const LEASE: Duration = Duration::from_mins(5);
 
 /// How long a client that does not answer is tried.
 const PATIENCE: Duration = Duration::from_hours(24);
+
+/// How often at least: it may be this service that was down for all that time.
+const FEWEST_ATTEMPTS: u32 = 5;
 
 /// How long a client is left alone that has not answered so often.
 fn pause(attempts: u32) -> Duration {
@@ -66,8 +80,7 @@ struct Claims<'a> {
     exp: i64,
     jti: String,
     events: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sid: Option<String>,
+    sid: String,
 }
 
 /// Why a client was not told.
@@ -114,46 +127,96 @@ pub struct LogoutNotifier {
     pub metrics: Metrics,
 }
 
-impl LogoutNotifier {
-    /// Tells what is due, each client by itself; whether there may be more that is due.
+/// What a node is telling clients at the moment: one turn for each client. Ends when it is dropped.
+#[derive(Default)]
+pub struct Telling {
+    turns: JoinSet<Result<(), StoreError>>,
+    /// To whom, and how many notices.
+    clients: HashMap<Id, (ClientId, u32)>,
+}
+
+impl Telling {
+    /// Waits until a client had its turn; for ever while none has one.
     ///
     /// # Errors
     /// What the database could not do; what was not settled is told again when its lease is over.
-    pub async fn round(self: &Arc<Self>) -> Result<bool, StoreError> {
-        let now = self.clock.now();
-        let claiming = self.store.claim_notices(AT_ONCE, now.plus(LEASE), now);
-        let claimed = store::in_time(&self.clock, claiming).await?;
-        self.metrics.logout_notices_waiting(claimed.waiting);
-        let is_full = u32::try_from(claimed.notices.len()) == Ok(AT_ONCE);
-        let mut telling = JoinSet::new();
-        for notice in claimed.notices {
-            let this = Arc::clone(self);
-            telling.spawn(async move { this.settle(notice).await });
-        }
-        let mut result = Ok(is_full);
-        while let Some(told) = telling.join_next().await {
-            if let Ok(Err(error)) = told {
-                result = Err(error);
-            }
-        }
+    pub async fn next(&mut self) -> Result<(), StoreError> {
+        let (id, result) = match self.turns.join_next_with_id().await {
+            None => return future::pending().await,
+            Some(Ok(ended)) => ended,
+            Some(Err(failed)) => (failed.id(), Ok(())),
+        };
+        self.clients.remove(&id);
         result
     }
+}
 
-    /// Tells a client, and notes what has come of it.
-    async fn settle(&self, notice: LogoutNotice) -> Result<(), StoreError> {
-        let (outcome, problem) = match self.tell(&notice).await {
-            Ok(()) => ("delivered", None),
-            Err(problem @ Untold::Refused) => ("refused", Some(problem)),
-            Err(problem) => ("failed", Some(problem)),
+impl LogoutNotifier {
+    /// Begins to tell what is due, each client by itself: nobody waits for one that is slow.
+    ///
+    /// # Errors
+    /// What the database could not do.
+    pub async fn begin(self: &Arc<Self>, telling: &mut Telling) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let under_way: u32 = telling.clients.values().map(|(_, count)| count).sum();
+        let claim = NoticeClaim {
+            limit: AT_ONCE.saturating_sub(under_way),
+            limit_of_a_client: AT_ONCE_TO_A_CLIENT,
+            except: telling.clients.values().map(|(id, _)| id.clone()).collect(),
+            lease_until: now.plus(LEASE),
         };
+        let claiming = self.store.claim_notices(&claim, now);
+        let claimed = store::in_time(&self.clock, claiming).await?;
+        self.metrics.logout_notices_waiting(claimed.waiting);
+        let mut turns: BTreeMap<ClientId, Vec<LogoutNotice>> = BTreeMap::new();
+        for notice in claimed.notices {
+            let turn = turns.entry(notice.client_id.clone()).or_default();
+            turn.push(notice);
+        }
+        for (client, notices) in turns {
+            let count = u32::try_from(notices.len()).unwrap_or(u32::MAX);
+            let turn = telling.turns.spawn(Arc::clone(self).turn(notices));
+            telling.clients.insert(turn.id(), (client, count));
+        }
+        Ok(())
+    }
+
+    /// Tells a client several things at once.
+    async fn turn(self: Arc<Self>, notices: Vec<LogoutNotice>) -> Result<(), StoreError> {
+        let settling = notices.into_iter().map(|notice| self.settle(notice));
+        let settled = join_all(settling).await;
+        settled.into_iter().collect()
+    }
+
+    /// Tells a client one thing.
+    async fn settle(&self, notice: LogoutNotice) -> Result<(), StoreError> {
+        let Some(wish) = self.wish_of(&notice.client_id).await? else {
+            let noted = self.put_off(&notice, None).await;
+            self.metrics.logout_notice("unwanted");
+            return noted;
+        };
+        let problem = self.tell(&wish, &notice).await.err();
+        let outcome = match &problem {
+            None => "delivered",
+            Some(Untold::Refused) => "refused",
+            Some(_) => "failed",
+        };
+        // Whoever sees the count finds the notice as it says.
+        let noted = self.note(notice, problem).await;
         self.metrics.logout_notice(outcome);
+        noted
+    }
+
+    /// Notes what has come of telling a client.
+    async fn note(&self, notice: LogoutNotice, problem: Option<Untold>) -> Result<(), StoreError> {
         let now = self.clock.now();
         let Some(problem) = problem else {
             return self.put_off(&notice, None).await;
         };
         let next = now.plus(pause(notice.attempts));
         let is_refused = matches!(problem, Untold::Refused);
-        if !is_refused && next < notice.created_at.plus(PATIENCE) {
+        let has_time = next < notice.created_at.plus(PATIENCE);
+        if !is_refused && (has_time || notice.attempts < FEWEST_ATTEMPTS) {
             report(&notice, &problem);
             return self.put_off(&notice, Some(next)).await;
         }
@@ -181,23 +244,37 @@ impl LogoutNotifier {
         notice: &LogoutNotice,
         due_at: Option<Timestamp>,
     ) -> Result<(), StoreError> {
-        let putting_off = self.store.put_off_notice(notice.id, due_at);
-        store::in_time(&self.clock, putting_off).await
+        let now = self.clock.now();
+        let settling = self.store.settle_notice(notice, due_at, now);
+        store::in_time(&self.clock, settling).await
     }
 
-    async fn tell(&self, notice: &LogoutNotice) -> Result<(), Untold> {
+    /// Where a client wants to be told, and by what signature; none is gone, or does not want to hear of
+    /// it any more.
+    async fn wish_of(&self, client: &ClientId) -> Result<Option<(Url, IdTokenAlg)>, StoreError> {
+        let wish = |client: &Client| {
+            let uri = client.backchannel_logout_uri.as_deref()?;
+            Some((Url::parse(uri).ok()?, client.id_token_alg))
+        };
         let registry = self.snapshots.registry().clone();
-        // A client that is gone, or does not want to hear of it any more, is not told.
-        let Some(client) = registry.client(&notice.client_id) else {
-            return Ok(());
-        };
-        let uri = client.backchannel_logout_uri.as_deref();
-        let Some(uri) = uri.and_then(|uri| Url::parse(uri).ok()) else {
-            return Ok(());
-        };
-        let token = self.logout_token(notice, client.id_token_alg)?;
+        let known = registry.client(client).and_then(|client| wish(client));
+        if known.is_some() {
+            return Ok(known);
+        }
+        // Somebody has written a notice for it: it may be newer than what this node has read.
+        let reading = self.store.client(client);
+        let client = store::in_time(&self.clock, reading).await?;
+        Ok(client.as_ref().and_then(wish))
+    }
+
+    async fn tell(
+        &self,
+        (uri, alg): &(Url, IdTokenAlg),
+        notice: &LogoutNotice,
+    ) -> Result<(), Untold> {
+        let token = self.logout_token(notice, *alg)?;
         let form = [("logout_token", &*token)];
-        let posting = self.outbound.post(&uri, &form).await;
+        let posting = self.outbound.post(uri, &form).await;
         match posting.map_err(Untold::Unreachable)? {
             // "the HTTP response code 200 OK … some Web frameworks will substitute … 204" (§2.8).
             200 | 204 => Ok(()),
@@ -218,7 +295,7 @@ impl LogoutNotifier {
             // Each attempt has another one: a client may remember those it has seen.
             jti: self.entropy.uuid_v7(now)?.to_string(),
             events: json!({ EVENT: {} }),
-            sid: notice.family.map(|family| family.to_string()),
+            sid: notice.family.to_string(),
         };
         let payload = serde_json::to_vec(&claims)?;
         let ring = self.snapshots.ring();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
 use uuid::Uuid;
 
@@ -99,6 +99,12 @@ enum Wrote {
     Rows,
     /// And what others have to hear of.
     Ends,
+}
+
+/// Families, as a statement about many takes them.
+pub(super) fn id_list(ids: impl IntoIterator<Item = FamilyId>) -> String {
+    let ids: Value = ids.into_iter().map(|id| id.to_string()).collect();
+    ids.to_string()
 }
 
 /// The end of a family, about to be published.
@@ -202,6 +208,8 @@ where
         }
         let mut outcomes = Vec::with_capacity(batch.len());
         let mut endings = Vec::new();
+        // Of what a client ends itself it knows.
+        let mut stolen = Vec::new();
         for presented in batch {
             let found = families.get_mut(&presented.family.uuid());
             outcomes.push(match found {
@@ -220,7 +228,10 @@ where
                     let verdict = judge(family, standing, presented, now);
                     judged.is_changed |= family.follow(verdict, presented, terms, now);
                     let kind = match verdict {
-                        Verdict::Reused => Some(EventType::FamilyReuseDetected),
+                        Verdict::Reused => {
+                            stolen.push(family.id);
+                            Some(EventType::FamilyReuseDetected)
+                        }
                         Verdict::Ended => Some(EventType::FamilyRevoked),
                         Verdict::Refused(_) | Verdict::Granted(_) => None,
                     };
@@ -251,6 +262,7 @@ where
         } else {
             Wrote::Ends
         };
+        Self::notify_of_families(tx, stolen, now).await?;
         self.publish_endings(tx, endings, now).await?;
         Ok((outcomes, wrote))
     }
@@ -306,6 +318,10 @@ where
         }
         family.end(reason, now);
         DB::update_families(tx, vec![FamilyUpdate::of(&family)]).await?;
+        // A client that has ended it knows.
+        if reason != EndReason::RevokedByClient {
+            Self::notify_of_families(tx, [id], now).await?;
+        }
         let cause = Cause::default();
         let ending = Ending::of(&family, EventType::FamilyRevoked, tokens_die_at, &cause);
         Ok(Done {
@@ -315,25 +331,29 @@ where
         })
     }
 
-    /// Ends those of these families that have not ended, and whose grant is among the chosen; which
-    /// ones. `ids` are in order.
+    /// Ends those of these families that have not ended, and has their clients told; which ones, in
+    /// order.
     pub(super) async fn end_families(
         tx: &mut Transaction<'_, DB>,
-        ids: &[Uuid],
+        ids: impl IntoIterator<Item = FamilyId>,
         reason: EndReason,
         now: Timestamp,
-        is_chosen: impl Fn(&Grant) -> bool + Send,
     ) -> Result<Vec<FamilyId>, StoreError> {
-        let mut ended = Vec::new();
-        for row in DB::lock_families(tx, ids, Held::Await).await? {
-            let (mut family, _) = Self::family_of(&row)?;
-            if family.revoked_at.is_none() && is_chosen(&family.grant) {
-                family.end(reason, now);
-                ended.push(family);
-            }
-        }
-        DB::update_families(tx, ended.iter().map(FamilyUpdate::of).collect()).await?;
-        Ok(ended.into_iter().map(|family| family.id).collect())
+        let rows = sqlx::query::<DB>(DB::END_FAMILIES)
+            .bind(id_list(ids))
+            .bind(now.millis())
+            .bind(reason.as_str().to_owned())
+            .fetch_all(&mut **tx)
+            .await?;
+        let mut ended = Self::family_ids(&rows)?;
+        ended.sort_unstable();
+        Self::notify_of_families(tx, ended.iter().copied(), now).await?;
+        Ok(ended)
+    }
+
+    pub(super) fn family_ids(rows: &[DB::Row]) -> Result<Vec<FamilyId>, StoreError> {
+        let id = |row| Self::column(row, "family", "id").map(FamilyId::from_uuid);
+        rows.iter().map(id).collect()
     }
 
     pub(super) async fn read_family(
@@ -493,10 +513,16 @@ where
             Some(refusal) => return Ok(Redeemed::Refused(refusal)),
         }
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
+        // Whoever ends the session comes before, and this sees it, or after, and sees the family. A code
+        // that was used opens none: it may come again and again, and holds up nobody.
+        let session = found.grant.session_id.filter(|_| found.family_id.is_none());
+        let has_ended = match session {
+            Some(session) => Self::has_ended(&mut tx, session).await?,
+            None => false,
+        };
         // What a session is at a client it is once.
-        let (course, kept) = match found.grant.session_id {
-            Some(session) if redemption.for_session => {
-                Self::lock_session(&mut tx, session).await?;
+        let (course, kept) = match session {
+            Some(session) if redemption.for_session && !has_ended => {
                 Self::course_of(&mut tx, session, &found.grant).await?
             }
             _ => (Course::Open, None),
@@ -535,10 +561,6 @@ where
             return Ok(Redeemed::Refused(CodeRefusal::Reused));
         }
         let standing = Self::read_standing(&mut tx, &code.grant).await?;
-        let has_ended = match code.grant.session_id {
-            Some(session) => Self::has_ended(&mut tx, session).await?,
-            None => false,
-        };
         let refusal = refusal.or_else(|| {
             let refusal = if has_ended {
                 Some(Refusal::SignedOut)
@@ -599,6 +621,7 @@ where
         family.end(EndReason::CodeReuse, now);
         family.note(NoteKind::CodeReused, cause, now);
         DB::update_families(tx, vec![FamilyUpdate::of(&family)]).await?;
+        Self::notify_of_families(tx, [id], now).await?;
         let tokens_die_at = redemption.terms.tokens_die_at;
         let kind = EventType::FamilyReuseDetected;
         let ending = Ending::of(&family, kind, tokens_die_at, cause);

@@ -25,13 +25,16 @@ use std::{
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Database, Executor, IntoArguments, Pool, Row as _, Transaction, migrate::Migrate};
 use tokio::{sync::Notify, task::AbortHandle};
 use uuid::Uuid;
 
-pub(super) use self::families::{FamilyUpdate, select_families};
 use self::revocations::{Entry, Spans};
+pub(super) use self::{
+    families::{FamilyUpdate, select_families},
+    notices::insert_notices,
+};
 use super::{Bounds, Snapshot, Step, Store, StoreError, Swept};
 use crate::{
     clock::{Clock as _, SystemClock, Timestamp},
@@ -47,9 +50,9 @@ use crate::{
         family::{
             Family, FamilyQuery, Outcome, Party, Presentation, Standing, Terms, UserStanding,
         },
-        id::{ClientId, FamilyId, MasterKeyId, NodeId, NoticeId, SessionId, UserId},
+        id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::ClaimedNotices,
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
         node::{Environment, Node},
         resource::Resource,
         revocation::{LONGEST_CHANGE, Revocation},
@@ -108,8 +111,29 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     /// Selects the database's clock in milliseconds since 1970.
     const DATABASE_TIME: &'static str;
 
-    /// Takes on at most `$2` notices that are due at `$1`, none that somebody else takes on, until `$3`.
+    // What is written or ended at once goes in one statement, however many rows there are: as JSON,
+    // which both engines take apart.
+
+    /// Writes changes made at `$2`: `$1` is an array of `[seq, topic, target]`.
+    const INSERT_CHANGES: &'static str;
+    /// Writes entries of revocation, each in the place of one of the same kind and value: `$1` is an
+    /// array of `[seq, kind, value in hexadecimal digits, not_before, expires_at, client_id]`.
+    const PUT_ENTRIES: &'static str;
+    /// Ends those of the families `$1`, an array of ids, that have not ended, at `$2`, for the reason
+    /// `$3`; selects their ids. Locks them in order.
+    const END_FAMILIES: &'static str;
+    /// Has clients told of the families `$1`, an array of ids, that ended at `$2`: each of the `$3`
+    /// latest of its own.
+    const NOTIFY_OF_FAMILIES: &'static str;
+
+    /// Takes on at most `$2` notices that are due at `$1`, none that somebody else takes on, until `$3`:
+    /// at most `$4` of each client, none of those in the array `$5`. No client waits until another has
+    /// been told all.
     const CLAIM_NOTICES: &'static str;
+
+    /// Selects the session `$1` unless it has ended, and keeps everybody else from changing it until
+    /// the transaction ends. Not shared: who shares a row does not let pass who waits to change it.
+    const HOLD_SESSION: &'static str;
 
     /// Selects `client_epoch` of what user `$1` has allowed client `$2`, and keeps it as it is until
     /// the transaction ends.
@@ -427,10 +451,7 @@ where
                 family,
                 reason,
                 tokens_die_at,
-            } => {
-                self.notify_of_end(tx, *family, *reason, now).await?;
-                Self::end_family(tx, *family, *reason, *tokens_die_at, now).await?
-            }
+            } => Self::end_family(tx, *family, *reason, *tokens_die_at, now).await?,
             Change::PutUser {
                 user,
                 expected,
@@ -509,20 +530,17 @@ where
         .fetch_one(&mut **tx)
         .await?;
         let position = Self::position_of(&head)?;
-        for (seq, row) in (position.seq - count + 1..).zip(published) {
-            sqlx::query::<DB>(
-                "insert into change (seq, topic, target, at) values ($1, $2, $3, $4)",
-            )
-            .bind(seq)
-            .bind(row.topic.as_str().to_owned())
-            .bind(row.target.clone())
+        let first = position.seq - count + 1;
+        let changes: Value = (first..)
+            .zip(published)
+            .map(|(seq, row)| json!([seq, row.topic.as_str(), row.target]))
+            .collect();
+        sqlx::query::<DB>(DB::INSERT_CHANGES)
+            .bind(changes.to_string())
             .bind(now.millis())
             .execute(&mut **tx)
             .await?;
-            if let Some(entry) = &row.entry {
-                Self::put_entry(tx, seq, &row.target, entry).await?;
-            }
-        }
+        Self::put_entries(tx, first, published).await?;
         Ok(position)
     }
 
@@ -954,19 +972,19 @@ where
 
     async fn claim_notices(
         &self,
-        limit: u32,
-        lease_until: Timestamp,
+        claim: &NoticeClaim,
         now: Timestamp,
     ) -> Result<ClaimedNotices, StoreError> {
-        self.take_notices(limit, lease_until, now).await
+        Self::uncontended(|| self.take_notices(claim, now)).await
     }
 
-    async fn put_off_notice(
+    async fn settle_notice(
         &self,
-        id: NoticeId,
+        notice: &LogoutNotice,
         due_at: Option<Timestamp>,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.settle_notice(id, due_at).await
+        Self::uncontended(|| self.put_off_or_forget(notice, due_at, now)).await
     }
 
     async fn put_challenge(

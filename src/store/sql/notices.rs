@@ -4,17 +4,42 @@ use serde_json::json;
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
 use uuid::Uuid;
 
-use super::{Dialect, Done, NewEvent, Published, SqlStore, corrupt};
+use super::{
+    Dialect, Done, NewEvent, Published, SqlStore, corrupt, families::id_list, legible, list,
+};
 use crate::{
     clock::Timestamp,
     domain::{
         change::{EventType, Topic},
-        family::EndReason,
         id::{ClientId, FamilyId, NoticeId, UserId},
-        logout_notice::{ClaimedNotices, LogoutNotice},
+        logout_notice::{ClaimedNotices, LogoutNotice, MOST_COUNTED, NoticeClaim},
     },
     store::StoreError,
 };
+
+/// Of how many sign-ins of a user that end together a client is told: the latest ones. A user has no
+/// more at an app that it could still know of, and whoever signs somebody in without end must not make
+/// it impossible to sign out.
+const MOST_OF_A_CLIENT: i64 = 100;
+
+/// Has clients told of families that end at `$2`, each of the `$3` latest of its own. A notice is
+/// called what its family is, so that there is one.
+macro_rules! insert_notices {
+    ($which:literal) => {
+        concat!(
+            "insert into logout_notice \
+             (id, client_id, subject, family_id, attempts, due_at, created_at) \
+             select id, client_id, subject, id, 0, $2, $2 from \
+             (select f.id, f.client_id, f.subject, \
+             row_number() over (partition by f.client_id, f.subject order by f.id desc) as place \
+             from family f join client c on c.client_id = f.client_id ",
+            $which,
+            " and c.backchannel_logout_uri is not null) ended \
+             where place <= $3 on conflict (id) do nothing"
+        )
+    };
+}
+pub(in crate::store) use insert_notices;
 
 impl<DB: Dialect> SqlStore<DB>
 where
@@ -31,101 +56,59 @@ where
     for<'a> &'a str: sqlx::ColumnIndex<DB::Row>,
     usize: sqlx::ColumnIndex<DB::Row>,
 {
-    /// Has the client of a family told that it has ended, if it wants to be.
-    pub(super) async fn notify_of_family(
-        &self,
+    /// Has the clients of these families told that they have ended at `now`, if they want to be.
+    pub(super) async fn notify_of_families(
         tx: &mut Transaction<'_, DB>,
-        family: FamilyId,
+        families: impl IntoIterator<Item = FamilyId>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        sqlx::query::<DB>(
-            "insert into logout_notice \
-             (id, client_id, subject, family_id, attempts, due_at, created_at) \
-             select $1, f.client_id, f.subject, f.id, 0, $3, $3 \
-             from family f join client c on c.client_id = f.client_id \
-             where f.id = $2 and c.backchannel_logout_uri is not null",
-        )
-        .bind(self.entropy.uuid_v7(now)?)
-        .bind(family.uuid())
-        .bind(now.millis())
-        .execute(&mut **tx)
-        .await?;
+        let mut families = families.into_iter().peekable();
+        if families.peek().is_none() {
+            return Ok(());
+        }
+        sqlx::query::<DB>(DB::NOTIFY_OF_FAMILIES)
+            .bind(id_list(families))
+            .bind(now.millis())
+            .bind(MOST_OF_A_CLIENT)
+            .execute(&mut **tx)
+            .await?;
         Ok(())
     }
 
-    /// The same for the end of one family by itself: a client that has ended it knows.
-    pub(super) async fn notify_of_end(
-        &self,
-        tx: &mut Transaction<'_, DB>,
-        family: FamilyId,
-        reason: EndReason,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        match reason {
-            EndReason::RevokedByClient => Ok(()),
-            _ => self.notify_of_family(tx, family, now).await,
-        }
-    }
-
-    /// Has every client told at which a user has sign-ins that live, before they end all at once: once
-    /// each, but those that have to be told of which one.
+    /// Has every client told of the sign-ins of a user there that live, before they end all at once.
     pub(super) async fn notify_of_user(
-        &self,
         tx: &mut Transaction<'_, DB>,
         user: UserId,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         // Uses family_subject.
-        let rows = sqlx::query::<DB>(
-            "select f.id, f.client_id, c.backchannel_logout_session_required from family f \
-             join client c on c.client_id = f.client_id join end_user u on u.id = f.subject \
-             where f.subject = $1 and f.user_epoch = u.session_epoch and f.revoked_at is null \
-             and f.idle_expires_at > $2 and f.expires_at > $2 \
-             and c.backchannel_logout_uri is not null \
-             order by f.client_id, f.id",
-        )
+        sqlx::query::<DB>(insert_notices!(
+            "join end_user u on u.id = f.subject \
+             where f.subject = $1 and f.user_epoch = u.session_epoch \
+             and f.client_epoch = c.session_epoch and f.revoked_at is null \
+             and f.idle_expires_at > $2 and f.expires_at > $2"
+        ))
         .bind(user.uuid())
         .bind(now.millis())
-        .fetch_all(&mut **tx)
+        .bind(MOST_OF_A_CLIENT)
+        .execute(&mut **tx)
         .await?;
-        let mut told = None;
-        for row in rows {
-            let client: String = Self::column(&row, "family", "client_id")?;
-            let required: i64 =
-                Self::column(&row, "client", "backchannel_logout_session_required")?;
-            if required != 0 {
-                let family: Uuid = Self::column(&row, "family", "id")?;
-                let family = FamilyId::from_uuid(family);
-                self.notify_of_family(tx, family, now).await?;
-            } else if told.as_ref() != Some(&client) {
-                sqlx::query::<DB>(
-                    "insert into logout_notice \
-                     (id, client_id, subject, family_id, attempts, due_at, created_at) \
-                     values ($1, $2, $3, null, 0, $4, $4)",
-                )
-                .bind(self.entropy.uuid_v7(now)?)
-                .bind(client.clone())
-                .bind(user.uuid())
-                .bind(now.millis())
-                .execute(&mut **tx)
-                .await?;
-                told = Some(client);
-            }
-        }
         Ok(())
     }
 
-    /// Takes on what is due: until `lease_until` nobody else does.
+    /// Takes on what is due.
     pub(super) async fn take_notices(
         &self,
-        limit: u32,
-        lease_until: Timestamp,
+        claim: &NoticeClaim,
         now: Timestamp,
     ) -> Result<ClaimedNotices, StoreError> {
-        // Mostly there is nothing, and nobody has to wait for a writer to learn that.
+        // Mostly there is nothing, and nobody has to wait for a writer to learn that. Uses
+        // logout_notice_due.
         let row = sqlx::query::<DB>(
-            "select count(*) as waiting, min(due_at) as due_at from logout_notice",
+            "select count(*) as waiting, min(due_at) as due_at from \
+             (select due_at from logout_notice order by due_at limit $1) earliest",
         )
+        .bind(i64::from(MOST_COUNTED))
         .fetch_one(&self.readers())
         .await?;
         let waiting: i64 = Self::column(&row, "logout_notice", "waiting")?;
@@ -139,29 +122,52 @@ where
         }
         let rows = sqlx::query::<DB>(DB::CLAIM_NOTICES)
             .bind(now.millis())
-            .bind(i64::from(limit))
-            .bind(lease_until.millis())
+            .bind(i64::from(claim.limit))
+            .bind(claim.lease_until.millis())
+            .bind(i64::from(claim.limit_of_a_client))
+            .bind(list(claim.except.iter().map(ClientId::as_str)))
             .fetch_all(&self.writers())
             .await?;
         Ok(ClaimedNotices {
-            notices: rows.iter().map(Self::notice_of).collect::<Result<_, _>>()?,
+            notices: legible(rows.iter().map(Self::notice_of).collect())?,
             waiting,
         })
     }
 
-    /// Puts off a notice, or forgets it.
-    pub(super) async fn settle_notice(
+    /// Puts off a notice and all that is due for its client, or forgets it. What somebody else has
+    /// taken on since has another number of attempts.
+    pub(super) async fn put_off_or_forget(
         &self,
-        id: NoticeId,
+        notice: &LogoutNotice,
         due_at: Option<Timestamp>,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
-        let query = match due_at {
-            Some(due_at) => sqlx::query::<DB>("update logout_notice set due_at = $2 where id = $1")
-                .bind(id.uuid())
-                .bind(due_at.millis()),
-            None => sqlx::query::<DB>("delete from logout_notice where id = $1").bind(id.uuid()),
+        let Some(due_at) = due_at else {
+            sqlx::query::<DB>("delete from logout_notice where id = $1 and attempts = $2")
+                .bind(notice.id.uuid())
+                .bind(i64::from(notice.attempts))
+                .execute(&self.writers())
+                .await?;
+            return Ok(());
         };
-        query.execute(&self.writers()).await?;
+        let own = sqlx::query::<DB>(
+            "update logout_notice set due_at = $3 where id = $1 and attempts = $2 returning id",
+        )
+        .bind(notice.id.uuid())
+        .bind(i64::from(notice.attempts))
+        .bind(due_at.millis())
+        .fetch_optional(&self.writers())
+        .await?;
+        if own.is_some() {
+            sqlx::query::<DB>(
+                "update logout_notice set due_at = $2 where client_id = $1 and due_at <= $3",
+            )
+            .bind(notice.client_id.as_str().to_owned())
+            .bind(due_at.millis())
+            .bind(now.millis())
+            .execute(&self.writers())
+            .await?;
+        }
         Ok(())
     }
 
@@ -172,8 +178,9 @@ where
         event: EventType,
         problem: &str,
     ) -> Result<Done, StoreError> {
-        sqlx::query::<DB>("delete from logout_notice where id = $1 returning id")
+        sqlx::query::<DB>("delete from logout_notice where id = $1 and attempts = $2 returning id")
             .bind(notice.id.uuid())
+            .bind(i64::from(notice.attempts))
             .fetch_optional(&mut **tx)
             .await?
             .ok_or(StoreError::Conflict)?;
@@ -185,7 +192,7 @@ where
                 before: None,
                 after: Some(json!({
                     "subject": notice.subject.to_string(),
-                    "family": notice.family.map(|family| family.to_string()),
+                    "family": notice.family.to_string(),
                     "attempts": notice.attempts,
                     "problem": problem,
                 })),
@@ -203,7 +210,7 @@ where
             id: NoticeId::from_uuid(id),
             client_id: ClientId::parse(&client).map_err(|_| corrupt(TABLE, "client_id", &id))?,
             subject: UserId::from_uuid(Self::column(row, TABLE, "subject")?),
-            family: Self::column::<Option<Uuid>>(row, TABLE, "family_id")?.map(FamilyId::from_uuid),
+            family: FamilyId::from_uuid(Self::column(row, TABLE, "family_id")?),
             attempts: u32::try_from(attempts).map_err(|_| corrupt(TABLE, "attempts", &id))?,
             created_at: Self::time(row, TABLE, "created_at")?,
         })

@@ -1,8 +1,8 @@
 //! Entries of revocation.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Executor, IntoArguments, Pool, Row as _, Transaction};
 use uuid::Uuid;
 
@@ -26,6 +26,25 @@ pub(super) struct Entry {
     expires_at: Option<Timestamp>,
     /// Whose token it is about; counts against [`MOST_TOKENS`].
     owner: Option<ClientId>,
+}
+
+impl Entry {
+    /// As [`Dialect::PUT_ENTRIES`] takes it.
+    fn row(&self, seq: i64) -> Value {
+        let mut value = String::new();
+        for byte in self.value.as_bytes() {
+            // Nothing fails that is written into a text.
+            let _ = write!(value, "{byte:02x}");
+        }
+        json!([
+            seq,
+            self.kind.as_str(),
+            value,
+            self.not_before.map(Timestamp::millis),
+            self.expires_at.map(Timestamp::millis),
+            self.owner.as_ref().map(ClientId::as_str),
+        ])
+    }
 }
 
 /// The moments on which entries about a client depend.
@@ -137,34 +156,32 @@ where
     for<'a> &'a str: sqlx::ColumnIndex<DB::Row>,
     usize: sqlx::ColumnIndex<DB::Row>,
 {
-    pub(super) async fn put_entry(
+    /// Writes the entries of what is published from the place `first` on.
+    pub(super) async fn put_entries(
         tx: &mut Transaction<'_, DB>,
-        seq: i64,
-        target: &str,
-        entry: &Entry,
+        first: i64,
+        published: &[Published],
     ) -> Result<(), StoreError> {
-        if entry.kind == RevocationKind::ClientId {
-            // Included in this one. Not earlier: nobody else writes entries while the head is locked.
-            sqlx::query::<DB>("delete from revocation where client_id = $1")
-                .bind(target.to_owned())
+        let entries = || {
+            let rows = (first..).zip(published);
+            rows.filter_map(|(seq, row)| Some((seq, row, row.entry.as_ref()?)))
+        };
+        for (_, row, entry) in entries() {
+            if entry.kind == RevocationKind::ClientId {
+                // Included in this one. Not earlier: nobody else writes entries while the head is locked.
+                sqlx::query::<DB>("delete from revocation where client_id = $1")
+                    .bind(row.target.clone())
+                    .execute(&mut **tx)
+                    .await?;
+            }
+        }
+        let rows: Vec<Value> = entries().map(|(seq, _, entry)| entry.row(seq)).collect();
+        if !rows.is_empty() {
+            sqlx::query::<DB>(DB::PUT_ENTRIES)
+                .bind(Value::from(rows).to_string())
                 .execute(&mut **tx)
                 .await?;
         }
-        sqlx::query::<DB>(
-            "insert into revocation (seq, kind, value, not_before, expires_at, client_id) \
-             values ($1, $2, $3, $4, $5, $6) \
-             on conflict (kind, value) do update set \
-             seq = excluded.seq, not_before = excluded.not_before, \
-             expires_at = excluded.expires_at, client_id = excluded.client_id",
-        )
-        .bind(seq)
-        .bind(entry.kind.as_str().to_owned())
-        .bind(entry.value.as_bytes().to_vec())
-        .bind(entry.not_before.map(Timestamp::millis))
-        .bind(entry.expires_at.map(Timestamp::millis))
-        .bind(entry.owner.as_ref().map(|owner| owner.as_str().to_owned()))
-        .execute(&mut **tx)
-        .await?;
         Ok(())
     }
 

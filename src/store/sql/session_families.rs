@@ -148,10 +148,7 @@ where
     }
 
     /// Has whoever ends the session, or asks for the same, come before or after.
-    pub(super) async fn lock_session(
-        tx: &mut Transaction<'_, DB>,
-        id: SessionId,
-    ) -> Result<(), StoreError> {
+    async fn lock_session(tx: &mut Transaction<'_, DB>, id: SessionId) -> Result<(), StoreError> {
         sqlx::query::<DB>("update browser_session set seen_at = seen_at where id = $1")
             .bind(id.uuid())
             .execute(&mut **tx)

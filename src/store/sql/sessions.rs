@@ -1,7 +1,7 @@
 //! Sign-ins at the service itself, and what users have allowed clients.
 
 use serde_json::json;
-use sqlx::{Executor, IntoArguments, Pool, Row as _, Transaction};
+use sqlx::{Executor, IntoArguments, Pool, Transaction};
 use uuid::Uuid;
 
 use super::{Dialect, Done, NewEvent, Published, SqlStore, corrupt, list, unlist};
@@ -14,10 +14,14 @@ use crate::{
         family::{EndReason, Party, UserStanding},
         id::{ClientId, FamilyId, SessionId, UserId},
         resource::ResourceUri,
+        scope::Scope,
         secret::SecretHash,
     },
     store::StoreError,
 };
+
+/// How many of the families that have ended together an event lists: the latest.
+const MOST_LISTED: usize = 100;
 
 /// What is read of a session. The names of columns that several tables have are told apart by a
 /// prefix.
@@ -149,8 +153,7 @@ where
         tokens_die_at: Timestamp,
         now: Timestamp,
     ) -> Result<Done, StoreError> {
-        // Waits for nobody. What whoever is exchanging a code of it opens meanwhile is dead: each use
-        // asks whether the session has ended.
+        // Waits for whoever is exchanging a code of it: what that opens is seen by then.
         let ended = sqlx::query::<DB>(
             "update browser_session set ended_at = $2 where id = $1 and ended_at is null \
              returning subject",
@@ -163,19 +166,20 @@ where
         let subject: Uuid = Self::column(&ended, "browser_session", "subject")?;
         // Uses family_session.
         let rows = sqlx::query::<DB>(
-            "select id from family where session_id = $1 and revoked_at is null order by id",
+            "select id, scope from family where session_id = $1 and revoked_at is null",
         )
         .bind(id.uuid())
         .fetch_all(&mut **tx)
         .await?;
-        let ids = Self::ids(&rows)?;
-        let families = Self::end_families(tx, &ids, EndReason::SignedOut, now, |grant| {
-            !grant.outlasts_its_session()
-        })
-        .await?;
-        for family in &families {
-            self.notify_of_family(tx, *family, now).await?;
+        let mut ids = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let scope: String = Self::column(row, "family", "scope")?;
+            let outlasts_it = Scope::parse(&scope).is_ok_and(|scope| scope.is_offline());
+            if !outlasts_it {
+                ids.push(FamilyId::from_uuid(Self::column(row, "family", "id")?));
+            }
         }
+        let families = Self::end_families(tx, ids, EndReason::SignedOut, now).await?;
         Ok(Self::ending_several(
             EventType::SessionEnded,
             &id,
@@ -185,16 +189,16 @@ where
         ))
     }
 
-    /// Whether a session has ended, or is no more.
+    /// Whether a session has ended, or is no more. Whoever ends it waits for this transaction: what it
+    /// brings is seen by then.
     pub(super) async fn has_ended(
         tx: &mut Transaction<'_, DB>,
         id: SessionId,
     ) -> Result<bool, StoreError> {
-        let row =
-            sqlx::query::<DB>("select id from browser_session where id = $1 and ended_at is null")
-                .bind(id.uuid())
-                .fetch_optional(&mut **tx)
-                .await?;
+        let row = sqlx::query::<DB>(DB::HOLD_SESSION)
+            .bind(id.uuid())
+            .fetch_optional(&mut **tx)
+            .await?;
         Ok(row.is_none())
     }
 
@@ -331,19 +335,15 @@ where
         .await?;
         // Uses family_subject.
         let rows = sqlx::query::<DB>(
-            "select id from family where subject = $1 and client_id = $2 and revoked_at is null \
-             order by id",
+            "select id from family where subject = $1 and client_id = $2 and revoked_at is null",
         )
         .bind(subject.uuid())
         .bind(client.as_str().to_owned())
         .fetch_all(&mut **tx)
         .await?;
-        let ids = Self::ids(&rows)?;
+        let ids = Self::family_ids(&rows)?;
         let reason = EndReason::ConsentWithdrawn;
-        let families = Self::end_families(tx, &ids, reason, now, |_| true).await?;
-        for family in &families {
-            self.notify_of_family(tx, *family, now).await?;
-        }
+        let families = Self::end_families(tx, ids, reason, now).await?;
         Ok(Self::ending_several(
             EventType::ConsentWithdrawn,
             client,
@@ -353,12 +353,6 @@ where
         ))
     }
 
-    fn ids(rows: &[DB::Row]) -> Result<Vec<Uuid>, StoreError> {
-        rows.iter()
-            .map(|row| Ok(row.try_get::<Uuid, _>(0)?))
-            .collect()
-    }
-
     fn ending_several(
         kind: EventType,
         target: &impl ToString,
@@ -366,7 +360,9 @@ where
         families: Vec<FamilyId>,
         tokens_die_at: Timestamp,
     ) -> Done {
-        let ended: Vec<String> = families.iter().map(ToString::to_string).collect();
+        let count = families.len();
+        let latest = families.iter().rev().take(MOST_LISTED);
+        let latest: Vec<String> = latest.map(ToString::to_string).collect();
         let entries = families
             .into_iter()
             .map(|family| Published::family(family, tokens_die_at));
@@ -376,7 +372,11 @@ where
                 kind,
                 target: target.to_string(),
                 before: None,
-                after: Some(json!({ "subject": subject.to_string(), "families": ended })),
+                after: Some(json!({
+                    "subject": subject.to_string(),
+                    "families": latest,
+                    "families_ended": count,
+                })),
             },
             published: std::iter::once(Published::of(Topic::User, &subject))
                 .chain(entries)

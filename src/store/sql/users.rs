@@ -73,7 +73,7 @@ where
                 before.session_epoch
             }
             Some(_) => {
-                self.notify_of_user(tx, user.id, spans.now).await?;
+                Self::notify_of_user(tx, user.id, spans.now).await?;
                 let not_before = next_second(spans.now);
                 after.tokens_not_before = Some(not_before);
                 // While it is disabled, a clock that runs ahead spares no token.
@@ -154,7 +154,7 @@ where
         expected: Revision,
         spans: Spans,
     ) -> Result<Done, StoreError> {
-        self.notify_of_user(tx, id, spans.now).await?;
+        Self::notify_of_user(tx, id, spans.now).await?;
         let before = sqlx::query::<DB>(concat!(
             "delete from end_user where id = $1 and revision = $2 returning ",
             user_columns!()
@@ -189,7 +189,7 @@ where
         id: UserId,
         spans: Spans,
     ) -> Result<Done, StoreError> {
-        self.notify_of_user(tx, id, spans.now).await?;
+        Self::notify_of_user(tx, id, spans.now).await?;
         let not_before = next_second(spans.now);
         let row = sqlx::query::<DB>(
             "update end_user set session_epoch = $2, tokens_not_before = $3, \

@@ -144,11 +144,15 @@ on_both_engines! {
         the_end_of_a_sign_in_is_to_be_told,
         who_does_not_want_to_be_told_is_not,
         what_somebody_has_taken_on_nobody_else_does,
+        no_client_waits_until_another_is_told_all,
+        however_many_sign_ins_there_are_they_end_in_time,
+        the_end_by_theft_is_to_be_told,
     }
     sessions {
         a_session_is_read_back_as_it_was_put,
         the_end_of_a_session_ends_what_was_not_to_outlast_it,
-        a_family_that_comes_after_the_end_of_its_session_is_dead,
+        a_family_of_a_session_that_has_ended_is_dead,
+        a_code_redeemed_beside_the_end_of_its_session_leaves_nothing,
         a_consent_is_replaced_and_withdrawn,
         nothing_is_kept_of_what_a_removed_user_had_allowed,
         sessions_are_swept_when_they_expired_long_ago,

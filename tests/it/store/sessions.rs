@@ -12,17 +12,18 @@ use countersign::{
         event::EventQuery,
         family::{EndReason, Family, Grant, Outcome, RefreshPolicy, Refusal, Verdict},
         id::{SessionId, UserId},
-        revocation::RevocationKind,
+        revocation::{RevocationKind, RevokedValue},
     },
     store::{Bounds, StoreError},
 };
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use super::{
     sample::{NOW, TOKENS_DIE_AT, apply, end_sessions},
     sign_in::{Site, TERMS, at, code, hash, party, redemption, refresh, resources, scope},
 };
-use crate::support::database::Database;
+use crate::support::database::{Database, Engine};
 
 /// A session of the site's user.
 pub(super) async fn session(site: &Site<'_>, number: u128) -> BrowserSession {
@@ -96,7 +97,7 @@ async fn found(site: &Site<'_>, number: u128) -> Option<BrowserSession> {
     })
 }
 
-async fn ended(site: &Site<'_>, session: SessionId) -> Result<Applied, StoreError> {
+pub(super) async fn ended(site: &Site<'_>, session: SessionId) -> Result<Applied, StoreError> {
     let change = Change::EndSession {
         session,
         tokens_die_at: TOKENS_DIE_AT,
@@ -105,7 +106,12 @@ async fn ended(site: &Site<'_>, session: SessionId) -> Result<Applied, StoreErro
 }
 
 /// A family that a session has brought.
-async fn brought(site: &Site<'_>, number: u128, session: SessionId, text: &str) -> Family {
+pub(super) async fn brought(
+    site: &Site<'_>,
+    number: u128,
+    session: SessionId,
+    text: &str,
+) -> Family {
     let grant = Grant {
         session_id: Some(session),
         scope: scope(text),
@@ -218,13 +224,13 @@ pub(super) async fn the_end_of_a_session_ends_what_was_not_to_outlast_it(databas
     assert_eq!(events[0].target, session.id.to_string());
 }
 
-/// Whoever ends a session waits for nobody, so that a code may be exchanged at that very moment.
-pub(super) async fn a_family_that_comes_after_the_end_of_its_session_is_dead(database: &Database) {
+/// However a session has ended, each use of what it has brought asks for it.
+pub(super) async fn a_family_of_a_session_that_has_ended_is_dead(database: &Database) {
     let site = Site::of(database, RefreshPolicy::Standard).await;
     let session = opened(&site, 1).await;
     let family = brought(&site, 1, session.id, "read").await;
     let offline = brought(&site, 2, session.id, "offline_access read").await;
-    // As it is then: the session has ended, and nobody has ended the family.
+    // The session has ended, and nobody has ended the family.
     let moment = NOW.millis();
     let sql = format!("update browser_session set ended_at = {moment}");
     database.execute(&sql).await;
@@ -242,6 +248,94 @@ pub(super) async fn a_family_that_comes_after_the_end_of_its_session_is_dead(dat
     let (row, standing) = site.store.family(family.id).await.unwrap().unwrap();
     assert_eq!(row.ending(&standing, at(1)), Some(Refusal::Ended));
     assert_eq!(standing.session_ended_at, Some(NOW));
+}
+
+/// Either the code is refused, or the end of the session finds what it was exchanged for.
+pub(super) async fn a_code_redeemed_beside_the_end_of_its_session_leaves_nothing(
+    database: &Database,
+) {
+    const ROUNDS: u128 = 24;
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let other = database.open().await;
+    let mut families = Vec::new();
+    for number in 1..=ROUNDS {
+        let session = opened(&site, number).await;
+        let code = code(Grant {
+            session_id: Some(session.id),
+            ..site.grant().await
+        });
+        assert!(site.store.put_code(&hash(number), &code).await.unwrap());
+        let head = site.head().await;
+        // Where the engine lets it, the family is about to be written for as long as this is held.
+        let holder = match database.engine() {
+            Engine::Postgres if number % 8 == 0 => Some(hold_families(database).await),
+            _ => None,
+        };
+        let redeeming = tokio::spawn({
+            let (store, redemption) = (other.clone(), redemption(number, &code));
+            async move { store.redeem_code(&redemption, at(1)).await.unwrap() }
+        });
+        if holder.is_some() {
+            wait_for_locks(database, 1).await;
+        }
+        for _ in 0..number % 8 {
+            // About as long as one step of the other takes.
+            site.store.client(&site.client).await.unwrap();
+        }
+        let ending = async { ended(&site, session.id).await.unwrap() };
+        let releasing = async {
+            if let Some(mut holder) = holder {
+                wait_for_locks(database, 2).await;
+                let rollback = sqlx::raw_sql("rollback").execute(&mut holder).await;
+                rollback.unwrap();
+            }
+        };
+        tokio::join!(ending, releasing);
+        match redeeming.await.unwrap() {
+            Redeemed::Opened { family, .. } => {
+                let row = site.row(&family).await;
+                assert_eq!(row.revoke_reason, Some(EndReason::SignedOut), "{number}");
+                let entries = site.store.revocations_since(head).await.unwrap();
+                let values: Vec<_> = entries.iter().map(|entry| entry.value).collect();
+                assert_eq!(values, [RevokedValue::of(&family.id.to_string())]);
+                families.push(*family);
+            }
+            Redeemed::Refused(refusal) => {
+                assert_eq!(refusal, CodeRefusal::Grant(Refusal::SignedOut));
+            }
+        }
+    }
+    // Nor does it live again when nobody knows of the session any more.
+    let bounds = Bounds {
+        now: NOW,
+        changes_before: at(-1),
+        events_before: None,
+        families_before: at(100_000),
+    };
+    let swept = site.store.sweep(&bounds, 99).await.unwrap();
+    assert_eq!(u128::from(swept.sessions), ROUNDS);
+    for family in &families {
+        let outcome = site.present(refresh(family, 0), at(2)).await;
+        let Outcome::Judged { verdict, .. } = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(verdict, Verdict::Refused(Refusal::Ended));
+    }
+}
+
+/// Lets nobody write families until what is returned ends its transaction.
+async fn hold_families(database: &Database) -> PgConnection {
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    let lock = "begin; lock table family in share mode";
+    sqlx::raw_sql(lock).execute(&mut holder).await.unwrap();
+    holder
+}
+
+/// Returns when so many wait for locks in this database.
+async fn wait_for_locks(database: &Database, count: i64) {
+    let waiting = "select count(*) from pg_stat_activity \
+         where datname = current_database() and wait_event_type = 'Lock'";
+    while database.rows::<(i64,)>(waiting).await != [(count,)] {}
 }
 
 pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {

@@ -22,7 +22,7 @@ use super::{
     Browser, CALLBACK, Site, heading, returned,
 };
 use crate::support::{
-    database::Engine,
+    database::{Database, Engine},
     openmetrics,
     server::{ISSUER, Setup, answer, metadata},
     sign_in::{PASSWORD, SignedIn, VERIFIER, claims},
@@ -33,7 +33,9 @@ use crate::support::{
 on_both_engines! {
     oidcc_backchannel_rp_initiated_logout,
     a_client_that_is_down_is_told_when_it_comes_back,
-    whatever_ends_all_sessions_of_a_user_is_told_once,
+    the_end_of_all_sessions_of_a_user_is_told_of_each,
+    a_client_that_says_nothing_holds_up_nobody_else,
+    a_client_that_a_node_does_not_know_is_told,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -43,7 +45,8 @@ const AFTER: &str = "https://app.example/bye";
 /// How often something is looked for before the clock is moved on.
 const PATIENCE: u32 = 40;
 
-/// A site whose clients `desk` and `strict` want to be told; `strict` of which sign-in.
+/// A site whose clients `desk` and `strict` want to be told; `strict` of which sign-in. `new` does not
+/// yet.
 struct Told {
     site: Site,
     clock: ManualClock,
@@ -85,13 +88,18 @@ impl Told {
             id_token_signed_response_alg: Some(alg.to_owned()),
             ..wants_to_be_told("Desk", &desk)
         };
+        let unaware = ClientMetadata {
+            backchannel_logout_uri: None,
+            ..wants_to_be_told("New", &desk)
+        };
         let setup = setup
             .clock(clock.clone())
             .set("outbound.allowed_networks", "127.0.0.1/32")
             .set("outbound.timeout_seconds", "20")
             .set("outbound.ca_certificates", roots.to_str().unwrap())
             .client("desk", of_desk)
-            .client("strict", of_strict);
+            .client("strict", of_strict)
+            .client("new", unaware);
         for receiver in [&desk, &strict] {
             receiver.fail(200);
         }
@@ -298,6 +306,8 @@ async fn a_client_that_is_down_is_told_when_it_comes_back(engine: Engine) {
     let (_, hint) = browser.at("desk", "openid read").await;
     it.desk.stall_after("HTTP/1.1 200");
     browser.signs_out(&hint).await;
+    it.until(async || !it.desk.bodies().is_empty()).await;
+    it.clock.advance(Duration::from_secs(20));
     it.reaches("failed", 1.0).await;
     it.desk.fail(503);
     it.clock.advance(Duration::from_secs(10));
@@ -324,14 +334,15 @@ async fn a_client_that_is_down_is_told_when_it_comes_back(engine: Engine) {
     it.nothing_more_is_told().await;
 }
 
-async fn whatever_ends_all_sessions_of_a_user_is_told_once(engine: Engine) {
+async fn the_end_of_all_sessions_of_a_user_is_told_of_each(engine: Engine) {
     let it = Told::on(engine).await;
     let (mut here, mut there) = (it.site.browser(), it.site.browser());
-    let mut sids = BTreeSet::new();
+    let (mut of_desk, mut of_strict) = (BTreeSet::new(), BTreeSet::new());
     for browser in [&mut here, &mut there] {
-        browser.at("desk", "openid read").await;
-        let (strict, _) = browser.at("strict", "openid read").await;
-        sids.insert(strict.family.to_string());
+        for (client, sids) in [("desk", &mut of_desk), ("strict", &mut of_strict)] {
+            let (tokens, _) = browser.at(client, "openid read").await;
+            sids.insert(tokens.family.to_string());
+        }
     }
     it.site
         .server
@@ -340,19 +351,85 @@ async fn whatever_ends_all_sessions_of_a_user_is_told_once(engine: Engine) {
             tokens_die_at: NOW.plus(Duration::from_hours(1)),
         })
         .await;
-    it.reaches("delivered", 3.0).await;
-    let of_desk = told(&it.site, &it.desk).await;
-    assert_eq!(of_desk.len(), 1, "{of_desk:?}");
-    assert_eq!(of_desk[0]["sub"], it.site.ada.to_string());
-    assert_eq!(of_desk[0]["sid"], Value::Null);
-    // Who has to be told of which sign-in is told of each.
-    let of_strict = told(&it.site, &it.strict).await;
-    let told: BTreeSet<String> = of_strict
+    it.reaches("delivered", 4.0).await;
+    for (receiver, sids) in [(&it.desk, of_desk), (&it.strict, of_strict)] {
+        let tokens = told(&it.site, receiver).await;
+        assert_eq!(tokens.len(), 2, "{tokens:?}");
+        let told: BTreeSet<String> = tokens
+            .iter()
+            .map(|token| token["sid"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(told, sids);
+    }
+    it.nothing_more_is_told().await;
+}
+
+/// More than are told at once have waited for longer, at a client that says nothing.
+async fn a_client_that_says_nothing_holds_up_nobody_else(engine: Engine) {
+    const MANY: usize = 20;
+    let it = Told::on(engine).await;
+    let (mut here, mut there) = (it.site.browser(), it.site.browser());
+    let mut hint = String::new();
+    for _ in 0..MANY {
+        (_, hint) = here.at("desk", "openid read").await;
+    }
+    let (_, of_strict) = there.at("strict", "openid read").await;
+    it.desk.stall_after("");
+    here.signs_out(&hint).await;
+    it.until(async || it.desk.connections() == 4).await;
+    there.signs_out(&of_strict).await;
+    it.reaches("delivered", 1.0).await;
+    assert_eq!(told(&it.site, &it.strict).await.len(), 1);
+    // Desk has not had the time to fail.
+    assert!(it.count("failed").await.abs() < 0.5);
+    assert_eq!(it.desk.connections(), 4);
+    // When it has, it is left alone with all there is.
+    it.clock.advance(Duration::from_secs(20));
+    it.until(async || it.count("failed").await > 3.5).await;
+    for _ in 0..2 {
+        it.clock.advance(Duration::from_secs(3));
+        for _ in 0..PATIENCE {
+            answer(it.site.server.get("/health/live")).await;
+        }
+    }
+    assert_eq!(it.desk.connections(), 4);
+    it.desk.fail(200);
+    it.clock.advance(Duration::from_secs(10));
+    it.reaches("delivered", 1.0 + 20.0).await;
+    let sids: BTreeSet<String> = told(&it.site, &it.desk)
+        .await
         .iter()
         .map(|token| token["sid"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(told, sids);
+    assert_eq!(sids.len(), MANY);
+}
+
+/// A node may not have read yet that a client wants to be told, when it comes to telling it.
+async fn a_client_that_a_node_does_not_know_is_told(engine: Engine) {
+    let database = Database::create(engine).await;
+    let it = Told::of(Setup::new().at(database.url()), "ES256").await;
+    let uri = it.desk.url("/told");
+    let set = async |uri: &str| {
+        let sql =
+            format!("update client set backchannel_logout_uri = {uri} where client_id = 'new'");
+        database.execute(&sql).await;
+    };
+    let mut browser = it.site.browser();
+    let (first, hint) = browser.at("new", "openid read").await;
+    // Nobody is told of this change.
+    set(&format!("'{uri}'")).await;
+    browser.signs_out(&hint).await;
+    it.reaches("delivered", 1.0).await;
+    let told = told(&it.site, &it.desk).await;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["sid"], first.family.to_string());
+    // Who does not want to hear of it by then does not, and that is no delivery.
+    let (_, hint) = browser.at("new", "openid read").await;
+    browser.signs_out(&hint).await;
+    set("null").await;
+    it.reaches("unwanted", 1.0).await;
     it.nothing_more_is_told().await;
+    assert!((it.count("delivered").await - 1.0).abs() < 0.5);
 }
 
 #[tokio::test]
@@ -382,7 +459,13 @@ async fn a_client_that_does_not_answer_for_a_day_is_told_no_more() {
     it.desk.fail(500);
     browser.signs_out(&hint).await;
     it.reaches("failed", 1.0).await;
+    // It may be this service that was down for a day: the client has a few more times.
     it.clock.advance(Duration::from_hours(24));
+    for (failed, pause) in [(2.0, 60), (3.0, 5 * 60), (4.0, 15 * 60)] {
+        it.reaches("failed", failed).await;
+        assert!(it.count("dropped").await.abs() < 0.5, "{failed}");
+        it.clock.advance(Duration::from_secs(pause));
+    }
     it.reaches("dropped", 1.0).await;
     it.until(async || !it.events(EventType::LogoutNoticeDropped).await.is_empty())
         .await;
