@@ -16,7 +16,7 @@ use super::{
     codes,
     error::{ErrorCode, OAuthError},
     form::Form,
-    store_answer,
+    id_token, store_answer,
 };
 use crate::{
     clock::{AgreedClock, Timestamp},
@@ -272,6 +272,8 @@ impl ChallengeEndpoint {
         let code_challenge = codes::code_challenge(form)?;
         let registry = self.snapshots.registry();
         let target = Target::for_users(client, &registry, form)?;
+        let (ring, now) = (self.snapshots.ring(), self.clock.now());
+        id_token::check_asked(&ring, client, &target.scope, now)?;
         let session = ChallengeSession {
             client_id: client.client_id.clone(),
             client_epoch: client.session_epoch,
@@ -281,7 +283,7 @@ impl ChallengeEndpoint {
             resources: target.resources,
             dpop_jkt: None,
             failures: 0,
-            expires_at: self.clock.now().plus(CHALLENGE_LIFE),
+            expires_at: now.plus(CHALLENGE_LIFE),
             proved: None,
         };
         Ok(Attempt {

@@ -15,6 +15,7 @@ use crate::{
         digest::sha256,
         factor::acr,
         id::{ClientId, FamilyId, UserId},
+        scope::{OPENID, Scope},
     },
     keys::ring::{IdTokenKey, IdTokenKeys, KeyRing, NoIdTokenKey},
 };
@@ -101,8 +102,22 @@ impl Minter {
     }
 }
 
+/// Refuses a client whose ID Tokens could not be signed as it wants them, if it asks for one: before a
+/// user signs in for a code that is worth nothing.
+pub(super) fn check_asked(
+    ring: &KeyRing,
+    client: &Client,
+    asked: &Scope,
+    now: Timestamp,
+) -> Result<(), OAuthError> {
+    if asked.contains(OPENID) {
+        key_for(ring, client, now)?;
+    }
+    Ok(())
+}
+
 /// The key that signs the ID Tokens of a client.
-pub(super) fn key_for<'a>(
+fn key_for<'a>(
     ring: &'a KeyRing,
     client: &Client,
     now: Timestamp,

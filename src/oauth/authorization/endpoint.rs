@@ -17,7 +17,6 @@ use crate::{
         factor::method,
         family::{Grant, Party},
         id::UserId,
-        scope::OPENID,
         secret::Ticket,
     },
     entropy::Entropy,
@@ -532,14 +531,13 @@ impl AuthorizationEndpoint {
         let keys = ring.id_token_keys();
         let hint = |token: &str| Hint::read(token, &self.issuer, &keys);
         let request = AuthorizationRequest::read(&form, &self.snapshots.registry(), &hint)?;
-        // Nobody signs in for a code that is worth nothing.
-        if request.asked.scope.contains(OPENID)
-            && let Err(error) = id_token::key_for(&ring, &request.client, now)
-        {
-            let to = Box::new(request.return_address);
-            return Err(Rejection::Returned(to, error));
+        match id_token::check_asked(&ring, &request.client, &request.asked.scope, now) {
+            Ok(()) => Ok(Some(request)),
+            Err(error) => {
+                let to = Box::new(request.return_address);
+                Err(Rejection::Returned(to, error))
+            }
         }
-        Ok(Some(request))
     }
 
     pub(super) fn rejected(rejection: Rejection) -> Answer {

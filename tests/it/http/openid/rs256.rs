@@ -457,6 +457,17 @@ async fn a_client_that_wants_what_was_switched_off_gets_nothing_else_and_loses_n
     let asked = returned(&ask(&mut site.browser(), &[]).await);
     assert_eq!(asked["error"], "server_error");
     assert!(!asked.contains_key("code"), "{asked:?}");
+    let form = [
+        ("response_type", "code"),
+        ("username", "ada"),
+        ("password", PASSWORD),
+        ("scope", "openid"),
+        ("code_challenge", CHALLENGE),
+        ("code_challenge_method", "S256"),
+    ];
+    let request = server.request(Method::POST, "/oauth2/challenge");
+    let request = request.basic_auth("rp", Some(&rp(server).secret));
+    is_server_error(&answer(request.form(&form)).await);
     // Who does not ask who the user is needs no ID Token.
     let page = ask(&mut site.browser(), &[("scope", "read")]).await;
     assert_eq!(heading(&page), "Sign in");
