@@ -210,6 +210,7 @@ on_both_engines! {
         of_64_who_present_a_token_at_once_one_rotates_it,
         batches_and_mass_ends_at_once_disturb_nobody,
         no_refresh_that_begins_after_the_end_of_a_family_succeeds,
+        nothing_comes_of_a_consent_that_was_taken_back,
         a_sign_in_beside_the_end_of_sessions_leaves_nothing_living,
         a_refresh_judged_before_the_end_of_sessions_is_covered_by_it,
         a_revocation_that_had_to_wait_covers_what_was_issued_meanwhile,

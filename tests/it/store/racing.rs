@@ -17,21 +17,24 @@ use countersign::{
     domain::{
         change::{Applied, Change, EventType},
         client::Client,
-        code::{CODE_LIFE, Redeemed, Redemption},
-        family::{EndReason, Family, Outcome, Presentation, RefreshPolicy, Refusal, Turn, Verdict},
+        code::{CODE_LIFE, CodeRefusal, Redeemed, Redemption},
+        family::{
+            EndReason, Family, Grant, Outcome, Presentation, RefreshPolicy, Refusal, Turn, Verdict,
+        },
         id::FamilyId,
         user::User,
     },
     store::{Bounds, Store, StoreError},
 };
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     sample::{
         NOW, TOKENS_DIE_AT, apply, client, create, create_user, delete, delete_user, end_sessions,
         update, user,
     },
+    sessions::{consent, opened, put_consent},
     sign_in::{
         IDLE, Site, TERMS, at, code, hash, id, millis, redemption, refresh, refresh_by, revoke,
         verdict,
@@ -529,6 +532,81 @@ pub(super) async fn a_sign_in_beside_the_end_of_sessions_leaves_nothing_living(
     }
     // Some came before the end and some did not.
     assert!(opened > 0 && opened < 72, "{opened} of 72, {stored} stored");
+}
+
+/// What a user has taken back brings nothing, from the moment on at which that was answered: no code, no
+/// family for a code, and no family that came before goes on.
+pub(super) async fn nothing_comes_of_a_consent_that_was_taken_back(database: &Database) {
+    const WORKERS: u128 = 4;
+    let nodes = [database.open().await, database.open().await];
+    let site = Site::at(
+        database,
+        nodes[0].clone(),
+        "app",
+        1,
+        RefreshPolicy::Standard,
+    )
+    .await;
+    let session = opened(&site, 7).await;
+    let code = code(Grant {
+        session_id: Some(session.id),
+        ..site.grant().await
+    });
+    let withdrawal = Change::WithdrawConsent {
+        subject: site.user,
+        client_id: site.client.clone(),
+        tokens_die_at: TOKENS_DIE_AT,
+    };
+    for round in 1..=5_u128 {
+        // The first was given when the session was opened.
+        if round > 1 {
+            let allowed = consent(&site, &[("urn:other", "read")], 0).await;
+            put_consent(&site, &allowed, None).await.unwrap();
+        }
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (count, mut counted) = watch::channel(0);
+        let mut workers = JoinSet::new();
+        for worker in 0..WORKERS {
+            let (store, code) = (nodes[usize::from(worker % 2 == 0)].clone(), code.clone());
+            let (is_over, count) = (Arc::clone(&is_over), count.clone());
+            workers.spawn(async move {
+                let mut families = Vec::new();
+                // Each goes on until it has tried once when all is over.
+                for number in (round * WORKERS + worker) * 100_000.. {
+                    let was_over = is_over.load(Ordering::SeqCst);
+                    let is_stored = store.put_code(&hash(number), &code).await.unwrap();
+                    assert!(!(was_over && is_stored), "a code");
+                    let was_over_then = is_over.load(Ordering::SeqCst);
+                    let redeemed = store.redeem_code(&redemption(number, &code), at(1)).await;
+                    match redeemed.unwrap() {
+                        Redeemed::Opened { family, .. } => {
+                            assert!(!was_over_then, "a family");
+                            families.push(*family);
+                            count.send_modify(|count| *count += 1);
+                        }
+                        Redeemed::Refused(CodeRefusal::Unknown) => {}
+                        refused @ Redeemed::Refused(_) => panic!("{refused:?}"),
+                    }
+                    if was_over {
+                        break;
+                    }
+                }
+                families
+            });
+        }
+        // In the midst of it.
+        soon(counted.wait_for(|count| *count >= 5)).await.unwrap();
+        apply(&*site.store, withdrawal.clone()).await.unwrap();
+        is_over.store(true, Ordering::SeqCst);
+        let families = soon(workers.join_all()).await.concat();
+        assert!(families.len() >= 5);
+        for family in &families {
+            let row = site.row(family).await;
+            assert_eq!(row.revoke_reason, Some(EndReason::ConsentWithdrawn));
+            let verdict = site.verdict(refresh(family, 0), at(2)).await;
+            assert_eq!(verdict, Verdict::Refused(Refusal::Ended));
+        }
+    }
 }
 
 /// Whoever has used up a code may present it for as long as it lives: that must not keep sessions from

@@ -61,7 +61,7 @@ pub(super) async fn opened(site: &Site<'_>, number: u128) -> BrowserSession {
 }
 
 /// What the site's user allows its client so many milliseconds after now.
-async fn consent(site: &Site<'_>, lines: &[(&str, &str)], millis: i64) -> Consent {
+pub(super) async fn consent(site: &Site<'_>, lines: &[(&str, &str)], millis: i64) -> Consent {
     let client = site.store.client(&site.client).await.unwrap().unwrap();
     Consent {
         subject: site.user,
@@ -72,7 +72,7 @@ async fn consent(site: &Site<'_>, lines: &[(&str, &str)], millis: i64) -> Consen
     }
 }
 
-async fn put_consent(
+pub(super) async fn put_consent(
     site: &Site<'_>,
     consent: &Consent,
     expected: Option<Timestamp>,
