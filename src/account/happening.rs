@@ -11,6 +11,9 @@ use crate::{
     registry::Registry,
 };
 
+/// The reason that is recorded where a user signs out everywhere but in the browser that asks.
+pub(super) const ELSEWHERE: &str = "everywhere but in this browser";
+
 /// Something that has happened.
 pub struct Happening {
     /// What.
@@ -71,6 +74,11 @@ fn words(
             ),
             !is_own,
         ),
+        EventType::UserSessionsEnded
+            if is_own && event.cause.reason.as_deref() == Some(ELSEWHERE) =>
+        {
+            ("You signed out everywhere else.".to_owned(), false)
+        }
         EventType::UserSessionsEnded => (
             own(
                 "You signed out everywhere.",

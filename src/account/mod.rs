@@ -176,7 +176,13 @@ impl Accounts {
             Act::ChangePassword => return self.change_password(form, present, browser).await,
             Act::EndSession(id) => self.end_session(&id, present, &cause).await,
             Act::EndFamily(id) => self.end_family(&id, &cause).await,
-            Act::EndOthers => self.end_all(present, &cause, true).await,
+            Act::EndOthers => {
+                let cause = Cause {
+                    reason: Some(happening::ELSEWHERE.to_owned()),
+                    ..cause
+                };
+                self.end_all(present, &cause, true).await
+            }
             Act::EndAll => self.end_all(present, &cause, false).await,
             Act::Withdraw(client) => self.withdraw(&client, present, &cause).await,
         };

@@ -19,7 +19,7 @@ use crate::{
     },
     identity::session::Present,
     oauth::{authorization::endpoint::Browser, error::OAuthError, store_answer},
-    registry::Registry,
+    registry::{Registry, Told},
 };
 
 /// How many of each the page shows, and how many where it shows them in full.
@@ -91,8 +91,8 @@ pub struct SignedInApp {
 pub struct Allowed {
     /// The client's name.
     pub name: String,
-    /// Each scope token, with the name of the resource it is for.
-    pub grants: Vec<(String, String)>,
+    /// What.
+    pub grants: Vec<Told>,
     /// When it was last asked for.
     pub when: When,
     /// What takes it back.
@@ -325,11 +325,7 @@ impl Drawing<'_> {
     }
 
     fn allowed(&self, consent: &Consent) -> Result<Allowed, OAuthError> {
-        let grants = consent.permissions.iter().map(|(uri, token)| {
-            let resource = self.registry.resource(uri);
-            let name = resource.map_or(uri.as_str(), |resource| &resource.name);
-            (token.clone(), name.to_owned())
-        });
+        let grants = consent.permissions.iter().map(|it| self.registry.told(it));
         let client_id = consent.client_id.as_str();
         Ok(Allowed {
             name: name_of(client_id, self.registry),

@@ -26,6 +26,7 @@ use crate::{
         resource::ResourceUri,
         scope::Scope,
         secret::{ClientSecret, StoredSecret},
+        words::problem_of_text,
     },
     entropy::Entropy,
     keys::lifecycle::LONGEST_TOKEN_LIFE,
@@ -584,7 +585,7 @@ impl Review {
     }
 
     fn client_name(&mut self, name: &str) {
-        if let Some(detail) = name_problem(name) {
+        if let Some(detail) = problem_of_text(name) {
             self.wrong("/client_name", detail);
         }
     }
@@ -880,14 +881,6 @@ impl Review {
             );
         }
     }
-}
-
-/// What is wrong with a name for people, if anything.
-pub(super) fn name_problem(name: &str) -> Option<&'static str> {
-    let fits = !name.trim().is_empty()
-        && name.chars().count() <= 200
-        && !name.chars().any(char::is_control);
-    (!fits).then_some("must be 1 to 200 characters without control characters")
 }
 
 /// Whether nobody on the way can change a page of this origin.

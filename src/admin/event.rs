@@ -28,7 +28,7 @@ pub struct EventFilter<'a> {
     pub after: Option<&'a str>,
     /// An event type.
     pub kind: Option<&'a str>,
-    /// What was changed.
+    /// What was changed, or the user whom that is about.
     pub subject: Option<&'a str>,
     /// How long to wait until there is an event, in seconds.
     pub wait: Option<&'a str>,

@@ -1,6 +1,6 @@
 //! Protected resources.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -18,6 +18,7 @@ use crate::{
         id::{ClientId, ResourceId},
         resource::{Resource, ResourceUri},
         scope::Scope,
+        words::problem_of_text,
     },
     entropy::Entropy,
     oauth::userinfo,
@@ -42,6 +43,7 @@ pub fn admin(issuer: &str) -> Option<Resource> {
         resource: ResourceUri::parse(&format!("{issuer}/admin")).ok()?,
         name: "Countersign admin interface".to_owned(),
         scopes: Scope::parse(ADMIN_SCOPES).ok()?,
+        scope_descriptions: BTreeMap::new(),
         introspection_clients: Vec::new(),
         demo: false,
     })
@@ -59,6 +61,9 @@ pub struct ResourceMetadata {
     pub name: String,
     /// The scope tokens it knows.
     pub scopes: Vec<String>,
+    /// What they mean to people, by scope token: users who are asked for consent read it. Of a token that is
+    /// not here they see the token.
+    pub scope_descriptions: BTreeMap<String, String>,
     /// Clients that may introspect its tokens.
     pub introspection_clients: Vec<String>,
 }
@@ -201,7 +206,7 @@ fn check(
     if let Err(error) = &resource {
         errors.push(FieldError::new("/resource", error.to_string()));
     }
-    if let Some(detail) = super::client::name_problem(&metadata.name) {
+    if let Some(detail) = problem_of_text(&metadata.name) {
         errors.push(FieldError::new("/name", detail));
     }
     let scopes = Scope::parse(&metadata.scopes.join(" "));
@@ -213,6 +218,16 @@ fn check(
             let detail = "is more than one scope token";
             errors.push(FieldError::new(format!("/scopes/{index}"), detail));
         }
+    }
+    for (token, text) in &metadata.scope_descriptions {
+        let problem = match &scopes {
+            Ok(scopes) if !scopes.iter().any(|scope| scope == token) => {
+                Some("is no scope of the resource")
+            }
+            _ => problem_of_text(text),
+        };
+        let pointer = || format!("/scope_descriptions{}", document::pointer_to(token));
+        errors.extend(problem.map(|detail| FieldError::new(pointer(), detail)));
     }
     let mut introspection_clients = Vec::new();
     for (index, client) in metadata.introspection_clients.iter().enumerate() {
@@ -232,6 +247,7 @@ fn check(
             resource,
             name: metadata.name.clone(),
             scopes,
+            scope_descriptions: metadata.scope_descriptions.clone(),
             introspection_clients,
             demo,
         }),

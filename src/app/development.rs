@@ -39,6 +39,12 @@ const PASSWORD: &str = "user:demo";
 /// The scopes of the demo resource.
 const DEMO_SCOPES: &str = "demo:read demo:write";
 
+/// What they mean to people.
+const DEMO_SCOPES_IN_WORDS: [(&str, &str); 2] = [
+    ("demo:read", "See what is in the demo"),
+    ("demo:write", "Change what is in the demo"),
+];
+
 /// Sees to it that the demo rows exist and returns the banner.
 pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
     for id in CLIENTS {
@@ -60,6 +66,9 @@ pub(super) async fn prepare(context: &Context) -> Result<String, StartError> {
             resource: demo.clone(),
             name: "Demo".to_owned(),
             scopes: DEMO_SCOPES.split(' ').map(str::to_owned).collect(),
+            scope_descriptions: DEMO_SCOPES_IN_WORDS
+                .map(|(token, words)| (token.to_owned(), words.to_owned()))
+                .into(),
             introspection_clients: Vec::new(),
         };
         resources.create(&metadata, true, &Cause::system()).await?;

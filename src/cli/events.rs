@@ -35,7 +35,7 @@ pub(super) struct Events {
             .try_map(|name| name.parse::<EventType>())
     )]
     kind: Option<EventType>,
-    /// Only events about this client, resource or token, by its id
+    /// Only events about this client, user, resource or token, by its id
     #[arg(long, value_name = "ID")]
     subject: Option<String>,
     /// How many events at most, 1 to 200

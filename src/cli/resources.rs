@@ -1,6 +1,9 @@
 //! `countersign resources …`
 
+use std::collections::BTreeMap;
+
 use clap::{Args, Subcommand};
+use countersign_verifier::json as strict_json;
 use serde_json::{Value, json};
 
 use super::{Failure, Reason, output};
@@ -31,6 +34,9 @@ pub(super) struct Create {
     /// Every scope token it knows, separated by spaces
     #[arg(long, default_value = "")]
     scope: String,
+    /// What scopes mean to users who are asked for consent: a JSON object of texts by scope token
+    #[arg(long, value_name = "JSON", value_parser = descriptions)]
+    scope_descriptions: Option<BTreeMap<String, String>>,
     /// A client that may introspect its tokens; repeatable
     #[arg(long = "introspection-client", value_name = "CLIENT_ID")]
     introspection_clients: Vec<String>,
@@ -84,6 +90,7 @@ impl Create {
             resource: self.resource,
             name: self.name,
             scopes,
+            scope_descriptions: self.scope_descriptions.unwrap_or_default(),
             introspection_clients: self.introspection_clients,
         };
         let cause = self.reason.cause();
@@ -97,6 +104,12 @@ impl Create {
             ("resource", resource.resource.to_string()),
         ])?)
     }
+}
+
+fn descriptions(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let object = strict_json::parse_object(text.as_bytes()).map_err(|error| error.to_string())?;
+    serde_json::from_value(object.into_members().into())
+        .map_err(|_| "must be an object of texts".to_owned())
 }
 
 impl Delete {

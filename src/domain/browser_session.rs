@@ -16,7 +16,8 @@ const SEEN_STEP: Duration = Duration::from_mins(1);
 /// A session, as stored under the hash of what its cookie holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrowserSession {
-    /// Names it; not secret. Another one with each authentication.
+    /// Names it; not secret. It stays when the same user authenticates once more in the same browser:
+    /// what its cookie holds does not.
     pub id: SessionId,
     /// Who has signed in.
     pub subject: UserId,

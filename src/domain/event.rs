@@ -53,7 +53,7 @@ pub struct EventQuery {
     pub after: Option<EventId>,
     /// Those of these types; none are all.
     pub kinds: Vec<EventType>,
-    /// Those about this target.
+    /// Those about this: their target, or the user whom they are about.
     pub subject: Option<String>,
     /// The latest ones about this user, whatever their target is; then only `limit` counts.
     pub concerning: Option<UserId>,

@@ -1,6 +1,6 @@
 //! Protected resources: what access tokens are for (RFC 8707).
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Value, json};
 
@@ -62,6 +62,8 @@ pub struct Resource {
     pub name: String,
     /// Every scope token that means something at this resource.
     pub scopes: Scope,
+    /// What some of them mean to people, by scope token.
+    pub scope_descriptions: BTreeMap<String, String>,
     /// Clients that may introspect tokens of this resource.
     pub introspection_clients: Vec<ClientId>,
     /// Made by the development start; production refuses a database that holds one.
@@ -76,6 +78,7 @@ impl Resource {
             "resource": self.resource.as_str(),
             "name": self.name,
             "scopes": self.scopes.iter().collect::<Vec<_>>(),
+            "scope_descriptions": self.scope_descriptions,
             "introspection_clients":
                 self.introspection_clients.iter().map(ClientId::as_str).collect::<Vec<_>>(),
         })

@@ -2,6 +2,27 @@
 
 use std::time::Duration;
 
+/// What is wrong with a short text that people read on pages, if anything.
+///
+/// # Security
+/// Characters that turn the direction of a text could make what stands beside it read otherwise.
+pub fn problem_of_text(text: &str) -> Option<&'static str> {
+    let fits = !text.trim().is_empty()
+        && text.chars().count() <= 200
+        && !text.chars().any(|it| it.is_control() || turns(it));
+    (!fits).then_some(
+        "must be 1 to 200 characters without control characters, and none that turns the direction of a text",
+    )
+}
+
+/// Whether a character has the bidirectional property `Bidi_Control` (UAX #9).
+const fn turns(character: char) -> bool {
+    matches!(
+        character,
+        '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
+}
+
 /// A span in the largest unit of which it has at least two, rounded.
 pub fn span(span: Duration) -> String {
     let seconds = span.as_secs();
@@ -19,6 +40,29 @@ pub fn span(span: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_short_and_reads_as_it_is_written() {
+        let long = "ä".repeat(200);
+        for good in ["See your orders", "הזמנות", "نمی‌خواهم", "👩‍🚀", &long]
+        {
+            assert_eq!(problem_of_text(good), None, "{good}");
+        }
+        let longer = "ä".repeat(201);
+        for bad in [
+            "",
+            " ",
+            "a\nb",
+            "a\0",
+            "a\u{202e}b",
+            "\u{2066}a",
+            "a\u{200f}",
+            "\u{61c}",
+            &longer,
+        ] {
+            assert!(problem_of_text(bad).is_some(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_span_is_told_in_the_largest_unit_that_fits_twice() {

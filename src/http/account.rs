@@ -8,7 +8,7 @@ use actix_web::{
 use super::{
     Services, body,
     browser::{Visit, forget, of_another_site},
-    error, pages,
+    pages,
 };
 use crate::{account::Outcome, domain::change::Origin};
 
@@ -46,11 +46,11 @@ pub(super) async fn form(
     services: Data<Services>,
     origin: ReqData<Origin>,
 ) -> HttpResponse {
+    let visit = Visit::of(&request, &services, &origin);
     let form = match body::form(&request, payload, &services).await {
         Ok(form) => form,
-        Err(problem) => return error::body(&problem),
+        Err(problem) => return visit.unread(&problem),
     };
-    let visit = Visit::of(&request, &services, &origin);
     if let Err(error) = of_another_site(&request) {
         return visit.refused(&error);
     }

@@ -1,20 +1,23 @@
 //! The handlers that people meet: authorization requests, and the pages they lead to.
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    Error, HttpRequest, HttpResponse,
+    body::{BodySize, BoxBody, MessageBody},
     cookie::{Cookie, SameSite},
+    dev::{ServiceRequest, ServiceResponse},
     http::{
         StatusCode,
         header::{self, HeaderName, HeaderValue},
     },
+    middleware::Next,
     web::{Data, Payload, ReqData},
 };
 use bytes::Bytes;
 
 use super::{
-    Services, account, body,
+    Services, account,
+    body::{self, BodyError},
     cookie::cookie,
-    error,
     pages::{self, Brand},
 };
 use crate::{
@@ -25,6 +28,7 @@ use crate::{
             request::{ResponseMode, ReturnAddress},
         },
         error::OAuthError,
+        metadata,
     },
 };
 
@@ -61,11 +65,11 @@ pub(super) async fn as_reading(
     services: Data<Services>,
     origin: ReqData<Origin>,
 ) -> HttpResponse {
+    let visit = Visit::of(&request, &services, &origin);
     let query = match body::form(&request, payload, &services).await {
         Ok(query) => query,
-        Err(problem) => return error::body(&problem),
+        Err(problem) => return visit.unread(&problem),
     };
-    let visit = Visit::of(&request, &services, &origin);
     match std::str::from_utf8(&query) {
         Ok(query) if query.bytes().all(|byte| byte.is_ascii_graphic()) => {
             let location = format!("{}?{query}", request.path());
@@ -129,16 +133,58 @@ pub(super) async fn form(
     services: Data<Services>,
     origin: ReqData<Origin>,
 ) -> HttpResponse {
+    let visit = Visit::of(&request, &services, &origin);
     let form = match body::form(&request, payload, &services).await {
         Ok(form) => form,
-        Err(problem) => return error::body(&problem),
+        Err(problem) => return visit.unread(&problem),
     };
-    let visit = Visit::of(&request, &services, &origin);
     if let Err(error) = of_another_site(&request) {
         return visit.refused(&error);
     }
     let submitted = services.authorization.submit(page, &form, visit.browser());
     visit.answer(&submitted.await)
+}
+
+/// Sends whoever opens the address of a form, as browsers do when a page is loaded once more from the
+/// address bar, to where everything begins.
+pub(super) async fn of_address_bar(services: Data<Services>) -> HttpResponse {
+    let location = format!("{}{}", services.issuer_path, account::PATH);
+    HttpResponse::SeeOther()
+        .insert_header((header::LOCATION, location))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .finish()
+}
+
+/// Wraps every request of the public listener: where there is nothing, a browser that shows pages to
+/// people gets one that says so, in place of an empty answer.
+pub(super) async fn nothing_is_a_page(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let accepted = request.headers().get(header::ACCEPT);
+    let is_for_people = accepted
+        .and_then(|it| it.to_str().ok())
+        .is_some_and(|it| it.contains("text/html"));
+    let services = request.app_data::<Data<Services>>().cloned();
+    let response = next.call(request).await?.map_into_boxed_body();
+    let is_nothing = matches!(
+        response.status(),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+    ) && matches!(
+        response.response().body().size(),
+        BodySize::None | BodySize::Sized(0)
+    );
+    let Some(services) = services.filter(|_| is_for_people && is_nothing) else {
+        return Ok(response);
+    };
+    Ok(response.map_body(|head, _| {
+        let page = pages::nothing(&services.brand, head.status);
+        let (page, body) = page.into_parts();
+        for (name, value) in page.headers() {
+            head.headers.insert(name.clone(), value.clone());
+        }
+        body
+    }))
 }
 
 /// Refuses a form that is on no page of ours: browsers say where one was (Fetch Metadata).
@@ -199,9 +245,14 @@ impl<'a> Visit<'a> {
             Reply::Return { to, parameters } => self.returned(to, parameters),
             Reply::Account => self.to_account(),
             Reply::Refused(error) => self.refused(error),
+            Reply::Over(error, query) => {
+                let path = metadata::AUTHORIZATION_PATH;
+                let anew = format!("{}{path}?{query}", self.brand().base());
+                pages::over(self.brand(), error, &self.origin.request_id, &anew)
+            }
         };
         match answer.reply {
-            Reply::Refused(_) => response,
+            Reply::Refused(_) | Reply::Over(..) => response,
             _ => self.keep(response, answer.session.as_ref()),
         }
     }
@@ -230,6 +281,11 @@ impl<'a> Visit<'a> {
 
     pub(super) fn refused(&self, error: &OAuthError) -> HttpResponse {
         pages::refused(self.brand(), error, &self.origin.request_id)
+    }
+
+    /// Says that the body of a form was not read.
+    pub(super) fn unread(&self, error: &BodyError) -> HttpResponse {
+        pages::unread(self.brand(), error, &self.origin.request_id)
     }
 
     /// Sends the browser to its user's account.

@@ -91,7 +91,14 @@ pub(super) fn explained(mut answer: HttpResponse, error: &OAuthError) -> HttpRes
 
 /// The answer to a request whose body was not read.
 pub(super) fn body(error: &BodyError) -> HttpResponse {
-    let (status, reason, description) = match error {
+    let (status, reason, description) = of_body(error);
+    let document = document(ErrorCode::InvalidRequest, description);
+    refusal(status, document, reason)
+}
+
+/// What is told of a body that was not read: a status, a stable word, and a sentence.
+pub(super) fn of_body(error: &BodyError) -> (StatusCode, &'static str, &'static str) {
+    match error {
         BodyError::MediaType => (
             StatusCode::BAD_REQUEST,
             "malformed",
@@ -108,9 +115,7 @@ pub(super) fn body(error: &BodyError) -> HttpResponse {
             "too_large",
             "the body is too large",
         ),
-    };
-    let document = document(ErrorCode::InvalidRequest, description);
-    refusal(status, document, reason)
+    }
 }
 
 fn document(code: ErrorCode, description: &str) -> Map<String, Value> {

@@ -9,7 +9,7 @@ use actix_web::{
 use super::{
     Services, body,
     browser::{Visit, forget, of_another_site},
-    error, pages,
+    pages,
 };
 use crate::{domain::change::Origin, oauth::logout::endpoint::Reply};
 
@@ -35,11 +35,11 @@ pub(super) async fn decide(
     services: Data<Services>,
     origin: ReqData<Origin>,
 ) -> HttpResponse {
+    let visit = Visit::of(&request, &services, &origin);
     let form = match body::form(&request, payload, &services).await {
         Ok(form) => form,
-        Err(problem) => return error::body(&problem),
+        Err(problem) => return visit.unread(&problem),
     };
-    let visit = Visit::of(&request, &services, &origin);
     if let Err(error) = of_another_site(&request) {
         return visit.refused(&error);
     }

@@ -43,7 +43,7 @@ use actix_web::{
     App, Handler, HttpRequest, HttpResponse, Resource, Responder,
     dev::AppConfig,
     http::{Method, header},
-    middleware::{DefaultHeaders, from_fn},
+    middleware::{Condition, DefaultHeaders, from_fn},
     web::{self, Data, ServiceConfig},
 };
 use bytes::Bytes;
@@ -159,6 +159,7 @@ pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
         tls: listeners.tls,
         proxies: services.trusted_proxies.clone(),
         limits,
+        has_pages: true,
         routes: public_routes,
     };
     let admin = Listener {
@@ -171,6 +172,7 @@ pub fn serve(listeners: Listeners, services: Services) -> io::Result<Servers> {
             per_address: None,
             ..limits
         },
+        has_pages: false,
         routes: admin_routes,
     };
     let (public, admin) = (public.start(&services)?, admin.start(&services)?);
@@ -187,12 +189,19 @@ struct Listener {
     tls: Option<Arc<ServerConfig>>,
     proxies: TrustedProxies,
     limits: ConnectionLimits,
+    /// Whether people look at it.
+    has_pages: bool,
     routes: fn(&mut ServiceConfig, &Services),
 }
 
 impl Listener {
     fn start(self, services: &Data<Services>) -> io::Result<Server> {
-        let Self { limits, routes, .. } = self;
+        let Self {
+            limits,
+            has_pages,
+            routes,
+            ..
+        } = self;
         let timeout = services.request_timeout;
         let door = Door {
             connections: Connections::new(
@@ -223,6 +232,10 @@ impl Listener {
                     .app_data(proxies.clone())
                     .configure(|config| routes(config, &services))
                     .default_service(web::to(|| async { HttpResponse::NotFound().finish() }))
+                    .wrap(Condition::new(
+                        has_pages,
+                        from_fn(browser::nothing_is_a_page),
+                    ))
                     .wrap(from_fn(body::unread_ends_the_connection))
                     .wrap(from_fn(head::within_limit))
                     .wrap(from_fn(log::requests))
@@ -296,9 +309,15 @@ fn public_routes(config: &mut ServiceConfig, services: &Services) {
         ("/signin/enrol", form(Submitted::Enrol)),
         ("/signin/continue", form(Submitted::Continue)),
         ("/consent", form(Submitted::Consent)),
-        (account::PATH, web::get().to(account::page)),
         (account::FORMS_PATH, web::post().to(account::form)),
         (logout::DECISION_PATH, web::post().to(logout::decide)),
+    ] {
+        let resource = Resource::new(below(path)).route(handler);
+        config.service(resource.route(web::get().to(browser::of_address_bar)));
+    }
+    for (path, handler) in [
+        ("/", web::get().to(browser::of_address_bar)),
+        (account::PATH, web::get().to(account::page)),
         (pages::STYLE_PATH, web::get().to(browser::style)),
         (pages::PASSKEY_PATH, web::get().to(browser::passkey_script)),
         (

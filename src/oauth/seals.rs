@@ -95,24 +95,54 @@ impl Seals {
         text: &str,
         binding: &str,
     ) -> Result<T, OAuthError> {
-        let now = self.clock.now();
-        let ring = self.snapshots.mac_ring();
-        // A key that is not known here was made up: each is, long before anything is sealed with it.
-        let opened = ring.unseal(text, &purpose.bound_to(binding), now);
-        let plain = opened.map_err(|_| over())?;
-        let sealed: Sealed<T> = serde_json::from_slice(&plain).map_err(|_| over())?;
-        if now.since(Timestamp::from_millis(sealed.at)) > LIFE {
+        let sealed: Sealed<T> = self.unsealed(purpose, text, binding)?;
+        if self.clock.now().since(Timestamp::from_millis(sealed.at)) > LIFE {
             return Err(over());
         }
         Ok(sealed.what)
     }
+
+    /// Opens the same, however long ago it was sealed: to begin anew, and for nothing else.
+    ///
+    /// # Security
+    /// Whoever sends the request chooses `text`.
+    pub fn open_old<T: DeserializeOwned>(
+        &self,
+        purpose: Purpose,
+        text: &str,
+        binding: &str,
+    ) -> Result<T, OAuthError> {
+        self.unsealed(purpose, text, binding)
+            .map(|sealed| sealed.what)
+    }
+
+    fn unsealed<T: DeserializeOwned>(
+        &self,
+        purpose: Purpose,
+        text: &str,
+        binding: &str,
+    ) -> Result<Sealed<T>, OAuthError> {
+        let ring = self.snapshots.mac_ring();
+        // A key that is not known here was made up: each is, long before anything is sealed with it.
+        let opened = ring.unseal(text, &purpose.bound_to(binding), self.clock.now());
+        let plain = opened.map_err(|_| over())?;
+        serde_json::from_slice(&plain).map_err(|_| over())
+    }
+}
+
+/// Why a step is refused that belongs to no page of this browser, or comes too late.
+const OVER: &str = "flow";
+
+/// Whether that is why.
+pub fn is_over(error: &OAuthError) -> bool {
+    error.reason() == OVER
 }
 
 /// The refusal of a step that belongs to no page of this browser, or comes too late.
 pub const fn over() -> OAuthError {
     OAuthError::new(
         ErrorCode::InvalidRequest,
-        "flow",
+        OVER,
         "this page is too old, or was opened in another browser; go back and begin anew",
     )
 }

@@ -25,6 +25,16 @@ pub const USERINFO_PATH: &str = "/oauth2/userinfo";
 /// The scopes of `OpenID` Connect (Core §3.1.2.1, §5.4, §11).
 pub const SCOPES: &str = "address email offline_access openid phone profile";
 
+/// What they mean to people.
+const SCOPES_IN_WORDS: [(&str, &str); 6] = [
+    ("address", "See your postal address"),
+    ("email", "See your e-mail address"),
+    ("offline_access", "Stay signed in when you are not there"),
+    ("openid", "Know who you are"),
+    ("phone", "See your telephone number"),
+    ("profile", "See your name, picture and profile"),
+];
+
 /// The endpoint as a resource: there without being registered, for every client that may ask for
 /// `openid`.
 pub fn resource(issuer: &str) -> Option<Resource> {
@@ -33,6 +43,9 @@ pub fn resource(issuer: &str) -> Option<Resource> {
         resource: ResourceUri::parse(&format!("{issuer}{USERINFO_PATH}")).ok()?,
         name: "Your account".to_owned(),
         scopes: Scope::parse(SCOPES).ok()?,
+        scope_descriptions: SCOPES_IN_WORDS
+            .map(|(token, words)| (token.to_owned(), words.to_owned()))
+            .into(),
         introspection_clients: Vec::new(),
         demo: false,
     })

@@ -20,11 +20,23 @@ pub use self::freshness::Freshness;
 use crate::{
     domain::{
         client::Client,
+        consent::Permission,
         id::{ClientId, ResourceId},
         resource::{Resource, ResourceUri},
     },
     keys::{mac::MacRing, ring::KeyRing},
 };
+
+/// A permission for the eyes of people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The scope token; empty where it is for the resource alone.
+    pub token: String,
+    /// What the token means, where the resource has words for it.
+    pub description: Option<String>,
+    /// The name of the resource, or its identifier where it is registered no more.
+    pub resource: String,
+}
 
 /// Every client and resource, as of one moment.
 #[derive(Clone, Debug, Default)]
@@ -106,6 +118,16 @@ impl Registry {
     /// The userinfo endpoint as a resource.
     pub fn userinfo(&self) -> Option<&Arc<Resource>> {
         self.userinfo.as_ref()
+    }
+
+    /// A permission as pages tell it to whoever gives it.
+    pub fn told(&self, (uri, token): &Permission) -> Told {
+        let resource = self.resource(uri);
+        Told {
+            token: token.clone(),
+            description: resource.and_then(|it| it.scope_descriptions.get(token).cloned()),
+            resource: resource.map_or_else(|| uri.to_string(), |it| it.name.clone()),
+        }
     }
 
     /// Whether some client has registered this origin for its pages.

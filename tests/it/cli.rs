@@ -652,9 +652,22 @@ async fn a_resource_is_created_listed_and_deleted(database: &Database) {
         "API",
         "--scope",
         "a b",
+        "--scope-descriptions",
+        r#"{"a":"See “it”"}"#,
     ];
     let created = terminal.json(&create);
     assert_eq!(created["scopes"], json!(["a", "b"]));
+    assert_eq!(created["scope_descriptions"], json!({ "a": "See “it”" }));
+    for (wrong, told) in [
+        ("x", "expected"),
+        (r#"{"a":7}"#, "must be an object of texts"),
+    ] {
+        let mut create = create;
+        create[8] = wrong;
+        let refused = terminal.call(&create);
+        assert_eq!(refused.status, 2, "{refused:?}");
+        assert!(refused.remarks.contains(told), "{refused:?}");
+    }
     let listed = terminal.json(&["resources", "list"]);
     assert_eq!(listed["items"][0]["resource"], format!("{ISSUER}/admin"));
     let userinfo = format!("{ISSUER}/oauth2/userinfo");

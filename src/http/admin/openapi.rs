@@ -190,7 +190,7 @@ fn event_filters() -> [Filter; 4] {
         ),
         (
             "subject",
-            "Those about this client, user, resource, key use or jti.",
+            "Those about this client, user, resource, key use or jti; about a user also what became of its sessions, sign-ins and consents.",
             json!({ "type": "string" }),
         ),
         (

@@ -8,6 +8,8 @@
     reason = "describes documents, whose members have their names; is never made"
 )]
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -115,6 +117,8 @@ pub(super) struct Resource {
     name: String,
     /// The scope tokens it knows.
     scopes: Vec<String>,
+    /// What they mean to people, by scope token.
+    scope_descriptions: BTreeMap<String, String>,
     /// Clients that may introspect its tokens.
     introspection_clients: Vec<String>,
 }

@@ -2,6 +2,8 @@
 //!
 //! To add a page: a template, its struct, and a test that looks at it in a browser.
 
+mod brand;
+
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
     http::{
@@ -10,9 +12,9 @@ use actix_web::{
     },
 };
 use askama::Template;
-use bytes::Bytes;
 
-use super::{account, error, logout};
+pub use self::brand::Brand;
+use super::{account, body::BodyError, error, logout};
 use crate::{
     account::{
         page::{AccountPage, Allowed},
@@ -27,13 +29,12 @@ use crate::{
         },
         error::{ErrorCode, OAuthError},
         logout::endpoint::SignOutPage,
+        seals::is_over,
     },
+    registry::Told,
 };
 
-/// The style of all pages.
-const STYLE: &str = include_str!("style.css");
-
-/// Where it is, below the issuer.
+/// Where the style of all pages is, below the issuer.
 pub(super) const STYLE_PATH: &str = "/assets/style.css";
 
 /// What posts an answer to a client.
@@ -51,60 +52,6 @@ pub(super) const PASSKEY_PATH: &str = "/assets/passkey.js";
 /// What lets it be loaded.
 const WITH_SCRIPT: &str = "script-src 'self'; ";
 
-/// What pages carry of whoever runs the service.
-#[derive(Clone, Debug)]
-pub struct Brand {
-    name: String,
-    logo: Option<String>,
-    base: String,
-    /// The style sheet, in the brand's colour.
-    pub(super) style: Bytes,
-}
-
-impl Brand {
-    /// A brand of this name, with a logo and a colour where they are not empty; for an issuer whose
-    /// URL has the path `base`, without a slash at the end.
-    pub fn new(name: &str, logo: &str, colour: &str, base: &str) -> Self {
-        let mut style = STYLE.to_owned();
-        if !colour.is_empty() {
-            let text = text_on(colour);
-            // Behind all others, for light and dark alike.
-            style.push_str(":root { --accent: ");
-            style.push_str(colour);
-            style.push_str("; --accent-text: ");
-            style.push_str(text);
-            style.push_str("; }\n");
-        }
-        Self {
-            name: name.to_owned(),
-            logo: (!logo.is_empty()).then(|| logo.to_owned()),
-            base: base.to_owned(),
-            style: style.into(),
-        }
-    }
-}
-
-/// The colour of text that can be read on this one: black or white, whichever contrasts more (WCAG 2.2
-/// §1.4.3).
-fn text_on(colour: &str) -> &'static str {
-    let channel = |at: usize| {
-        let digits = colour.get(at..at + 2).unwrap_or_default();
-        let value = f64::from(u8::from_str_radix(digits, 16).unwrap_or(0)) / 255.0;
-        if value <= 0.04045 {
-            value / 12.92
-        } else {
-            ((value + 0.055) / 1.055).powf(2.4)
-        }
-    };
-    let luminance = 0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5);
-    // Where both contrast alike.
-    if luminance > 0.179 {
-        "#000000"
-    } else {
-        "#ffffff"
-    }
-}
-
 /// What a template needs of the brand.
 struct Frame<'a> {
     name: &'a str,
@@ -113,6 +60,19 @@ struct Frame<'a> {
 }
 
 impl Brand {
+    /// Where the issuer's paths begin: without a slash at the end.
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// A link to where everything begins.
+    fn to_account(&self) -> (&'static str, String) {
+        (
+            "Go to your account",
+            format!("{}{}", self.base, account::PATH),
+        )
+    }
+
     fn frame(&self) -> Frame<'_> {
         Frame {
             name: &self.name,
@@ -167,9 +127,11 @@ struct SignIn<'a> {
 }
 
 /// Something that a client asks for, in words.
-struct Granted {
-    words: String,
-    place: String,
+struct Granted<'a> {
+    words: &'a str,
+    /// The scope token, where the words are others.
+    token: Option<&'a str>,
+    resource: &'a str,
 }
 
 #[derive(Template)]
@@ -181,7 +143,7 @@ struct Consent<'a> {
     initial: String,
     username: &'a str,
     host: &'a str,
-    grants: Vec<Granted>,
+    grants: Vec<Granted<'a>>,
     flow: &'a str,
 }
 
@@ -193,7 +155,7 @@ struct Account<'a> {
     more: String,
     page: &'a AccountPage,
     /// What apps are allowed, in words.
-    allowed: Vec<(&'a Allowed, Vec<Granted>)>,
+    allowed: Vec<(&'a Allowed, Vec<Granted<'a>>)>,
     password_problem: Option<&'a str>,
 }
 
@@ -282,9 +244,10 @@ struct Refused<'a> {
     title: &'a str,
     what: &'a str,
     advice: &'a str,
-    reason: &'a str,
-    detail: &'a str,
-    request_id: &'a str,
+    /// What a link says, and where it leads.
+    way_on: Option<(&'a str, String)>,
+    /// For whoever runs the app: a stable word, a sentence, and the id of the request.
+    detail: Option<(&'a str, &'a str, &'a str)>,
 }
 
 #[derive(Template)]
@@ -309,18 +272,25 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
         flow: &page.flow,
     };
     let script = page.passkey.as_ref().map_or("", |_| WITH_SCRIPT);
-    asked(&template, script, problem, page.client_name.is_some())
+    asked(
+        brand,
+        &template,
+        script,
+        problem,
+        page.client_name.is_some(),
+    )
 }
 
 /// Draws a page on which something may have been wrong with the last try.
 fn asked(
+    brand: &Brand,
     template: &impl Template,
     script: &str,
     problem: Option<&OAuthError>,
     for_client: bool,
 ) -> HttpResponse {
     let status = problem.map_or(StatusCode::OK, status_of);
-    let response = drawn(status, template, script, for_client);
+    let response = drawn(brand, status, template, script, for_client);
     match problem {
         Some(problem) => error::explained(response, problem),
         None => response,
@@ -340,7 +310,13 @@ pub(super) fn factor(brand: &Brand, page: &FactorPage) -> HttpResponse {
         flow: &page.flow,
     };
     let script = page.passkey.as_ref().map_or("", |_| WITH_SCRIPT);
-    asked(&template, script, page.problem.as_ref(), page.for_client)
+    asked(
+        brand,
+        &template,
+        script,
+        page.problem.as_ref(),
+        page.for_client,
+    )
 }
 
 /// The page on which users enrol an app because they have to.
@@ -355,7 +331,7 @@ pub(super) fn enrol(brand: &Brand, page: &EnrolPage) -> HttpResponse {
         problem: page.problem.as_ref().map(OAuthError::description),
         flow: &page.flow,
     };
-    asked(&template, "", page.problem.as_ref(), page.for_client)
+    asked(brand, &template, "", page.problem.as_ref(), page.for_client)
 }
 
 /// The page that shows recovery codes, once; its form goes to `action`.
@@ -366,7 +342,7 @@ pub(super) fn codes(brand: &Brand, page: &CodesPage, action: &str) -> HttpRespon
         action: format!("{}{action}", brand.base),
         flow: Some(&page.flow),
     };
-    drawn(StatusCode::OK, &template, "", page.for_client)
+    drawn(brand, StatusCode::OK, &template, "", page.for_client)
 }
 
 /// The page on which users consent.
@@ -382,32 +358,24 @@ pub(super) fn consent(brand: &Brand, page: &ConsentPage) -> HttpResponse {
         grants: granted(&page.grants),
         flow: &page.flow,
     };
-    drawn(StatusCode::OK, &template, "", true)
+    drawn(brand, StatusCode::OK, &template, "", true)
 }
 
-/// What clients may do, in words: scope tokens with the names of their resources.
-fn granted(grants: &[(String, String)]) -> Vec<Granted> {
-    let grants = grants.iter().map(|(token, resource)| Granted {
-        words: match token.as_str() {
-            "" => "Use your account".to_owned(),
-            token => in_words(token).unwrap_or(token).to_owned(),
-        },
-        place: format!("at {resource}"),
+/// What clients may do, in words: those that the resource has for its scope tokens, or the tokens.
+fn granted(grants: &[Told]) -> Vec<Granted<'_>> {
+    let grants = grants.iter().map(|it| {
+        let (words, token) = match (&*it.token, it.description.as_deref()) {
+            ("", _) => ("Use your account", None),
+            (token, Some(words)) => (words, Some(token)),
+            (token, None) => (token, None),
+        };
+        Granted {
+            words,
+            token,
+            resource: &it.resource,
+        }
     });
     grants.collect()
-}
-
-/// What the scopes of `OpenID` Connect mean to a user (Core §5.4, §11).
-fn in_words(scope: &str) -> Option<&'static str> {
-    Some(match scope {
-        "openid" => "Know who you are",
-        "profile" => "See your name, picture and profile",
-        "email" => "See your e-mail address",
-        "address" => "See your postal address",
-        "phone" => "See your telephone number",
-        "offline_access" => "Stay signed in when you are not there",
-        _ => return None,
-    })
 }
 
 /// The page of a user's own account.
@@ -425,7 +393,7 @@ pub(super) fn account(brand: &Brand, page: &AccountPage) -> HttpResponse {
         password_problem: of_password.map(|problem| &*problem.text),
     };
     let status = problem.map_or(StatusCode::OK, |problem| status_of(&problem.error));
-    let response = drawn(status, &template, "", false);
+    let response = drawn(brand, status, &template, "", false);
     match problem {
         Some(problem) => error::explained(response, &problem.error),
         None => response,
@@ -444,7 +412,7 @@ pub(super) fn account_enrolment(brand: &Brand, page: &EnrolmentPage) -> HttpResp
         problem: page.problem.as_ref().map(OAuthError::description),
         form: &page.form,
     };
-    asked(&template, "", page.problem.as_ref(), false)
+    asked(brand, &template, "", page.problem.as_ref(), false)
 }
 
 /// The page on which a user adds a passkey at its account.
@@ -458,7 +426,7 @@ pub(super) fn account_passkey(brand: &Brand, page: &PasskeyPage) -> HttpResponse
         problem: page.problem.as_ref().map(OAuthError::description),
         form: &page.form,
     };
-    asked(&template, WITH_SCRIPT, page.problem.as_ref(), false)
+    asked(brand, &template, WITH_SCRIPT, page.problem.as_ref(), false)
 }
 
 /// The page that shows recovery codes, once, on the way back to the account.
@@ -469,7 +437,7 @@ pub(super) fn account_codes(brand: &Brand, codes: &[RecoveryCode]) -> HttpRespon
         action: format!("{}{}", brand.base, account::PATH),
         flow: None,
     };
-    drawn(StatusCode::OK, &template, "", false)
+    drawn(brand, StatusCode::OK, &template, "", false)
 }
 
 /// The page on which users are asked whether they want to sign out.
@@ -481,7 +449,7 @@ pub(super) fn sign_out(brand: &Brand, page: &SignOutPage) -> HttpResponse {
         client: page.client_name.as_deref(),
         form: &page.form,
     };
-    drawn(StatusCode::OK, &template, "", true)
+    drawn(brand, StatusCode::OK, &template, "", true)
 }
 
 /// The page that tells that nobody is signed in any more.
@@ -490,15 +458,29 @@ pub(super) fn signed_out(brand: &Brand) -> HttpResponse {
         brand: brand.frame(),
         account: format!("{}{}", brand.base, account::PATH),
     };
-    drawn(StatusCode::OK, &template, "", false)
+    drawn(brand, StatusCode::OK, &template, "", false)
 }
 
 /// The page that tells what is wrong, and sends nobody anywhere.
 pub(super) fn refused(brand: &Brand, error: &OAuthError, request_id: &str) -> HttpResponse {
-    refused_with(brand.frame(), "'self'", error, request_id)
+    let way_on = is_over(error).then(|| brand.to_account());
+    let frame = (brand.frame(), "'self'");
+    refused_with(brand, frame, error, request_id, way_on)
 }
 
-/// The same at a host of somebody else, where the style is that of the issuer.
+/// The same of a page that is over, with a link to where its user may begin anew.
+pub(super) fn over(
+    brand: &Brand,
+    error: &OAuthError,
+    request_id: &str,
+    anew: &str,
+) -> HttpResponse {
+    let way_on = ("Begin anew", anew.to_owned());
+    let frame = (brand.frame(), "'self'");
+    refused_with(brand, frame, error, request_id, Some(way_on))
+}
+
+/// The page that tells what is wrong at a host of somebody else, where the style is that of the issuer.
 pub(super) fn refused_elsewhere(
     brand: &Brand,
     issuer: &str,
@@ -510,15 +492,16 @@ pub(super) fn refused_elsewhere(
         style: style.clone(),
         ..brand.frame()
     };
-    refused_with(frame, &style, error, request_id)
+    refused_with(brand, (frame, &style), error, request_id, None)
 }
 
 /// Draws that page; its style may come from `style_source`.
 fn refused_with(
-    brand: Frame<'_>,
-    style_source: &str,
+    brand: &Brand,
+    (frame, style_source): (Frame<'_>, &str),
     error: &OAuthError,
     request_id: &str,
+    way_on: Option<(&str, String)>,
 ) -> HttpResponse {
     let status = status_of(error);
     let (title, what, advice) = match status {
@@ -532,6 +515,11 @@ fn refused_with(
             "That was our fault, not yours.",
             "Try again. If it happens again, tell whoever runs this service.",
         ),
+        _ if is_over(error) => (
+            "This page is over",
+            "It was open for too long, or comes from another browser.",
+            "Nothing has happened. You can begin anew.",
+        ),
         _ => (
             "This does not work",
             "What you were sent here with is not in order.",
@@ -543,16 +531,45 @@ fn refused_with(
         tracing::error!(cause, "request failed");
     }
     let template = Refused {
-        brand,
+        brand: frame,
         title,
         what,
         advice,
-        reason: error.reason(),
-        detail: error.description(),
-        request_id,
+        way_on,
+        detail: Some((error.reason(), error.description(), request_id)),
     };
-    let response = drawn_with(status, &template, ("", style_source), false);
+    let script = ("", style_source);
+    let response = drawn_with(brand, status, &template, script, false);
     error::explained(response, error)
+}
+
+/// The page that tells that the body of a form was not read.
+pub(super) fn unread(brand: &Brand, error: &BodyError, request_id: &str) -> HttpResponse {
+    let (status, reason, description) = error::of_body(error);
+    let template = Refused {
+        brand: brand.frame(),
+        title: "This does not work",
+        what: "What your browser has sent did not arrive as it should.",
+        advice: "Go back and try again.",
+        way_on: Some(brand.to_account()),
+        detail: Some((reason, description, request_id)),
+    };
+    let mut response = drawn(brand, status, &template, "", false);
+    error::give_reason(&mut response, reason);
+    response
+}
+
+/// The page that tells that there is nothing here, or nothing to look at.
+pub(super) fn nothing(brand: &Brand, status: StatusCode) -> HttpResponse {
+    let template = Refused {
+        brand: brand.frame(),
+        title: "There is nothing here",
+        what: "This address shows no page.",
+        advice: "If a link has brought you here, it is not in order.",
+        way_on: Some(brand.to_account()),
+        detail: None,
+    };
+    drawn(brand, status, &template, "", false)
 }
 
 /// The status of a page that tells what is wrong.
@@ -577,7 +594,13 @@ pub(super) fn form_post(
         action: &to.redirect_uri,
         parameters,
     };
-    drawn(StatusCode::OK, &template, "script-src 'self'; ", true)
+    drawn(
+        brand,
+        StatusCode::OK,
+        &template,
+        "script-src 'self'; ",
+        true,
+    )
 }
 
 /// Draws a page with the headers that all of them have.
@@ -585,16 +608,19 @@ pub(super) fn form_post(
 /// A page whose form may lead to a client has no `form-action`: browsers hold every place that the
 /// answer is sent on to against it, and where a client sends its users on nobody here knows.
 fn drawn(
+    brand: &Brand,
     status: StatusCode,
     template: &impl Template,
     script: &str,
     leads_to_client: bool,
 ) -> HttpResponse {
-    drawn_with(status, template, (script, "'self'"), leads_to_client)
+    let script = (script, "'self'");
+    drawn_with(brand, status, template, script, leads_to_client)
 }
 
 /// The same with its style from `style_source`.
 fn drawn_with(
+    brand: &Brand,
     status: StatusCode,
     template: &impl Template,
     (script, style_source): (&str, &str),
@@ -609,8 +635,9 @@ fn drawn_with(
         "form-action 'self'; "
     };
     let policy = format!(
-        "default-src 'none'; {script}{action}style-src {style_source}; img-src 'self' https: data:; \
-         frame-ancestors 'none'; base-uri 'none'"
+        "default-src 'none'; {script}{action}style-src {style_source}; img-src {}; \
+         frame-ancestors 'none'; base-uri 'none'",
+        brand.images
     );
     let mut response = HttpResponseBuilder::new(status);
     for (name, value) in [

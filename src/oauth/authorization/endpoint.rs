@@ -30,10 +30,10 @@ use crate::{
         error::{ErrorCode, OAuthError},
         form::Form,
         id_token::{self, Hint},
-        seals::Seals,
+        seals::{Seals, is_over},
         store_answer,
     },
-    registry::Snapshots,
+    registry::{Snapshots, Told},
     store::{self, Store, StoreError},
 };
 use countersign_verifier::base64url;
@@ -122,6 +122,9 @@ pub enum Reply {
     Account,
     /// The user is told what is wrong; nobody else is.
     Refused(OAuthError),
+    /// The user is told the same of a page that is over, and may begin anew with the query of the request
+    /// that the page was for.
+    Over(OAuthError, String),
 }
 
 /// What the page says on which users sign in.
@@ -146,8 +149,8 @@ pub struct ConsentPage {
     pub username: String,
     /// Where the browser goes after that.
     pub host: String,
-    /// What the client asks for: scope tokens, each with the name of the resource it is for.
-    pub grants: Vec<(String, String)>,
+    /// What the client asks for.
+    pub grants: Vec<Told>,
     /// The request, sealed.
     pub flow: String,
 }
@@ -220,7 +223,17 @@ impl AuthorizationEndpoint {
     /// nobody can have another one's user sign in to, or allow, something of theirs.
     pub async fn submit(&self, page: Submitted, body: &[u8], browser: Browser<'_>) -> Answer {
         let taken = self.take(page, body, browser).await;
-        taken.unwrap_or_else(|error| Reply::Refused(error).into())
+        taken.unwrap_or_else(|error| self.begin_anew(error, body, browser).into())
+    }
+
+    /// Where a page of this browser is over, lets its user begin with the same request once more.
+    fn begin_anew(&self, error: OAuthError, body: &[u8], browser: Browser<'_>) -> Reply {
+        let form = Form::of_body(body).ok().filter(|_| is_over(&error));
+        let query = form.and_then(|it| Flow::query_of_old(&it, &self.seals, browser.binding));
+        match query {
+            Some(query) => Reply::Over(error, query),
+            None => Reply::Refused(error),
+        }
     }
 
     async fn take(
@@ -239,6 +252,9 @@ impl AuthorizationEndpoint {
             Submitted::Continue => Ok(self.go_on(&flow, browser, None, false).await),
             Submitted::Consent if form.one("decision")? == Some("allow") => {
                 Ok(self.go_on(&flow, browser, None, true).await)
+            }
+            Submitted::Consent if form.one("decision")? == Some("switch") => {
+                self.switch(&flow, browser)
             }
             Submitted::Consent | Submitted::Cancel => Ok(self.turn_down(&flow)),
         }
@@ -261,6 +277,20 @@ impl AuthorizationEndpoint {
         };
         let amr = vec![method::PASSWORD.to_owned()];
         self.after_password(flow, &user, amr, browser).await
+    }
+
+    /// Asks another user to sign in for the same request, in place of the one who is signed in.
+    fn switch(&self, flow: &Flow, browser: Browser<'_>) -> Result<Answer, OAuthError> {
+        let request = match self.read(&flow.errand) {
+            Ok(request) => request,
+            Err(rejection) => return Ok(Self::rejected(rejection)),
+        };
+        let flow = Flow {
+            shown: None,
+            ..flow.clone()
+        };
+        let asked = self.ask(&flow, request.as_ref(), browser, String::new(), None);
+        asked.map(Answer::from)
     }
 
     fn turn_down(&self, flow: &Flow) -> Answer {
@@ -464,11 +494,7 @@ impl AuthorizationEndpoint {
         (present, permissions): (&Present, &BTreeSet<Permission>),
     ) -> Result<Reply, OAuthError> {
         let registry = self.snapshots.registry();
-        let grants = permissions.iter().map(|(uri, token)| {
-            let resource = registry.resource(uri);
-            let name = resource.map_or(uri.as_str(), |resource| &resource.name);
-            (token.clone(), name.to_owned())
-        });
+        let grants = permissions.iter().map(|it| registry.told(it));
         let asking = Flow {
             shown: Some(Shown::of(request, present, permissions)),
             ..flow.clone()

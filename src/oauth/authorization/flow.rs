@@ -90,6 +90,16 @@ impl Flow {
         seals.seal(Purpose::Flow, self, self.begun_at(), binding)
     }
 
+    /// What a client has asked for in a form of this browser that is too old to go on with.
+    pub(super) fn query_of_old(form: &Form, seals: &Seals, binding: &str) -> Option<String> {
+        let text = form.one("flow").ok()??;
+        let flow: Self = seals.open_old(Purpose::Flow, text, binding).ok()?;
+        match flow.errand {
+            Errand::Authorize { query } => Some(query),
+            Errand::Account => None,
+        }
+    }
+
     /// What a form of this browser goes on with.
     pub(super) fn of_form(form: &Form, seals: &Seals, binding: &str) -> Result<Self, OAuthError> {
         let text = form.one("flow")?.ok_or_else(over)?;

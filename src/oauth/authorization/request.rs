@@ -635,6 +635,7 @@ mod tests {
             resource: ResourceUri::parse("urn:api").unwrap(),
             name: "API".to_owned(),
             scopes: Scope::parse("read write").unwrap(),
+            scope_descriptions: std::collections::BTreeMap::new(),
             introspection_clients: Vec::new(),
             demo: false,
         };

@@ -81,13 +81,13 @@ where
         let sql = if query.latest_first {
             "select id, at, type, actor, target, address, user_agent, request_id, reason, before, after \
              from event \
-             where ($1 = '' or $1 like '%,' || type || ',%') and ($2 = '' or target = $2) \
+             where ($1 = '' or $1 like '%,' || type || ',%') and ($2 = '' or target = $2 or subject = $2) \
              and (seq < $3 or seq = $3 and id < $4) \
              order by seq desc, id desc limit $5"
         } else {
             "select id, at, type, actor, target, address, user_agent, request_id, reason, before, after \
              from event \
-             where ($1 = '' or $1 like '%,' || type || ',%') and ($2 = '' or target = $2) \
+             where ($1 = '' or $1 like '%,' || type || ',%') and ($2 = '' or target = $2 or subject = $2) \
              and (seq > $3 or seq = $3 and id > $4) \
              order by seq, id limit $5"
         };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
 use uuid::Uuid;
 
@@ -259,8 +259,8 @@ where
         resource: &Resource,
     ) -> Result<Done, StoreError> {
         sqlx::query::<DB>(
-            "insert into resource (id, resource, name, scopes, introspection_clients, demo) \
-             values ($1, $2, $3, $4, $5, $6)",
+            "insert into resource (id, resource, name, scopes, introspection_clients, demo, \
+             scope_descriptions) values ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(resource.id.uuid())
         .bind(resource.resource.as_str().to_owned())
@@ -270,6 +270,7 @@ where
             resource.introspection_clients.iter().map(ClientId::as_str),
         ))
         .bind(i64::from(resource.demo))
+        .bind(json!(resource.scope_descriptions).to_string())
         .execute(&mut **tx)
         .await?;
         Ok(Done {
@@ -290,7 +291,7 @@ where
     ) -> Result<Done, StoreError> {
         let before = sqlx::query::<DB>(
             "delete from resource where id = $1 \
-             returning id, resource, name, scopes, introspection_clients, demo",
+             returning id, resource, name, scopes, introspection_clients, demo, scope_descriptions",
         )
         .bind(id.uuid())
         .fetch_optional(&mut **tx)
@@ -373,7 +374,8 @@ where
         connection: &mut DB::Connection,
     ) -> Result<Vec<Result<Resource, StoreError>>, StoreError> {
         let rows = sqlx::query::<DB>(
-            "select id, resource, name, scopes, introspection_clients, demo from resource order by resource",
+            "select id, resource, name, scopes, introspection_clients, demo, scope_descriptions \
+             from resource order by resource",
         )
         .fetch_all(connection)
         .await?;
@@ -470,6 +472,8 @@ where
             resource: ResourceUri::parse(&text("resource")?).map_err(|_| bad("resource"))?,
             name: text("name")?,
             scopes: Scope::parse(&text("scopes")?).map_err(|_| bad("scopes"))?,
+            scope_descriptions: serde_json::from_str(&text("scope_descriptions")?)
+                .map_err(|_| bad("scope_descriptions"))?,
             introspection_clients: unlist(&text("introspection_clients")?, |id| {
                 ClientId::parse(id).ok()
             })

@@ -135,6 +135,7 @@ async fn a_token_is_active_for_its_client_and_its_resource_alone() {
             name: "Guarded".to_owned(),
             scopes: vec!["read".to_owned()],
             introspection_clients: vec![gateway.id.clone()],
+            ..ResourceMetadata::default()
         };
         let cause = Cause::system();
         resources.create(&resource, false, &cause).await.unwrap();
@@ -342,6 +343,7 @@ async fn the_tokens_of_a_client_that_is_disabled_or_removed_are_inactive(engine:
         name: "Guarded".to_owned(),
         scopes: vec!["read".to_owned()],
         introspection_clients: vec![gateway.to_string()],
+        ..ResourceMetadata::default()
     };
     let cause = Cause::system();
     resources.create(&resource, false, &cause).await.unwrap();

@@ -358,6 +358,7 @@ async fn a_refresh_token_is_the_business_of_its_own_client_alone() {
         name: "A resource".to_owned(),
         scopes: vec!["read".to_owned(), "write".to_owned()],
         introspection_clients: vec![gateway.id.clone()],
+        ..ResourceMetadata::default()
     };
     resources.create(&metadata, false, &cause).await.unwrap();
     server.renewed().await;

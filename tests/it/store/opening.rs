@@ -180,6 +180,7 @@ pub(super) async fn a_value_that_cannot_be_is_named(database: &Database) {
         ("resource", "resource", "'x'", "'urn:x'"),
         ("resource", "scopes", "'a  b'", "''"),
         ("resource", "introspection_clients", "'[\"a b\"]'", "'[]'"),
+        ("resource", "scope_descriptions", "'[]'", "'{}'"),
         ("sealed_key", "kid", "'short'", &sound_kid),
         ("sealed_key", "algorithm", "'x'", "'ES256'"),
         ("sealed_key", "version", "-1", "null"),

@@ -196,6 +196,7 @@ pub(super) fn resource(number: u128) -> Resource {
         resource: ResourceUri::parse(&format!("https://api-{number}.example")).unwrap(),
         name: format!("Resource № {number}"),
         scopes: Scope::parse("read write").unwrap(),
+        scope_descriptions: [("read".to_owned(), "See “it” & 'all'".to_owned())].into(),
         introspection_clients: vec![ClientId::parse("b").unwrap(), ClientId::parse("a").unwrap()],
         demo: true,
     }

@@ -85,3 +85,29 @@ async fn a_filter_that_cannot_be_is_told() {
         assert_eq!(pointers(&refused), [wrong], "{query}");
     }
 }
+
+/// Whoever asks about a user hears of what has become of its sessions, sign-ins and consents, too.
+#[tokio::test]
+async fn events_about_a_user_are_those_of_its_sessions_too() {
+    let server = TestServer::start().await;
+    let desk = Desk::of(&server, ALL).await;
+    let ada = server.user("ada").await;
+    let bob = server.user("bob").await;
+    let family = server.sign_in(&server.app, ada).await.family;
+    server.sign_in(&server.app, bob).await;
+    desk.post(&format!("/admin/v1/families/{family}/revoke"), &json!({}))
+        .await;
+    let types = async |query: &str| -> Vec<String> {
+        let events = items(&desk.get(&format!("/admin/v1/events?{query}")).await);
+        let kinds = events.iter().map(|event| event["type"].as_str().unwrap());
+        kinds.map(str::to_owned).collect()
+    };
+    let all = types(&format!("subject={ada}")).await;
+    assert_eq!(all, ["user.created", "family.revoked"]);
+    assert_eq!(
+        types(&format!("subject={family}")).await,
+        ["family.revoked"]
+    );
+    let revoked = format!("subject={ada}&type=family.revoked");
+    assert_eq!(types(&revoked).await, ["family.revoked"]);
+}

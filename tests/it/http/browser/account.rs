@@ -554,7 +554,7 @@ async fn the_account_page_is_looked_at_and_ends_the_session_of_another_browser()
     browser
         .says(
             "#happenings + .cards li:first-child p",
-            "You signed out everywhere.",
+            "You signed out everywhere else.",
         )
         .await;
     assert!(!other.is_signed_in().await);

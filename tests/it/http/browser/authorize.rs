@@ -3,9 +3,16 @@
 use std::time::Duration;
 
 use countersign::{
-    admin::client::ClientMetadata,
+    admin::{
+        client::ClientMetadata,
+        resource::{ResourceAdmin, ResourceMetadata},
+    },
     clock::{ManualClock, Timestamp},
-    domain::{change::Change, family::EndReason, id::SessionId},
+    domain::{
+        change::{Cause, Change},
+        family::EndReason,
+        id::SessionId,
+    },
 };
 use reqwest::Method;
 
@@ -407,4 +414,86 @@ async fn a_consent_is_for_what_was_shown_to_whom() {
     ];
     let page = browser.ask(&elsewhere).await;
     assert!(page.body.contains("files:read"), "{page:?}");
+}
+
+/// What a client asks for is told in the words that the resource has for it, with the token beside
+/// them; where it has none, the token is all there is.
+#[tokio::test]
+async fn scopes_are_told_in_words() {
+    const ORDERS: &str = "https://orders.example";
+    let notes = ClientMetadata {
+        resources: vec![ORDERS.to_owned()],
+        default_resource: None,
+        scope: "orders:read orders:write".to_owned(),
+        ..of_browsers()
+    };
+    let site = Site::of(Setup::new().client("shop", notes)).await;
+    let resources = ResourceAdmin {
+        store: site.server.clients.store.clone(),
+        clock: site.server.clients.clock.clone(),
+        entropy: site.server.clients.entropy.clone(),
+        issuer: site.server.issuer.clone(),
+    };
+    let metadata = ResourceMetadata {
+        resource: ORDERS.to_owned(),
+        name: "Orders".to_owned(),
+        scopes: vec!["orders:read".to_owned(), "orders:write".to_owned()],
+        scope_descriptions: [("orders:read".to_owned(), "See <all> your orders".to_owned())].into(),
+        ..ResourceMetadata::default()
+    };
+    let created = resources.create(&metadata, false, &Cause::system()).await;
+    created.unwrap();
+    site.server.renewed().await;
+    let mut browser = site.browser();
+    let request = [
+        ("client_id", "shop"),
+        ("resource", ORDERS),
+        ("scope", "orders:read orders:write"),
+    ];
+    let page = browser.ask(&request).await;
+    let page = browser.sign_in(&page, "ada", PASSWORD).await;
+    for line in [
+        "<span>See &#60;all&#62; your orders<small>at Orders <code>orders:read</code></small></span>",
+        "<span>orders:write<small>at Orders</small></span>",
+    ] {
+        assert!(page.body.contains(line), "{line}: {page:?}");
+    }
+    returned(&browser.decide(&page, "allow").await);
+    let account = browser.request(Method::GET, "/account");
+    let account = browser.send(account).await;
+    let line =
+        "See &#60;all&#62; your orders <span class=\"quiet\">at Orders <code>orders:read</code>";
+    assert!(account.body.contains(line), "{account:?}");
+}
+
+/// Whoever is asked for consent under another's name signs in under its own, for the same request.
+#[tokio::test]
+async fn somebody_else_may_sign_in_in_place_of_who_is_asked() {
+    let site = Site::start().await;
+    let bob = site.server.user("bob").await;
+    site.set_password(bob, "a password of bob's own").await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[("scope", "read")]).await;
+    let of_ada = browser.sign_in(&page, "ada", PASSWORD).await;
+    assert!(of_ada.body.contains("<strong>ada</strong>"), "{of_ada:?}");
+    let page = browser.decide(&of_ada, "switch").await;
+    assert_eq!((page.status, heading(&page)), (200, "Sign in"));
+    assert!(
+        page.body.contains("name=\"username\" value=\"\""),
+        "{page:?}"
+    );
+    let of_bob = browser
+        .sign_in(&page, "bob", "a password of bob's own")
+        .await;
+    assert!(of_bob.body.contains("<strong>bob</strong>"), "{of_bob:?}");
+    // What Ada was shown is not what Bob allows.
+    let again = browser.decide(&of_ada, "allow").await;
+    assert_eq!(
+        heading(&again),
+        "Allow Field &#60;b&#62;Notes to use your account?"
+    );
+    let answer = returned(&browser.decide(&of_bob, "allow").await);
+    assert_eq!(answer["state"], STATE);
+    let tokens = site.exchanged(&answer["code"]).await;
+    assert_eq!(claims(&tokens.access_token())["sub"], bob.to_string());
 }

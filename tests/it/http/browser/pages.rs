@@ -11,9 +11,9 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 
 use super::{
-    Site,
+    STATE, Site,
     account::form_before,
-    flow, heading, hidden,
+    flow, heading, hidden, returned,
     second_factor::{require, secret_of},
 };
 use crate::support::{
@@ -319,6 +319,188 @@ async fn who_signs_in_when_the_line_is_full_is_told_to_come_back() {
     })
     .await;
     assert!(browser.cookies.contains_key("__Host-countersign"));
+}
+
+/// What whoever runs the service calls it, with its logo, in its colour.
+#[tokio::test]
+async fn pages_carry_the_brand() {
+    let setup = Setup::new()
+        .set("pages.name", "Bakery & <Sons>")
+        .set("pages.logo", "https://cdn.example:8443/logo.svg?a=\"b")
+        .set("pages.colour", "#ffe000");
+    let site = Site::of(setup).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    is_guarded(&page);
+    for part in [
+        "<title>Sign in · Bakery &#38; &#60;Sons&#62;</title>",
+        "<img src=\"https://cdn.example:8443/logo.svg?a=&#34;b\" alt=\"\">",
+    ] {
+        assert!(page.body.contains(part), "{part}: {page:?}");
+    }
+    assert!(
+        !page.body.contains("<svg viewBox=\"0 0 32 32\""),
+        "{page:?}"
+    );
+    // Images come from there alone, and from nowhere without a logo.
+    let images = |page: &Answer| {
+        let policy = page.header("content-security-policy").unwrap().to_owned();
+        let part = policy.split("; ").find(|part| part.starts_with("img-src"));
+        part.unwrap().to_owned()
+    };
+    assert_eq!(images(&page), "img-src https://cdn.example:8443 data:");
+    let style = browser.request(Method::GET, "/assets/style.css");
+    let style = browser.send(style).await.body;
+    // Yellow is read on dark; on light, a darker one is.
+    let (_, brand) = style.split_once(".passkey {").unwrap();
+    let (light, dark) = brand
+        .split_once("@media (prefers-color-scheme: dark)")
+        .unwrap();
+    assert!(light.contains("--accent-text: #ffffff;"), "{light}");
+    assert!(!light.contains("#ffe000"), "{light}");
+    assert!(
+        dark.contains("{ --accent: #ffe000; --accent-text: #000000; }"),
+        "{dark}"
+    );
+
+    let plain = Site::start().await;
+    let page = plain.browser().ask(&[]).await;
+    assert_eq!(images(&page), "img-src data:");
+    assert!(page.body.contains("<title>Sign in · Countersign</title>"));
+}
+
+/// Whoever loads an address once more that took a form is sent to where everything begins.
+#[tokio::test]
+async fn an_address_of_a_form_leads_to_the_account() {
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    for path in [
+        "/",
+        "/signin",
+        "/signin/cancel",
+        "/signin/factor",
+        "/signin/passkey",
+        "/signin/enrol",
+        "/signin/continue",
+        "/consent",
+        "/account/forms",
+        "/signout",
+    ] {
+        let request = browser.request(Method::GET, path);
+        let answer = browser.send(request).await;
+        assert_eq!(answer.status, 303, "{path}");
+        assert_eq!(answer.header("location"), Some("/account"), "{path}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
+    }
+}
+
+/// People who come to an address that shows nothing read that on a page; programs get what they did.
+#[tokio::test]
+async fn where_nothing_is_people_get_a_page_and_programs_do_not() {
+    const ACCEPT: &str = "text/html,application/xhtml+xml,*/*;q=0.8";
+    let site = Site::start().await;
+    let browser = site.browser();
+    for (method, path, status) in [
+        (Method::GET, "/nothing", 404),
+        (Method::GET, "/%3Cb%3E", 404),
+        (Method::PUT, "/account", 405),
+        (Method::GET, "/oauth2/token", 405),
+        (Method::POST, "/.well-known/jwks.json", 405),
+    ] {
+        let request = browser.request(method.clone(), path);
+        let page = answer(request.header("accept", ACCEPT)).await;
+        assert_eq!(page.status, status, "{path}");
+        is_guarded(&page);
+        assert_eq!(heading(&page), "There is nothing here");
+        assert!(page.body.contains("href=\"/account\""), "{page:?}");
+        let allow = page.header("allow").map(str::to_owned);
+        for accept in [None, Some("*/*"), Some("application/json")] {
+            let request = browser.request(method.clone(), path);
+            let request = accept
+                .into_iter()
+                .fold(request, |request, accept| request.header("accept", accept));
+            let empty = answer(request).await;
+            assert_eq!((empty.status, &*empty.body), (status, ""), "{path}");
+            assert_eq!(empty.header("content-type"), None, "{path}");
+            assert_eq!(empty.header("allow"), allow.as_deref(), "{path}");
+        }
+    }
+    // What is refused in words of its own stays so.
+    let request = browser.request(Method::POST, "/oauth2/token");
+    let refused = answer(request.header("accept", ACCEPT)).await;
+    assert_eq!(refused.json()["error"], "invalid_request");
+}
+
+/// A form that does not arrive as it should is answered with a page like any other.
+#[tokio::test]
+async fn a_form_that_is_not_read_is_refused_on_a_page() {
+    let site = Site::start().await;
+    let browser = site.browser();
+    for path in [
+        "/signin",
+        "/consent",
+        "/account/forms",
+        "/signout",
+        "/oauth2/authorize",
+        "/oauth2/logout",
+    ] {
+        let request = browser.request(Method::POST, path);
+        let json = answer(
+            request
+                .header("content-type", "application/json")
+                .body("{}"),
+        )
+        .await;
+        let large = browser.request(Method::POST, path);
+        let large = answer(large.form(&[("flow", "x".repeat(2_000_000))])).await;
+        for (page, status, reason) in [(json, 400, "malformed"), (large, 413, "too_large")] {
+            assert_eq!(page.status, status, "{path}");
+            is_guarded(&page);
+            assert_eq!(page.header("countersign-reason"), Some(reason), "{path}");
+            assert_eq!(heading(&page), "This does not work");
+            assert!(page.body.contains("href=\"/account\""), "{page:?}");
+        }
+    }
+}
+
+/// A page that was open for too long leads on to the same request; one of another browser does not.
+#[tokio::test]
+async fn whoever_comes_too_late_may_begin_anew() {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().clock(clock.clone())).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[("scope", "read")]).await;
+    let account = browser.request(Method::GET, "/account");
+    let account = browser.send(account).await;
+    let mut other = site.browser();
+    other.ask(&[]).await;
+    site.server.pass(&clock, Duration::from_mins(31)).await;
+    let over = |page: &Answer| {
+        assert_eq!((page.status, heading(page)), (400, "This page is over"));
+        is_guarded(page);
+        let (_, link) = page.body.split_once("<a class=\"button\" href=\"").unwrap();
+        link.split('"').next().unwrap().replace("&#38;", "&")
+    };
+    let late = browser.sign_in(&page, "ada", PASSWORD).await;
+    let link = over(&late);
+    assert!(link.starts_with("/oauth2/authorize?"), "{link}");
+    let request = browser.request(Method::GET, &link);
+    let page_anew = browser.send(request).await;
+    let consent = browser.sign_in(&page_anew, "ada", PASSWORD).await;
+    let code = returned(&browser.decide(&consent, "allow").await);
+    assert_eq!(code["state"], STATE);
+
+    // Of its own account a browser is led there, and so is whoever brings what was never its own.
+    assert_eq!(
+        over(&browser.sign_in(&account, "ada", PASSWORD).await),
+        "/account"
+    );
+    let foreign = over(&other.sign_in(&page, "ada", PASSWORD).await);
+    assert_eq!(foreign, "/account");
+    for made_up in ["", "x", &"A".repeat(400)] {
+        let page = browser.post("/signin", &[("flow", made_up)]).await;
+        assert_eq!(over(&page), "/account");
+    }
 }
 
 #[tokio::test]
