@@ -663,7 +663,7 @@ async fn a_resource_is_created_listed_and_deleted(database: &Database) {
         (r#"{"a":7}"#, "must be an object of texts"),
     ] {
         let mut create = create;
-        create[8] = wrong;
+        create[9] = wrong;
         let refused = terminal.call(&create);
         assert_eq!(refused.status, 2, "{refused:?}");
         assert!(refused.remarks.contains(told), "{refused:?}");

@@ -217,7 +217,9 @@ async fn nobody_can_have_another_browser_go_on_with_their_request() {
     let of_victim = victim.ask(&[]).await;
     let refused = |answer: &crate::support::server::Answer| {
         assert_eq!(answer.status, 400, "{answer:?}");
-        assert_eq!(heading(answer), "This does not work");
+        let told = ["This page is over", "This does not work"];
+        assert!(told.contains(&heading(answer)), "{answer:?}");
+        assert!(!answer.body.contains("/oauth2/authorize?"), "{answer:?}");
         assert!(answer.header("location").is_none() && answer.header("set-cookie").is_none());
     };
     refused(&victim.sign_in(&page, "ada", PASSWORD).await);
@@ -235,7 +237,8 @@ async fn nobody_can_have_another_browser_go_on_with_their_request() {
         refused(&victim.post("/consent", &form).await);
     }
     site.server.pass(&clock, Duration::from_mins(31)).await;
-    refused(&victim.decide(&consent, "allow").await);
+    let late = victim.decide(&consent, "allow").await;
+    assert_eq!((late.status, heading(&late)), (400, "This page is over"));
 }
 
 /// RFC 9700 §4.11: "authorization servers MUST NOT … redirect" to where nobody has registered.
@@ -421,13 +424,13 @@ async fn a_consent_is_for_what_was_shown_to_whom() {
 #[tokio::test]
 async fn scopes_are_told_in_words() {
     const ORDERS: &str = "https://orders.example";
-    let notes = ClientMetadata {
+    let shop = ClientMetadata {
         resources: vec![ORDERS.to_owned()],
         default_resource: None,
         scope: "orders:read orders:write".to_owned(),
         ..of_browsers()
     };
-    let site = Site::of(Setup::new().client("shop", notes)).await;
+    let site = Site::start().await;
     let resources = ResourceAdmin {
         store: site.server.clients.store.clone(),
         clock: site.server.clients.clock.clone(),
@@ -443,10 +446,10 @@ async fn scopes_are_told_in_words() {
     };
     let created = resources.create(&metadata, false, &Cause::system()).await;
     created.unwrap();
-    site.server.renewed().await;
+    let shop = site.server.register(&shop).await;
     let mut browser = site.browser();
     let request = [
-        ("client_id", "shop"),
+        ("client_id", shop.id.as_str()),
         ("resource", ORDERS),
         ("scope", "orders:read orders:write"),
     ];

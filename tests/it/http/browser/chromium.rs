@@ -133,6 +133,43 @@ async fn a_refused_request_is_explained_where_the_user_is() {
     browser.open(&elsewhere).await;
     browser.reads("This does not work").await;
     browser.shows("error").await;
+    browser.open(&format!("{ISSUER}/nothing")).await;
+    browser.reads("There is nothing here").await;
+    browser.shows("error-nothing").await;
+    browser.press("Go to your account").await;
+    browser.reads("Sign in").await;
+    // Whoever presses Enter in the address bar after a form gets a page, too.
+    browser.open(&format!("{ISSUER}/signin")).await;
+    browser.reads("Sign in").await;
+}
+
+/// A colour that is read on dark alone, and one on light alone: on each page both are.
+#[tokio::test]
+async fn pages_in_the_colour_of_a_brand_can_be_read() {
+    for (name, colour) in [
+        ("yellow", "#ffe000"),
+        ("navy", "#101040"),
+        ("grey", "#808080"),
+    ] {
+        let setup = Setup::new()
+            .set("pages.name", "Field Bakery")
+            .set("pages.colour", colour);
+        let (site, app) = (Site::of(setup).await, app());
+        let browser = browser_at(&site, &app).await;
+        browser.open(&request(&[])).await;
+        browser.reads("Sign in").await;
+        browser.shows(&format!("brand-{name}-sign-in")).await;
+        browser.sign_in("ada", PASSWORD).await;
+        browser
+            .reads("Allow Field <b>Notes to use your account?")
+            .await;
+        browser.shows(&format!("brand-{name}-consent")).await;
+        browser.press("Allow").await;
+        browser.reads("The app").await;
+        browser.open(&format!("{ISSUER}/account")).await;
+        browser.reads("Your account").await;
+        browser.shows(&format!("brand-{name}-account")).await;
+    }
 }
 
 /// What is wrong, and not with a request.
