@@ -516,8 +516,8 @@ fn refused_with(
             "Try again. If it happens again, tell whoever runs this service.",
         ),
         _ if is_over(error) => (
-            "This page is over",
-            "It was open for too long, or comes from another browser.",
+            "This does not work",
+            "This page was open for too long, or comes from another browser.",
             "Nothing has happened. You can begin anew.",
         ),
         _ => (

@@ -124,7 +124,7 @@ async fn every_page_is_guarded() {
         browser.post("/signout", &[]).await,
     ] {
         assert_eq!(refused.status, 400);
-        stays(&refused, "This page is over");
+        stays(&refused, "This does not work");
     }
 
     let account = browser.account().await;
@@ -482,7 +482,7 @@ async fn whoever_comes_too_late_may_begin_anew() {
     other.ask(&[]).await;
     site.server.pass(&clock, Duration::from_mins(31)).await;
     let over = |page: &Answer| {
-        assert_eq!((page.status, heading(page)), (400, "This page is over"));
+        assert_eq!((page.status, heading(page)), (400, "This does not work"));
         is_guarded(page);
         let (_, link) = page.body.split_once("<a class=\"button\" href=\"").unwrap();
         link.split('"').next().unwrap().replace("&#38;", "&")
