@@ -74,18 +74,13 @@ fn words(
             ),
             !is_own,
         ),
-        EventType::UserSessionsEnded
-            if is_own && event.cause.reason.as_deref() == Some(ELSEWHERE) =>
-        {
-            ("You signed out everywhere else.".to_owned(), false)
-        }
-        EventType::UserSessionsEnded => (
-            own(
-                "You signed out everywhere.",
+        EventType::UserSessionsEnded => {
+            let text = own(
+                signed_out(event),
                 "An administrator ended all your sessions.",
-            ),
-            false,
-        ),
+            );
+            (text, false)
+        }
         EventType::UserDisabled => ("An administrator disabled your account.".to_owned(), true),
         EventType::UserEnabled => (
             "An administrator enabled your account again.".to_owned(),
@@ -163,6 +158,14 @@ fn words(
         | EventType::ResourceDeleted
         | EventType::TokenRevoked => return None,
     })
+}
+
+/// From where a user has signed out that has ended its sessions.
+fn signed_out(event: &Event) -> &'static str {
+    match event.cause.reason.as_deref() {
+        Some(ELSEWHERE) => "You signed out everywhere else.",
+        _ => "You signed out everywhere.",
+    }
 }
 
 /// The name of a client, also of one that is no more.

@@ -659,7 +659,7 @@ async fn a_resource_is_created_listed_and_deleted(database: &Database) {
     assert_eq!(created["scopes"], json!(["a", "b"]));
     assert_eq!(created["scope_descriptions"], json!({ "a": "See “it”" }));
     for (wrong, told) in [
-        ("x", "expected"),
+        ("x", "invalid value"),
         (r#"{"a":7}"#, "must be an object of texts"),
     ] {
         let mut create = create;

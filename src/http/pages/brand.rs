@@ -42,9 +42,9 @@ impl Brand {
             // Behind all others. Writing to a string never fails.
             let light = colour.readable_on(&LIGHT, Colour::BLACK);
             let dark = colour.readable_on(&DARK, Colour::WHITE);
-            let _ = write!(
+            let _ = writeln!(
                 style,
-                "{}@media (prefers-color-scheme: dark) {{ {} }}\n",
+                "{}@media (prefers-color-scheme: dark) {{ {} }}",
                 light.as_accent(),
                 dark.as_accent().trim_end()
             );

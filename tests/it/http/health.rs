@@ -48,7 +48,6 @@ async fn probes_are_answered_on_both_listeners() {
 async fn what_does_not_exist_is_not_found() {
     let server = TestServer::start().await;
     for (listener, path) in [
-        (server.public, "/"),
         (server.public, "/health"),
         (server.public, "/oauth2/token/"),
         (server.public, "/oauth2/../oauth2/token"),

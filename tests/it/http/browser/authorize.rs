@@ -446,6 +446,7 @@ async fn scopes_are_told_in_words() {
     let created = resources.create(&metadata, false, &Cause::system()).await;
     created.unwrap();
     let shop = site.server.register(&shop).await;
+    site.server.renewed().await;
     let mut browser = site.browser();
     let request = [
         ("client_id", shop.id.as_str()),
