@@ -154,7 +154,7 @@ impl Cli {
 impl Command {
     async fn run(self, global: &Global) -> Result<(), Failure> {
         match self {
-            Self::Serve => serve(global).await,
+            Self::Serve => Box::pin(serve(global)).await,
             Self::Init(init) => init.run(global).await,
             Self::Migrate => migrate(global).await,
             Self::Doctor => doctor::run(global).await,
