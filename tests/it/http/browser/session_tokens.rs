@@ -206,6 +206,7 @@ async fn introspection_knows_at_once_that_a_session_is_over(engine: Engine) {
         name: "Guarded".to_owned(),
         scopes: vec!["read".to_owned()],
         introspection_clients: vec![server.app.id.clone()],
+        ..ResourceMetadata::default()
     };
     let created = resources.create(&guarded, false, &Cause::system()).await;
     created.unwrap();
