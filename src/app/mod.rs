@@ -823,6 +823,7 @@ fn services(context: &Context, sync: &sync::Sync, outbound: Outbound, sign_in: S
             &config.pages.logo,
             &config.pages.colour,
             &issuer_path,
+            context.issuer.starts_with("https://"),
         ),
         admin: admin_services(context, tokens.clone()),
         challenge: challenge(

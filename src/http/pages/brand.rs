@@ -24,6 +24,8 @@ pub struct Brand {
     pub(super) name: String,
     pub(super) logo: Option<String>,
     pub(super) base: String,
+    /// Whether browsers reach the issuer by TLS.
+    pub(super) is_https: bool,
     /// Where images of pages may be, for their policy.
     pub(super) images: String,
     /// The style sheet, in the brand's colour.
@@ -36,7 +38,9 @@ impl Brand {
     ///
     /// Text and the ring around what has the focus are in the colour, too: where it would not contrast
     /// with the page, a darker or a lighter one of it stands in.
-    pub fn new(name: &str, logo: &str, colour: &str, base: &str) -> Self {
+    ///
+    /// `is_https` says whether browsers reach the issuer by TLS, and are to do so from then on.
+    pub fn new(name: &str, logo: &str, colour: &str, base: &str, is_https: bool) -> Self {
         let mut style = STYLE.to_owned();
         if let Some(colour) = Colour::parse(colour) {
             // Behind all others. Writing to a string never fails.
@@ -54,6 +58,7 @@ impl Brand {
             name: name.to_owned(),
             logo: (!logo.is_empty()).then(|| logo.to_owned()),
             base: base.to_owned(),
+            is_https,
             images: origin.map_or_else(|_| "data:".to_owned(), |origin| format!("{origin} data:")),
             style: style.into(),
         }
@@ -196,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_colour_that_can_be_read_stays_as_it_is() {
-        let brand = Brand::new("A", "", "#2f5bea", "");
+        let brand = Brand::new("A", "", "#2f5bea", "", true);
         let style = String::from_utf8(brand.style.to_vec()).unwrap();
         let added = style.strip_prefix(STYLE).unwrap();
         assert!(
@@ -208,12 +213,12 @@ mod tests {
             "{added}"
         );
         assert!(!added[20..].contains("#2f5bea"), "{added}");
-        assert_eq!(Brand::new("A", "", "", "").style, STYLE);
+        assert_eq!(Brand::new("A", "", "", "", true).style, STYLE);
     }
 
     #[test]
     fn images_come_from_where_the_logo_is_and_nowhere_else() {
-        let images = |logo| Brand::new("A", logo, "", "").images;
+        let images = |logo| Brand::new("A", logo, "", "", true).images;
         assert_eq!(images(""), "data:");
         assert_eq!(
             images("https://Cdn.example:8443/a/logo.svg?x#y"),

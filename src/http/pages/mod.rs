@@ -652,6 +652,11 @@ fn drawn_with(
     ] {
         response.insert_header((name, HeaderValue::from_static(value)));
     }
+    // RFC 6797 §7.2; what holds at hosts of others is not for us to say.
+    if brand.is_https && style_source == "'self'" {
+        let for_a_year = HeaderValue::from_static("max-age=31536000");
+        response.insert_header((header::STRICT_TRANSPORT_SECURITY, for_a_year));
+    }
     response
         .insert_header((header::CONTENT_SECURITY_POLICY, policy))
         .content_type("text/html; charset=utf-8")

@@ -169,6 +169,9 @@ impl LogoutEndpoint {
     /// is not, and are ignored, as is what is unknown.
     fn read(&self, query: &str) -> Result<Request, OAuthError> {
         let form = Form::of_body(query.as_bytes())?;
+        for ignored in ["logout_hint", "ui_locales"] {
+            form.one(ignored)?;
+        }
         let keys = self.snapshots.ring().id_token_keys();
         let read = |token: &str| Hint::read(token, &self.issuer, &keys);
         let hint = form.one("id_token_hint")?.map(read).transpose();

@@ -201,7 +201,11 @@ async fn a_user_who_needs_a_second_factor_enrols_one_before_anything_is_issued(e
     let ada = format!("user:{}", site.ada);
     let by_ada = events.iter().filter(|event| event.cause.actor == ada);
     let kinds: Vec<&str> = by_ada.map(|event| event.kind.as_str()).collect();
-    let expected = [EventType::TotpEnrolled, EventType::RecoveryCodesMade];
+    let expected = [
+        EventType::TotpEnrolled,
+        EventType::RecoveryCodesMade,
+        EventType::ConsentGiven,
+    ];
     assert_eq!(kinds, expected.map(EventType::as_str));
 }
 
@@ -545,6 +549,7 @@ async fn signing_out_everywhere_else_is_no_authentication() {
     browser.ada().await;
     let before = only_session(&site).await;
     // Waits for whoever signs in.
+    clock.advance(Duration::from_secs(1));
     let parked = browser.ask(&[("prompt", "login")]).await;
     assert_eq!(heading(&parked), "Sign in");
     clock.advance(Duration::from_mins(5));
@@ -606,11 +611,15 @@ async fn an_old_session_enrols_nothing_and_is_raised_by_what_is_proved_in_it(eng
     assert_eq!(heading(&raising), ENROL);
     let secret = secret_of(&raising);
     // What waits for a code dies with the session.
-    let account = browser.account().await;
-    let ended = browser
-        .act(&form_before(&account, "Sign out</button>"))
+    let store = site.server.store();
+    let reading = store.sessions(site.ada, Timestamp::from_seconds(0), clock.now(), 9);
+    let latest = reading.await.unwrap().remove(0);
+    site.server
+        .apply(Change::EndSession {
+            session: latest.id,
+            tokens_die_at: clock.now(),
+        })
         .await;
-    assert_eq!(ended.status, 303, "{ended:?}");
     over(
         &other
             .enrol(&raising, &totp::code(&secret, clock.now()))
@@ -619,19 +628,27 @@ async fn an_old_session_enrols_nothing_and_is_raised_by_what_is_proved_in_it(eng
     let factors = site.server.store().factors(site.ada).await.unwrap();
     assert_eq!(factors, Factors::default());
     // The first browser enrols what it was asked to: that is an authentication, of now.
-    let secret = secret_of(&page);
-    codes_of(
-        &browser
-            .enrol(&page, &totp::code(&secret, clock.now()))
-            .await,
-    );
-    assert_eq!(only_session(&site).await.auth_time, clock.now());
-    // A code alone is none: it raises what is there.
+    require(&site, false).await;
     let mut third = site.browser();
-    let page = third.after_password(&[]).await;
+    third.ada().await;
+    require(&site, true).await;
+    let signed_in_at = clock.now();
+    let secret = secret_of(&page);
+    let code = totp::code(&secret, clock.now());
+    codes_of(&browser.enrol(&page, &code).await);
+    // A code alone is none: it raises the session that is there.
     clock.advance(Duration::from_secs(30));
+    let page = third.ask(&[]).await;
+    assert_eq!(heading(&page), VERIFY);
     let code = totp::code(&secret, clock.now());
     assert_eq!(heading(&third.verify(&page, &code).await), CONSENT);
+    let reading = store.sessions(site.ada, Timestamp::from_seconds(0), clock.now(), 9);
+    let sessions = reading.await.unwrap();
+    assert_eq!(sessions.len(), 2, "{sessions:?}");
+    for session in sessions {
+        assert_eq!(session.auth_time, signed_in_at);
+        assert!(session.amr.iter().any(|method| method == "otp"));
+    }
 }
 
 /// Where a second factor is there, nobody changes it who has not proved it.
