@@ -39,8 +39,12 @@ const PLAN: Plan = Plan {
 /// How often all is measured at most; the best counts, for other processes disturb it, too.
 const MEASUREMENTS: usize = 4;
 
-/// How much slower everybody else may get.
+/// How much slower everybody else may get, at the median.
 const MOST: f64 = 1.5;
+
+/// And one request in twenty: where two cores run other tests beside a hundred people, what waits is
+/// now and then one of these.
+const MOST_OF_SOME: f64 = 2.0;
 
 struct Site {
     node: Node,
@@ -143,11 +147,11 @@ async fn sign_ins_beyond_the_workers_are_shed_and_nobody_else_waits(engine: Engi
         for _ in 0..MEASUREMENTS {
             if !credentials {
                 let ratios = PLAN.compare("client credentials", &is_on, &by_credentials);
-                credentials = ratios.await.is_within(MOST);
+                credentials = ratios.await.is_within(MOST, MOST_OF_SOME);
             }
             if !refreshes {
                 let ratios = PLAN.compare("refreshes", &is_on, &by_refreshing);
-                refreshes = ratios.await.is_within(MOST);
+                refreshes = ratios.await.is_within(MOST, MOST_OF_SOME);
             }
         }
         (credentials, refreshes)

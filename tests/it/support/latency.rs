@@ -19,9 +19,9 @@ pub(crate) struct Ratios {
 }
 
 impl Ratios {
-    /// Whether it is no more than so many times in either respect.
-    pub(crate) fn is_within(self, most: f64) -> bool {
-        self.p50 <= most && self.p95 <= most
+    /// Whether it is no more than so many times at the median, and at the 95th percentile.
+    pub(crate) fn is_within(self, p50: f64, p95: f64) -> bool {
+        self.p50 <= p50 && self.p95 <= p95
     }
 }
 
