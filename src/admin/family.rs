@@ -220,9 +220,6 @@ impl FamilyAdmin {
         request: &PageRequest,
     ) -> Result<Page<FamilyView>, AdminError> {
         let (mut query, wanted) = filter.read(request)?;
-        if wanted.is_some() {
-            query.limit = query.limit.max(LOOKED_AT_ONCE);
-        }
         let mut trail = Trail::new(&*self.store, self.clock.now()).await?;
         let mut views = Vec::new();
         let mut looked_at = 0;
@@ -248,6 +245,8 @@ impl FamilyAdmin {
                 let last = last.map(|id| id.to_string());
                 return Ok(request.found(views, last.as_deref()));
             }
+            // Mostly the latest are what is wanted; where they are not, it may take many.
+            query.limit = query.limit.max(LOOKED_AT_ONCE);
         }
     }
 
