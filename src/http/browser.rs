@@ -148,6 +148,11 @@ pub(super) async fn form(
 /// Sends whoever opens the address of a form, as browsers do when a page is loaded once more from the
 /// address bar, to where everything begins.
 pub(super) async fn of_address_bar(services: Data<Services>) -> HttpResponse {
+    to_account(&services)
+}
+
+/// Sends a browser to its user's account.
+fn to_account(services: &Services) -> HttpResponse {
     let location = format!("{}{}", services.issuer_path, account::PATH);
     HttpResponse::SeeOther()
         .insert_header((header::LOCATION, location))
@@ -165,16 +170,18 @@ pub(super) async fn nothing_is_a_page(
     let is_for_people = accepted
         .and_then(|it| it.to_str().ok())
         .is_some_and(|it| it.contains("text/html"));
-    let services = request.app_data::<Data<Services>>().cloned();
     let response = next.call(request).await?.map_into_boxed_body();
-    let is_nothing = matches!(
-        response.status(),
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
-    ) && matches!(
-        response.response().body().size(),
-        BodySize::None | BodySize::Sized(0)
-    );
-    let Some(services) = services.filter(|_| is_for_people && is_nothing) else {
+    let is_nothing = is_for_people
+        && matches!(
+            response.status(),
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+        )
+        && matches!(
+            response.response().body().size(),
+            BodySize::None | BodySize::Sized(0)
+        );
+    let services = || response.request().app_data::<Data<Services>>().cloned();
+    let Some(services) = is_nothing.then(services).flatten() else {
         return Ok(response);
     };
     Ok(response.map_body(|head, _| {
@@ -290,11 +297,7 @@ impl<'a> Visit<'a> {
 
     /// Sends the browser to its user's account.
     pub(super) fn to_account(&self) -> HttpResponse {
-        let location = format!("{}{}", self.services.issuer_path, account::PATH);
-        HttpResponse::SeeOther()
-            .insert_header((header::LOCATION, location))
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .finish()
+        to_account(self.services)
     }
 
     /// Sends the browser back to the client (RFC 9700 §4.12: 303, so that no form goes along).

@@ -125,6 +125,12 @@ impl Terminal {
         }
     }
 
+    /// Registers a resource.
+    fn resource(&self, uri: &str, more: &[&str]) {
+        let create = ["resources", "create", "--resource", uri, "--name", "API"];
+        self.json(&[&create[..], more].concat());
+    }
+
     /// The document that a successful call prints.
     fn json(&self, arguments: &[&str]) -> Value {
         let answer = self.call(&[arguments, &["--json"]].concat());
@@ -227,16 +233,7 @@ async fn one_command_registers_an_operator(database: &Database) {
 async fn a_client_is_created_shown_changed_and_deleted(database: &Database) {
     let terminal = Terminal::of(database);
     let resource = "https://api.example.com";
-    terminal.json(&[
-        "resources",
-        "create",
-        "--resource",
-        resource,
-        "--name",
-        "API",
-        "--scope",
-        "a b",
-    ]);
+    terminal.resource(resource, &["--scope", "a b"]);
     let created = terminal.call(&[
         "clients",
         "create",
@@ -388,14 +385,7 @@ async fn a_client_says_where_browsers_are_sent_back_to(database: &Database) {
 async fn a_client_may_have_what_the_session_of_a_browser_is_good_for(database: &Database) {
     let terminal = Terminal::of(database);
     let resource = "https://wiki.example.com";
-    terminal.json(&[
-        "resources",
-        "create",
-        "--resource",
-        resource,
-        "--name",
-        "Wiki",
-    ]);
+    terminal.resource(resource, &[]);
     let create = [
         "clients",
         "create",
@@ -1767,14 +1757,7 @@ fn fields_are_named_by_their_flags() {
     let terminal = Terminal::new();
     let resource = ["--resource", "urn:known", "--resource", "urn:unknown"];
     let create = ["clients", "create", "--name", "App", "--scope", "a  b"];
-    terminal.json(&[
-        "resources",
-        "create",
-        "--resource",
-        "urn:known",
-        "--name",
-        "API",
-    ]);
+    terminal.resource("urn:known", &[]);
     let answer = terminal.call(&[&create[..], &resource].concat());
     let sentence = answer.failure();
     assert!(sentence.contains("--scope: "), "{sentence}");

@@ -362,16 +362,17 @@ impl AuthorizationRequest {
         begun_at: Timestamp,
         now: Timestamp,
     ) -> Result<Step, OAuthError> {
-        let is_silent = self.asked.asks_for(Prompt::None);
+        let is_silent = self.asked.is_silent();
+        // For this request, that is.
+        let has_signed_in = known
+            .session
+            .is_some_and(|session| begun_at <= session.auth_time);
         let is_expected = known.session.is_some_and(|session| {
             self.asked.expects(session) && self.asked.accepts(session.auth_time, begun_at, now)
         });
         if !is_expected {
             // "otherwise, it MUST return an error" (OpenID Connect Core §3.1.2.1): whoever has just
             // signed in is not who was to.
-            let has_signed_in = known
-                .session
-                .is_some_and(|session| begun_at <= session.auth_time);
             return if is_silent || has_signed_in {
                 Err(OAuthError::new(
                     ErrorCode::LoginRequired,
@@ -387,9 +388,6 @@ impl AuthorizationRequest {
         // just signed in for an app of the same house has interacted.
         let is_anybody =
             self.client.is_public() && !self.return_address.redirect_uri.starts_with("https://");
-        let has_signed_in = known
-            .session
-            .is_some_and(|session| begun_at <= session.auth_time);
         let is_known = !is_anybody || self.client.first_party && has_signed_in;
         let asks_anew = self.asked.asks_for(Prompt::Consent) || !is_known;
         // Apps of the same house need no leave otherwise.

@@ -538,15 +538,8 @@ pub(super) async fn a_sign_in_beside_the_end_of_sessions_leaves_nothing_living(
 /// family for a code, and no family that came before goes on.
 pub(super) async fn nothing_comes_of_a_consent_that_was_taken_back(database: &Database) {
     const WORKERS: u128 = 4;
-    let nodes = [database.open().await, database.open().await];
-    let site = Site::at(
-        database,
-        nodes[0].clone(),
-        "app",
-        1,
-        RefreshPolicy::Standard,
-    )
-    .await;
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let nodes = [site.store.clone(), database.open().await];
     let session = opened(&site, 7).await;
     let code = code(Grant {
         session_id: Some(session.id),
@@ -807,15 +800,8 @@ pub(super) async fn two_who_sweep_at_once_delete_what_is_over_and_nothing_that_l
 ) {
     const DEAD: u128 = 400;
     const LIVING: RangeInclusive<u128> = 1000..=1039;
-    let nodes = [database.open().await, database.open().await];
-    let site = Site::at(
-        database,
-        nodes[0].clone(),
-        "app",
-        1,
-        RefreshPolicy::Standard,
-    )
-    .await;
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let nodes = [site.store.clone(), database.open().await];
     let original = site.open(1).await;
     site.copy(&original, 2..=DEAD).await;
     let living = site.open(*LIVING.start()).await;

@@ -141,12 +141,26 @@ impl Visitor<'_> {
 
     /// All of it; where the host sends the browser in the end.
     async fn enters(&mut self, host: &str, path: &str) -> String {
+        let mut browser = self.hosts.site.browser();
+        self.enters_by(&mut browser, host, path).await
+    }
+
+    /// The same, with what this browser has of the issuer.
+    async fn enters_by(&mut self, browser: &mut Browser<'_>, host: &str, path: &str) -> String {
         let query = self.sent(host, path).await;
-        let back = self.signs_in(&query).await;
+        let back = signs_in(browser, &query).await;
         let entered = self.get(host, &back, &[]).await;
         assert_eq!(entered.status, 303, "{entered:?}");
         assert!(self.cookie(host, COOKIE).is_some());
         entered.header("location").unwrap().to_owned()
+    }
+
+    /// The token that the application gets.
+    async fn token(&mut self, host: &str) -> String {
+        let page = self.get(host, "/", &[]).await;
+        assert_eq!(page.status, 200, "{page:?}");
+        let token = got(&page, "authorization").unwrap();
+        token.strip_prefix("Bearer ").unwrap().to_owned()
     }
 }
 
@@ -205,9 +219,7 @@ async fn an_application_behind_nginx_learns_who_asks_and_nobody_can_pretend() {
     );
     assert_eq!(said["client_id"], "wiki");
     // Each request of theirs is of one sign-in.
-    let again = visitor.get(WIKI, "/", &[]).await;
-    let again = got(&again, "authorization").unwrap().to_owned();
-    assert_eq!(claims(&again[7..])["sid"], said["sid"]);
+    assert_eq!(claims(&visitor.token(WIKI).await)["sid"], said["sid"]);
     // Sign-out elsewhere counts at once.
     hosts.end_session(&token).await;
     assert_eq!(visitor.get(WIKI, "/page", &[]).await.status, 302);
@@ -340,12 +352,7 @@ async fn tabs_that_begin_at_once_all_come_in() {
     let back = signs_in(&mut browser, &replaced).await;
     let stale = early.get(WIKI, &back, &[]).await;
     assert_eq!((stale.status, stale.header("location")), (303, Some("/")));
-    let query = early.sent(WIKI, "/").await;
-    let back = signs_in(&mut browser, &query).await;
-    assert_eq!(
-        early.get(WIKI, &back, &[]).await.header("location"),
-        Some("/")
-    );
+    assert_eq!(early.enters_by(&mut browser, WIKI, "/").await, "/");
     assert_eq!(early.get(WIKI, "/", &[]).await.status, 200);
 }
 
@@ -355,22 +362,13 @@ async fn what_was_ended_at_a_host_comes_back_with_an_authentication_and_not_befo
     let hosts = Hosts::start().await;
     let mut browser = hosts.site.browser();
     let mut visitor = hosts.visitor();
-    let query = visitor.sent(WIKI, "/").await;
-    let back = signs_in(&mut browser, &query).await;
-    visitor.get(WIKI, &back, &[]).await;
-    let page = visitor.get(WIKI, "/", &[]).await;
-    let token = got(&page, "authorization").unwrap()[7..].to_owned();
-    let family = FamilyId::parse(claims(&token)["sid"].as_str().unwrap()).unwrap();
+    visitor.enters_by(&mut browser, WIKI, "/").await;
+    let said = claims(&visitor.token(WIKI).await);
+    let family = FamilyId::parse(said["sid"].as_str().unwrap()).unwrap();
     // However often the browser comes in, it is one sign-in.
     let mut fresh = hosts.visitor();
-    let query = fresh.sent(WIKI, "/").await;
-    let back = signs_in(&mut browser, &query).await;
-    fresh.get(WIKI, &back, &[]).await;
-    let page = fresh.get(WIKI, "/", &[]).await;
-    assert_eq!(
-        claims(&got(&page, "authorization").unwrap()[7..])["sid"],
-        claims(&token)["sid"]
-    );
+    fresh.enters_by(&mut browser, WIKI, "/").await;
+    assert_eq!(claims(&fresh.token(WIKI).await)["sid"], said["sid"]);
     let families = FamilyQuery {
         subject: Some(hosts.site.ada),
         limit: 9,
@@ -409,9 +407,7 @@ async fn cookies_of_a_host_are_replaced_when_the_user_authenticates_again() {
     let hosts = Hosts::start().await;
     let mut browser = hosts.site.browser();
     let mut visitor = hosts.visitor();
-    let query = visitor.sent(WIKI, "/").await;
-    let back = signs_in(&mut browser, &query).await;
-    visitor.get(WIKI, &back, &[]).await;
+    visitor.enters_by(&mut browser, WIKI, "/").await;
     assert_eq!(visitor.get(WIKI, "/", &[]).await.status, 200);
     let page = browser
         .ask(&[("client_id", "own"), ("prompt", "login")])
@@ -424,9 +420,7 @@ async fn cookies_of_a_host_are_replaced_when_the_user_authenticates_again() {
     assert_eq!(visitor.get(WIKI, &back, &[]).await.status, 303);
     assert_eq!(visitor.get(WIKI, "/", &[]).await.status, 200);
     // Where the session has ended, the way is the usual one, too.
-    let page = visitor.get(WIKI, "/", &[]).await;
-    let token = got(&page, "authorization").unwrap()[7..].to_owned();
-    hosts.end_session(&token).await;
+    hosts.end_session(&visitor.token(WIKI).await).await;
     let query = visitor.sent(WIKI, "/").await;
     assert!(!query.contains("prompt"), "{query}");
 }
