@@ -79,6 +79,7 @@ impl FamilyFilter<'_> {
                 ("/cursor", "is no next_cursor of this list"),
                 &mut errors,
             ),
+            living_at: None,
             limit: u32::try_from(request.limit())
                 .unwrap_or(u32::MAX)
                 .saturating_add(1),
@@ -220,7 +221,9 @@ impl FamilyAdmin {
         request: &PageRequest,
     ) -> Result<Page<FamilyView>, AdminError> {
         let (mut query, wanted) = filter.read(request)?;
-        let mut trail = Trail::new(&*self.store, self.clock.now()).await?;
+        let now = self.clock.now();
+        query.living_at = (wanted == Some(FamilyState::Active)).then_some(now);
+        let mut trail = Trail::new(&*self.store, now).await?;
         let mut views = Vec::new();
         let mut looked_at = 0;
         loop {

@@ -304,6 +304,9 @@ pub struct FamilyQuery {
     pub client_id: Option<ClientId>,
     /// Those that come after this one in the list, which were opened before it.
     pub after: Option<FamilyId>,
+    /// Only those that have not ended by this moment, as far as that shows without a look at keys and
+    /// browsers.
+    pub living_at: Option<Timestamp>,
     /// How many at most.
     pub limit: u32,
 }

@@ -30,7 +30,7 @@ use crate::{
 /// What is read of a family, with what its client and user are now. The names of columns that
 /// several tables have are told apart by a prefix.
 macro_rules! select_families {
-    ($rest:literal) => {
+    ($rest:expr) => {
         concat!(
             "select f.id, f.client_id, f.client_epoch, f.subject, f.user_epoch, f.session_id, f.scope, \
              f.resources, f.auth_time, f.amr, f.dpop_jkt, f.claims as asked_claims, f.for_session, f.counter, \
@@ -371,38 +371,33 @@ where
         connection: &mut DB::Connection,
         query: &FamilyQuery,
     ) -> Result<Vec<(Family, Standing)>, StoreError> {
+        macro_rules! select {
+            ($conditions:literal) => {
+                select_families!(concat!(
+                    "where f.id < $1 and ($3 is null or f.revoked_at is null \
+                     and f.idle_expires_at > $3 and f.expires_at > $3 \
+                     and f.user_epoch = u.session_epoch and f.client_epoch = c.session_epoch)",
+                    $conditions,
+                    " order by f.id desc limit $2"
+                ))
+            };
+        }
         // A statement for each set of conditions: each uses an index that has the order, too, which
         // are family_client, family_subject and the primary key.
         let (sql, subject, client) = match (&query.subject, &query.client_id) {
-            (None, None) => (
-                select_families!("where f.id < $1 order by f.id desc limit $2"),
-                None,
-                None,
-            ),
-            (Some(subject), None) => (
-                select_families!("where f.id < $1 and f.subject = $3 order by f.id desc limit $2"),
-                Some(subject),
-                None,
-            ),
-            (None, Some(client)) => (
-                select_families!(
-                    "where f.id < $1 and f.client_id = $3 order by f.id desc limit $2"
-                ),
-                None,
-                Some(client),
-            ),
+            (None, None) => (select!(""), None, None),
+            (Some(subject), None) => (select!(" and f.subject = $4"), Some(subject), None),
+            (None, Some(client)) => (select!(" and f.client_id = $4"), None, Some(client)),
             (Some(subject), Some(client)) => (
-                select_families!(
-                    "where f.id < $1 and f.subject = $3 and f.client_id = $4 \
-                     order by f.id desc limit $2"
-                ),
+                select!(" and f.subject = $4 and f.client_id = $5"),
                 Some(subject),
                 Some(client),
             ),
         };
         let mut select = sqlx::query::<DB>(sql)
             .bind(query.after.map_or(Uuid::max(), FamilyId::uuid))
-            .bind(i64::from(query.limit));
+            .bind(i64::from(query.limit))
+            .bind(query.living_at.map(Timestamp::millis));
         if let Some(subject) = subject {
             select = select.bind(subject.uuid());
         }

@@ -202,8 +202,8 @@ pub(super) async fn families_are_listed_the_latest_first_by_user_and_client(data
     let by = |subject: Option<u128>, at: Option<&str>| FamilyQuery {
         subject: subject.map(|number| UserId::from_uuid(Uuid::from_u128(number))),
         client_id: at.map(|at| ClientId::parse(at).unwrap()),
-        after: None,
         limit: 9,
+        ..FamilyQuery::default()
     };
     assert_eq!(listed(&*store, by(None, None)).await, [5, 4, 3, 2, 1]);
     assert_eq!(listed(&*store, by(Some(1), None)).await, [5, 3, 2]);
@@ -246,6 +246,50 @@ pub(super) async fn a_list_of_families_goes_on_where_it_ended(database: &Databas
         }
         assert_eq!(parts, [&[5, 4][..], &[3, 2], &[1]]);
     }
+}
+
+pub(super) async fn families_that_have_ended_are_left_out_on_demand(database: &Database) {
+    let store = database.open().await;
+    parties(&*store).await;
+    for number in [1, 2] {
+        opened(&*store, number, 1, "a", NOW).await;
+    }
+    opened(&*store, 3, 2, "a", NOW).await;
+    opened(&*store, 4, 1, "b", NOW).await;
+    let latest = opened(&*store, 5, 1, "a", days(1)).await;
+    ended(&*store, id(2), NOW).await;
+    let living = async |living_at| {
+        let query = FamilyQuery {
+            living_at: Some(living_at),
+            limit: 9,
+            ..FamilyQuery::default()
+        };
+        listed(&*store, query).await
+    };
+    assert_eq!(living(NOW).await, [5, 4, 3, 1]);
+    let end = NOW.plus(IDLE);
+    assert_eq!(
+        living(end.minus(Duration::from_millis(1))).await,
+        [5, 4, 3, 1]
+    );
+    assert_eq!(living(end).await, [5]);
+    let client_id = ClientId::parse("b").unwrap();
+    let at_client = Change::RevokeClientTokens {
+        client_id,
+        tokens_die_at: TOKENS_DIE_AT,
+    };
+    apply(&*store, at_client).await.unwrap();
+    assert_eq!(living(NOW).await, [5, 3, 1]);
+    apply(&*store, end_sessions(latest.grant.subject))
+        .await
+        .unwrap();
+    assert_eq!(living(NOW).await, [3]);
+    let of_user = FamilyQuery {
+        subject: Some(latest.grant.subject),
+        limit: 9,
+        ..FamilyQuery::default()
+    };
+    assert_eq!(listed(&*store, of_user).await, [5, 4, 2, 1]);
 }
 
 pub(super) async fn a_family_shows_what_has_become_of_its_client_and_user(database: &Database) {

@@ -162,6 +162,7 @@ on_both_engines! {
     families {
         families_are_listed_the_latest_first_by_user_and_client,
         a_list_of_families_goes_on_where_it_ended,
+        families_that_have_ended_are_left_out_on_demand,
         a_family_shows_what_has_become_of_its_client_and_user,
         codes_and_unfinished_sign_ins_are_swept_when_they_are_over,
         families_are_swept_when_they_expired_long_ago,
