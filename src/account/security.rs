@@ -205,8 +205,7 @@ impl Accounts {
         }
     }
 
-    /// Enrols an app that shows a code, and makes recovery codes for a user who has none. The code counts
-    /// for this session.
+    /// Enrols an app that shows a code.
     async fn add_app(
         &self,
         form: &Form,
@@ -225,36 +224,38 @@ impl Accounts {
             }
             Err(refused) => return Err(problem(refused)),
         };
-        let raised = Authentication::continued(&present.session, more);
-        let opened = self
-            .sessions
-            .open(user, raised, &cause, Some(present))
-            .await;
-        let (_, cookie) = opened.map_err(|error| Problem::of(of_session(error)))?;
-        Ok(match self.with_codes(user, present, &cause).await? {
-            Outcome::Codes { codes, .. } => Outcome::Codes {
-                codes,
-                cookie: Some(cookie),
-            },
-            _ => Outcome::Renewed(cookie),
-        })
+        self.enrolled(user, more, present, &cause).await
     }
 
-    /// Makes recovery codes for a user who has enrolled something and has none.
-    async fn with_codes(
+    /// Raises the session in which something was enrolled by what that has proved, and makes recovery
+    /// codes for a user who has none.
+    async fn enrolled(
         &self,
         user: &User,
+        more: Vec<String>,
         present: &Present,
         cause: &Cause,
     ) -> Result<Outcome, Problem> {
         let factors = self.factors_of(present).await.map_err(Problem::of)?;
-        if factors.recovery_codes > 0 {
-            return Ok(Outcome::Done);
-        }
-        let codes = self.factors.make_codes(user, cause).await;
-        Ok(Outcome::Codes {
-            codes: codes.map_err(problem)?,
-            cookie: None,
+        let codes = if factors.recovery_codes == 0 {
+            Some(
+                self.factors
+                    .make_codes(user, cause)
+                    .await
+                    .map_err(problem)?,
+            )
+        } else {
+            None
+        };
+        let raised = Authentication::continued(&present.session, more);
+        let opened = self.sessions.open(user, raised, cause, Some(present)).await;
+        let (_, cookie) = opened.map_err(|error| Problem::of(of_session(error)))?;
+        Ok(match codes {
+            Some(codes) => Outcome::Codes {
+                codes,
+                cookie: Some(cookie),
+            },
+            None => Outcome::Renewed(cookie),
         })
     }
 
@@ -278,6 +279,7 @@ impl Accounts {
         })))
     }
 
+    /// Adds the passkey that a browser has made.
     async fn add_passkey(
         &self,
         form: &Form,
@@ -295,7 +297,7 @@ impl Accounts {
             .factors
             .finish_registration(user, &ceremony, given, &cause);
         match added.await {
-            Ok(()) => self.with_codes(user, present, &cause).await,
+            Ok(more) => self.enrolled(user, more, present, &cause).await,
             Err(FactorRefused::Wrong) => {
                 let wrong = OAuthError::new(
                     ErrorCode::AccessDenied,

@@ -91,17 +91,18 @@ impl SecondFactors {
         Ok((asked, self.begun(state)))
     }
 
-    /// Adds the passkey that an authenticator has made.
+    /// Adds the passkey that an authenticator has made; with the methods that making it proves.
     ///
     /// # Security
-    /// `answer` and `name` come from whoever sends the request.
+    /// `answer` and `name` come from whoever sends the request. What makes a passkey here has verified
+    /// its user, as what signs in with one has.
     pub async fn finish_registration(
         &self,
         user: &User,
         ceremony: &Registration,
         (answer, name): (&str, &str),
         cause: &Cause,
-    ) -> Result<(), FactorRefused> {
+    ) -> Result<Vec<String>, FactorRefused> {
         if self.of(user.id).await?.passkeys.len() >= MOST {
             return Err(FactorRefused::Conflict);
         }
@@ -119,6 +120,8 @@ impl SecondFactors {
             .filter(|c| !c.is_control())
             .take(LONGEST_NAME)
             .collect();
+        let kept = serde_json::to_value(&credential).map_err(WebauthnError::ParseJSONFailure)?;
+        let is_shared = kept.pointer("/cred/backup_eligible") != Some(&Value::Bool(false));
         let passkey = Passkey {
             id: PasskeyId::from_bytes(credential.cred_id()).ok_or(FactorRefused::Wrong)?,
             subject: user.id,
@@ -127,13 +130,14 @@ impl SecondFactors {
             } else {
                 name
             },
-            credential: written(&credential)?,
+            credential: kept.to_string(),
             counter: 0,
             created_at: now,
             last_used_at: None,
         };
         self.change(user, FactorChange::AddPasskey(Box::new(passkey)), cause)
-            .await
+            .await?;
+        Ok(methods(is_shared))
     }
 
     /// Begins to sign in with a passkey: what the browser is asked, and what it keeps. Any passkey will
@@ -187,7 +191,8 @@ impl SecondFactors {
         credential.update_credential(&result);
         let used = Passkey {
             counter: result.counter().into(),
-            credential: written(&credential)?,
+            credential: serde_json::to_string(&credential)
+                .map_err(WebauthnError::ParseJSONFailure)?,
             ..stored
         };
         // Web Authentication §7.2, step 22: one that does not go on is a sign of a copy.
@@ -195,13 +200,7 @@ impl SecondFactors {
             tracing::warn!(user = %used.subject, "a passkey has signed with a count that was there before");
             return Err(FactorRefused::Wrong);
         }
-        let key = if is_shared {
-            method::SOFTWARE_KEY
-        } else {
-            method::HARDWARE_KEY
-        };
-        let amr = super::names(&[key, method::USER, method::MULTIPLE]);
-        Ok((used.subject, amr))
+        Ok((used.subject, methods(is_shared)))
     }
 
     /// Whether users can have passkeys here.
@@ -243,8 +242,14 @@ fn read<T: serde::de::DeserializeOwned>(answer: &str) -> Result<T, FactorRefused
     serde_json::from_str(answer).map_err(|_| FactorRefused::Wrong)
 }
 
-fn written(credential: &Credential) -> Result<String, FactorRefused> {
-    Ok(serde_json::to_string(credential).map_err(WebauthnError::ParseJSONFailure)?)
+/// What a passkey proves that has verified its user, and that its user's devices may share.
+fn methods(is_shared: bool) -> Vec<String> {
+    let key = if is_shared {
+        method::SOFTWARE_KEY
+    } else {
+        method::HARDWARE_KEY
+    };
+    super::names(&[key, method::USER, method::MULTIPLE])
 }
 
 /// The challenge that an authenticator has signed, which the ceremony has found to be the one that was

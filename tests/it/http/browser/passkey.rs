@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use countersign::{
     clock::{ManualClock, Timestamp},
-    domain::change::Change,
+    domain::{browser_session::BrowserSession, change::Change},
 };
 use serde_json::{Value, json};
 
-use super::{Browser, Site, account::form_before, flow, heading, hidden, returned};
+use super::{
+    Browser, Site,
+    account::form_before,
+    flow, heading, hidden, returned,
+    second_factor::{codes_of, only_session},
+};
 use crate::support::{
     authenticator::Authenticator,
     chromium::Chromium,
@@ -22,6 +27,7 @@ use crate::support::{
 on_both_engines! {
     a_passkey_is_added_at_the_account_page_and_signs_in_alone,
     a_passkey_is_a_second_factor,
+    a_passkey_raises_the_session_that_it_is_added_in,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -158,6 +164,45 @@ async fn a_passkey_is_a_second_factor(engine: Engine) {
     }
 }
 
+/// Making a passkey proves it, as the code of an app does that is set up; it is no new authentication.
+async fn a_passkey_raises_the_session_that_it_is_added_in(engine: Engine) {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().on(engine).clock(clock.clone())).await;
+    let mut browser = site.browser();
+    browser.ada().await;
+    let before = only_session(&site).await;
+    assert_eq!(before.amr, ["pwd"]);
+    let mut of_before = site.browser_of(&browser);
+    clock.advance(Duration::from_secs(299));
+    let mut shared = Authenticator::new(1, ISSUER);
+    shared.is_shared = true;
+    let codes = codes_of(&browser.add(&mut shared, "").await);
+    assert_eq!(codes.len(), 10);
+    let after = only_session(&site).await;
+    let raised = BrowserSession {
+        amr: ["pwd", "swk", "user", "mfa"].map(str::to_owned).to_vec(),
+        seen_at: after.seen_at,
+        ..before
+    };
+    assert_eq!(after, raised);
+    // Under another cookie.
+    assert_eq!(heading(&of_before.ask(&[]).await), "Sign in");
+    // What there is by now it may change, as it has proved it.
+    let page = browser.account().await;
+    let form = form_before(&page, "Make new recovery codes");
+    let new = codes_of(&browser.act(&form).await);
+    assert!(new.iter().all(|it| !codes.contains(it)));
+    let added = browser.add(&mut Authenticator::new(2, ISSUER), "").await;
+    assert_eq!(added.status, 303, "{added:?}");
+    let expected = ["pwd", "swk", "user", "mfa", "hwk"];
+    assert_eq!(only_session(&site).await.amr, expected);
+    // Whoever finds the browser open later changes nothing.
+    clock.advance(Duration::from_secs(1));
+    let page = browser.account().await;
+    let asked = browser.act(&form_before(&page, "Add a passkey")).await;
+    assert_eq!((asked.status, heading(&asked)), (400, "Sign in"));
+}
+
 /// Web Authentication §7.1, §7.2: whatever is wrong with an answer.
 #[tokio::test]
 async fn an_answer_that_is_not_in_order_signs_nobody_in() {
@@ -291,7 +336,7 @@ async fn a_browser_asks_for_a_passkey_when_its_user_says_so_alone_and_after_a_pa
     browser.reads("Keep your recovery codes").await;
     browser.press("I have kept them").await;
     browser.reads("Your account").await;
-    assert_eq!(methods(&site).await, ["pwd"]);
+    assert_eq!(methods(&site).await, ["pwd", "hwk", "user", "mfa"]);
 
     // Alone; at the second try, for at the first the key is not there.
     let passkeys = browser.take_passkeys(&key).await;

@@ -131,7 +131,7 @@ pub(super) fn secret_of(page: &Answer) -> Vec<u8> {
 }
 
 /// The recovery codes that a page shows.
-fn codes_of(page: &Answer) -> Vec<String> {
+pub(super) fn codes_of(page: &Answer) -> Vec<String> {
     assert_eq!(heading(page), "Keep your recovery codes", "{page:?}");
     let codes = page.body.split("<li><code>").skip(1);
     let codes = codes.map(|rest| rest.split('<').next().unwrap().to_owned());
@@ -581,7 +581,7 @@ async fn signing_out_everywhere_else_is_no_authentication() {
 }
 
 /// Ada's session.
-async fn only_session(site: &Site) -> BrowserSession {
+pub(super) async fn only_session(site: &Site) -> BrowserSession {
     let store = site.server.store();
     let reading = store.sessions(site.ada, Timestamp::from_seconds(0), NOW, 9);
     let mut sessions = reading.await.unwrap();
