@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{
     change::{Cause, Origin},
     claims::RequestedClaims,
+    factor::{ONE_FACTOR, acr},
     id::{ClientId, FamilyId, SessionId, UserId},
     name::named,
     resource::ResourceUri,
@@ -318,6 +319,8 @@ pub struct ClientStanding {
     pub epoch: i64,
     /// Whether it is refused.
     pub disabled: bool,
+    /// Whether its users have to sign in with a second factor.
+    pub second_factor_required: bool,
     /// How its refresh tokens rotate.
     pub policy: RefreshPolicy,
     /// Its tokens issued before this moment are revoked.
@@ -372,6 +375,16 @@ impl Standing {
             }
             _ => None,
         }
+    }
+
+    /// Whether client or user wants a second factor by now that the grant is without. The user may
+    /// prove one at the next sign-in: nothing has ended by that.
+    pub fn lacks_factor(&self, grant: &Grant) -> bool {
+        let client = self.client.as_ref();
+        let user = self.user.as_ref();
+        let is_required = client.is_some_and(|client| client.second_factor_required)
+            || user.is_some_and(|user| user.second_factor_required);
+        is_required && acr(&grant.amr) == ONE_FACTOR
     }
 
     /// From when on new tokens count.
@@ -568,6 +581,9 @@ pub fn judge(
     };
     if !wanted.iter().any(|uri| offered.contains(uri)) {
         return Verdict::Refused(Refusal::Target);
+    }
+    if standing.lacks_factor(grant) {
+        return Verdict::Refused(Refusal::OneFactor);
     }
     if standing.is_before_new_tokens(now) {
         return Verdict::Refused(Refusal::NotYet);
@@ -788,6 +804,7 @@ mod tests {
         ClientStanding {
             epoch: 1,
             disabled: false,
+            second_factor_required: false,
             policy,
             tokens_not_before: None,
         }
@@ -880,18 +897,21 @@ mod tests {
 
     fn standings() -> impl Strategy<Value = Standing> {
         let policy = select(RefreshPolicy::ALL);
+        let seldom = || prop::bool::weighted(0.1);
         let client =
-            (policy, 0i64..2, prop::bool::weighted(0.1)).prop_map(|(policy, epoch, disabled)| {
+            (policy, 0i64..2, seldom(), seldom()).prop_map(|(policy, epoch, disabled, strict)| {
                 ClientStanding {
                     epoch,
                     disabled,
+                    second_factor_required: strict,
                     ..client(policy)
                 }
             });
         let user =
-            (1i64..3, prop::bool::weighted(0.1)).prop_map(|(epoch, disabled)| UserStanding {
+            (1i64..3, seldom(), seldom()).prop_map(|(epoch, disabled, strict)| UserStanding {
                 epoch,
                 disabled,
+                second_factor_required: strict,
                 ..user()
             });
         let (client, user) = (

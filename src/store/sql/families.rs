@@ -39,6 +39,7 @@ macro_rules! select_families {
              f.first_address, f.first_agent, f.last_address, f.last_agent, f.notes, \
              c.session_epoch as client_session_epoch, c.disabled as client_disabled, c.refresh_policy, \
              c.tokens_not_before as client_not_before, \
+             c.second_factor_required as client_second_factor, \
              u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
              u.tokens_not_before as user_not_before, u.second_factor_required as user_second_factor, \
              u.username, u.roles, u.claims, \
@@ -564,10 +565,13 @@ where
             } else {
                 standing.refusal(&code.grant)
             };
+            let one_factor = standing
+                .lacks_factor(&code.grant)
+                .then_some(Refusal::OneFactor);
             let not_yet = standing
                 .is_before_new_tokens(now)
                 .then_some(Refusal::NotYet);
-            refusal.or(not_yet).map(CodeRefusal::Grant)
+            refusal.or(one_factor).or(not_yet).map(CodeRefusal::Grant)
         });
         if let Some(refusal) = refusal {
             tx.rollback().await?;
@@ -677,6 +681,7 @@ where
         let row = sqlx::query::<DB>(
             "select c.session_epoch as client_session_epoch, c.disabled as client_disabled, \
              c.refresh_policy, c.tokens_not_before as client_not_before, \
+             c.second_factor_required as client_second_factor, \
              u.session_epoch as user_session_epoch, u.disabled as user_disabled, \
              u.tokens_not_before as user_not_before, u.second_factor_required as user_second_factor, \
              u.username, u.roles, u.claims, \
@@ -862,6 +867,7 @@ where
         Ok(Some(ClientStanding {
             epoch,
             disabled: Self::column::<i64>(row, TABLE, "client_disabled")? != 0,
+            second_factor_required: Self::column::<i64>(row, TABLE, "client_second_factor")? != 0,
             policy: Self::column::<String>(row, TABLE, "refresh_policy")?
                 .parse()
                 .map_err(|_| corrupt(TABLE, "refresh_policy", &"?"))?,

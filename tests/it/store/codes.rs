@@ -342,6 +342,9 @@ pub(super) async fn what_a_code_stands_for_is_looked_at_again_when_it_is_exchang
         let refusal = site.refused_without_a_trace(&right, 1).await;
         assert_eq!(refusal, CodeRefusal::Grant(expected));
     };
+    site.set_user("second_factor_required = 1").await;
+    check(Refusal::OneFactor).await;
+    site.set_user("second_factor_required = 0").await;
     site.set_user("disabled = 1").await;
     check(Refusal::UserDisabled).await;
     site.set_user("disabled = 0, session_epoch = 8").await;

@@ -180,6 +180,7 @@ on_both_engines! {
         a_token_spent_long_ago_ends_its_family,
         a_family_ends_to_the_millisecond,
         the_cases_are_judged_in_their_order,
+        what_was_signed_in_with_one_factor_rests_while_two_are_wanted,
         whoever_is_no_party_to_a_family_changes_nothing,
         a_request_may_narrow_a_grant_and_never_widen_it,
         what_cannot_be_answered_spends_no_token,

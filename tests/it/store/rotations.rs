@@ -447,6 +447,47 @@ pub(super) async fn a_family_ends_to_the_millisecond(database: &Database) {
     }
 }
 
+pub(super) async fn what_was_signed_in_with_one_factor_rests_while_two_are_wanted(
+    database: &Database,
+) {
+    let site = Site::of(database, RefreshPolicy::Standard).await;
+    let refused = Verdict::Refused(Refusal::OneFactor);
+    let of_client = async |required| {
+        site.change_client(|before| Client {
+            second_factor_required: required,
+            ..before
+        })
+        .await;
+    };
+    let of_user = async |required| {
+        let required = i32::from(required);
+        site.set_user(&format!("second_factor_required = {required}"))
+            .await;
+    };
+    let families = [site.open(1).await, site.open(2).await, site.open(3).await];
+    let [honest, stolen, left] = &families;
+    let strong = Grant {
+        amr: vec!["pwd".to_owned(), "otp".to_owned(), "mfa".to_owned()],
+        ..site.grant().await
+    };
+    let strong = site.open_for(4, strong).await;
+    site.present_all(stolen, &[(0, 0), (1, 0)]).await;
+    for (client, user) in [(true, false), (false, true), (true, true)] {
+        of_client(client).await;
+        of_user(user).await;
+        let weak = site.verdict_without_a_trace(refresh(honest, 0), at(1));
+        assert_eq!(weak.await, refused);
+    }
+    assert_eq!(site.verdict(refresh(&strong, 0), at(1)).await, ROTATED);
+    // It is still a sign-in: its theft is seen, and it can be ended.
+    let reuse = site.verdict(refresh(stolen, 0), at(1)).await;
+    assert_eq!(reuse, Verdict::Reused);
+    assert_eq!(site.verdict(revoke(left, 0), at(1)).await, Verdict::Ended);
+    of_client(false).await;
+    of_user(false).await;
+    assert_eq!(site.verdict(refresh(honest, 0), at(2)).await, ROTATED);
+}
+
 /// Goes through the cases from the last to the first. Those after it hold as well, so that each two
 /// neighbours are told apart.
 pub(super) async fn the_cases_are_judged_in_their_order(database: &Database) {

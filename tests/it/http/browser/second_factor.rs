@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::{Browser, Site, account::form_before, flow, heading, hidden, of_browsers, returned};
 use crate::support::{
     database::Engine,
-    server::{Answer, Setup},
+    server::{Answer, Setup, answer},
     sign_in::{PASSWORD, claims, update_user},
     totp,
 };
@@ -420,6 +420,32 @@ async fn a_client_may_require_a_second_factor() {
     assert_eq!(heading(&page), VERIFY);
     let code = totp::code(&secret, site.clock.now());
     returned(&other.verify(&page, &code).await);
+}
+
+/// RFC 9700 §4.14.2: what the policy says by now decides, not what it said at the sign-in.
+#[tokio::test]
+async fn whoever_signed_in_with_one_factor_is_not_refreshed_once_two_are_wanted() {
+    let site = Site::of(Setup::new().clock(ManualClock::new(NOW))).await;
+    let code = site.browser().code().await;
+    let token = site.exchanged(&code).await.refresh_token();
+    let refresh = async |token: &str| {
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("client_id", "notes"),
+            ("refresh_token", token),
+        ];
+        answer(site.server.token_request().form(&form)).await
+    };
+    let token = refresh(&token).await.refresh_token();
+    require(&site, true).await;
+    let refused = refresh(&token).await;
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert_eq!(refused.json()["error"], "invalid_grant");
+    let told = "the user has to prove a second factor";
+    assert_eq!(refused.json()["error_description"], told);
+    // Nothing has ended by that.
+    require(&site, false).await;
+    assert_eq!(refresh(&token).await.status, 200);
 }
 
 /// `OpenID` Connect Core §3.1.2.1, §5.5.1.1: `acr_values` are voluntary.
