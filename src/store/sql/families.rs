@@ -578,11 +578,16 @@ where
             return Ok(Redeemed::Refused(refusal));
         }
         let is_kept = kept.is_some();
+        let mut grant = code.grant;
+        if redemption.for_session {
+            // The session is asked anew each time, and for no claims.
+            grant.claims = RequestedClaims::default();
+        }
         let family = kept.unwrap_or_else(|| Family {
             for_session: redemption.for_session,
             ..Family::open(
                 family_id,
-                code.grant,
+                grant,
                 redemption.lifetime,
                 &redemption.terms,
                 &redemption.cause,

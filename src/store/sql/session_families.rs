@@ -189,7 +189,7 @@ where
         session: SessionId,
         client: &ClientId,
     ) -> Result<Option<(Family, Standing)>, StoreError> {
-        // Uses family_session.
+        // Uses family_for_session.
         let row = sqlx::query::<DB>(select_families!(
             "where f.session_id = $1 and f.client_id = $2 and f.for_session = 1 \
              order by f.id desc limit 1"
@@ -211,7 +211,7 @@ where
         sqlx::query::<DB>(
             "update family set scope = $2, resources = $3, auth_time = $4, amr = $5, \
              rotated_at = $6, idle_expires_at = $7, expires_at = $8, last_address = $9, \
-             last_agent = $10 where id = $1",
+             last_agent = $10, claims = $11 where id = $1",
         )
         .bind(family.id.uuid())
         .bind(grant.scope.to_string())
@@ -223,6 +223,7 @@ where
         .bind(family.expires_at.millis())
         .bind(family.last.address.clone())
         .bind(family.last.user_agent.clone())
+        .bind(grant.claims.to_text())
         .execute(&mut **tx)
         .await?;
         Ok(())

@@ -283,7 +283,14 @@ pub(super) async fn codes_bring_a_session_one_family_and_none_that_was_ended(dat
     // Again, and without a code: it is the same.
     assert_eq!(family_of(taken(&site, &own, 12).await), id(11));
     let asks = asked(&site, own.id, 13).await;
-    assert_eq!(family(&site, &asks, at(6)).await.id, id(11));
+    let followed = family(&site, &asks, at(6)).await;
+    assert_eq!(followed.id, id(11));
+    // What the code asked for by name was for the client that got it; from here on nothing is written.
+    assert!(!site.grant().await.claims.is_empty());
+    assert!(followed.grant.claims.is_empty());
+    let before = site.dump().await;
+    assert_eq!(family(&site, &asks, at(7)).await, followed);
+    assert_eq!(site.dump().await, before);
     // A code that comes twice ends nothing that is of the session, and is good for nothing.
     let code = code(Grant {
         session_id: Some(own.id),
