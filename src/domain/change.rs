@@ -13,7 +13,7 @@ use super::{
     family::EndReason,
     id::{ClientId, FamilyId, ResourceId, SessionId, UserId},
     key::KeySchedule,
-    logout_notice::LogoutNotice,
+    logout_notice::{Hopeless, LogoutNotice},
     name::named,
     resource::Resource,
     user::User,
@@ -170,6 +170,8 @@ pub enum Change {
     DropNotice {
         /// What it was to be told.
         notice: Box<LogoutNotice>,
+        /// What else the client is not told any more.
+        hopeless: Option<Hopeless>,
         /// What the audit trail calls it.
         event: EventType,
         /// What was in the way.

@@ -14,10 +14,20 @@ pub struct LogoutNotice {
     pub subject: UserId,
     /// The sign-in that has ended.
     pub family: FamilyId,
-    /// How often somebody has set out to tell it, this time as well.
+    /// How often somebody has set out to tell it, this time as well, or would have, had its client
+    /// answered to another.
     pub attempts: u32,
     /// When the sign-in ended.
     pub created_at: Timestamp,
+}
+
+/// Which notices of a client are given up along with one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hopeless {
+    /// Those of sign-ins that ended up to this moment.
+    pub until: Timestamp,
+    /// Of those, the ones that were tried so often at least.
+    pub attempts: u32,
 }
 
 /// What somebody is about to set out to tell.

@@ -67,7 +67,7 @@ impl Dialect for Postgres {
          update family f set revoked_at = $2, revoke_reason = $3 from held \
          where f.id = held.id and f.revoked_at is null returning f.id";
     const NOTIFY_OF_FAMILIES: &'static str = insert_notices!(
-        "where f.id in \
+        "f.id in \
          (select cast(value as uuid) from json_array_elements_text(cast($1 as json)))"
     );
 

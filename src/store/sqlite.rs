@@ -62,7 +62,7 @@ impl Dialect for Sqlite {
          where id in (select unhex(value, '-') from json_each($1)) and revoked_at is null \
          returning id";
     const NOTIFY_OF_FAMILIES: &'static str =
-        insert_notices!("where f.id in (select unhex(value, '-') from json_each($1))");
+        insert_notices!("f.id in (select unhex(value, '-') from json_each($1))");
 
     // Whoever has begun to write is alone.
     const CLAIM_NOTICES: &'static str = "update logout_notice \

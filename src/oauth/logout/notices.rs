@@ -23,7 +23,7 @@ use crate::{
         change::{Cause, Change, EventType},
         client::{Client, IdTokenAlg},
         id::ClientId,
-        logout_notice::{LogoutNotice, NoticeClaim},
+        logout_notice::{Hopeless, LogoutNotice, NoticeClaim},
     },
     entropy::{Entropy, EntropyError},
     keys::{ring::NoIdTokenKey, signer::SignError},
@@ -220,14 +220,20 @@ impl LogoutNotifier {
             report(&notice, &problem);
             return self.put_off(&notice, Some(next)).await;
         }
-        let event = if is_refused {
-            EventType::LogoutNoticeRefused
+        let (event, hopeless) = if is_refused {
+            (EventType::LogoutNoticeRefused, None)
         } else {
             self.metrics.logout_notice("dropped");
-            EventType::LogoutNoticeDropped
+            // However many have piled up meanwhile: they would be tried a few at a time.
+            let hopeless = Hopeless {
+                until: next.minus(PATIENCE),
+                attempts: FEWEST_ATTEMPTS,
+            };
+            (EventType::LogoutNoticeDropped, Some(hopeless))
         };
         let change = Change::DropNotice {
             notice: Box::new(notice),
+            hopeless,
             event,
             problem: problem.to_string(),
         };

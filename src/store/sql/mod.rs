@@ -502,9 +502,10 @@ where
             }
             Change::DropNotice {
                 notice,
+                hopeless,
                 event,
                 problem,
-            } => Self::drop_notice(tx, notice, *event, problem).await?,
+            } => Self::drop_notice(tx, notice, *hopeless, (*event, problem)).await?,
             Change::Restore {
                 keep_tokens,
                 tokens_die_at,

@@ -12,7 +12,7 @@ use crate::{
     domain::{
         change::{EventType, Topic},
         id::{ClientId, FamilyId, NoticeId, UserId},
-        logout_notice::{ClaimedNotices, LogoutNotice, MOST_COUNTED, NoticeClaim},
+        logout_notice::{ClaimedNotices, Hopeless, LogoutNotice, MOST_COUNTED, NoticeClaim},
     },
     store::StoreError,
 };
@@ -22,8 +22,8 @@ use crate::{
 /// it impossible to sign out.
 const MOST_OF_A_CLIENT: i64 = 100;
 
-/// Has clients told of families that end at `$2`, each of the `$3` latest of its own. A notice is
-/// called what its family is, so that there is one.
+/// Has clients told of families that end at `$2`, each of the `$3` latest of its own, and of none that
+/// was over before by its age or an epoch. A notice is called what its family is, so that there is one.
 macro_rules! insert_notices {
     ($which:literal) => {
         concat!(
@@ -32,10 +32,13 @@ macro_rules! insert_notices {
              select id, client_id, subject, id, 0, $2, $2 from \
              (select f.id, f.client_id, f.subject, \
              row_number() over (partition by f.client_id, f.subject order by f.id desc) as place \
-             from family f join client c on c.client_id = f.client_id ",
+             from family f join client c on c.client_id = f.client_id \
+             join end_user u on u.id = f.subject \
+             where c.backchannel_logout_uri is not null \
+             and f.client_epoch = c.session_epoch and f.user_epoch = u.session_epoch \
+             and f.idle_expires_at > $2 and f.expires_at > $2 and ",
             $which,
-            " and c.backchannel_logout_uri is not null) ended \
-             where place <= $3 on conflict (id) do nothing"
+            ") ended where place <= $3 on conflict (id) do nothing"
         )
     };
 }
@@ -82,17 +85,12 @@ where
         now: Timestamp,
     ) -> Result<(), StoreError> {
         // Uses family_subject.
-        sqlx::query::<DB>(insert_notices!(
-            "join end_user u on u.id = f.subject \
-             where f.subject = $1 and f.user_epoch = u.session_epoch \
-             and f.client_epoch = c.session_epoch and f.revoked_at is null \
-             and f.idle_expires_at > $2 and f.expires_at > $2"
-        ))
-        .bind(user.uuid())
-        .bind(now.millis())
-        .bind(MOST_OF_A_CLIENT)
-        .execute(&mut **tx)
-        .await?;
+        sqlx::query::<DB>(insert_notices!("f.subject = $1 and f.revoked_at is null"))
+            .bind(user.uuid())
+            .bind(now.millis())
+            .bind(MOST_OF_A_CLIENT)
+            .execute(&mut **tx)
+            .await?;
         Ok(())
     }
 
@@ -160,7 +158,9 @@ where
         .await?;
         if own.is_some() {
             sqlx::query::<DB>(
-                "update logout_notice set due_at = $2 where client_id = $1 and due_at <= $3",
+                // Uses logout_notice_client.
+                "update logout_notice set due_at = $2, attempts = attempts + 1 \
+                 where client_id = $1 and due_at <= $3",
             )
             .bind(notice.client_id.as_str().to_owned())
             .bind(due_at.millis())
@@ -171,12 +171,12 @@ where
         Ok(())
     }
 
-    /// Gives up telling a client something, and says so in the audit trail.
+    /// Gives up telling a client something, and what is as hopeless, and says so in the audit trail.
     pub(super) async fn drop_notice(
         tx: &mut Transaction<'_, DB>,
         notice: &LogoutNotice,
-        event: EventType,
-        problem: &str,
+        hopeless: Option<Hopeless>,
+        (event, problem): (EventType, &str),
     ) -> Result<Done, StoreError> {
         sqlx::query::<DB>("delete from logout_notice where id = $1 and attempts = $2 returning id")
             .bind(notice.id.uuid())
@@ -184,6 +184,20 @@ where
             .fetch_optional(&mut **tx)
             .await?
             .ok_or(StoreError::Conflict)?;
+        let mut dropped = 1;
+        if let Some(hopeless) = hopeless {
+            let others = sqlx::query::<DB>(
+                // Uses logout_notice_client.
+                "delete from logout_notice \
+                 where client_id = $1 and created_at <= $2 and attempts >= $3 returning id",
+            )
+            .bind(notice.client_id.as_str().to_owned())
+            .bind(hopeless.until.millis())
+            .bind(i64::from(hopeless.attempts))
+            .fetch_all(&mut **tx)
+            .await?;
+            dropped += others.len();
+        }
         Ok(Done {
             revision: 1,
             event: NewEvent {
@@ -194,6 +208,7 @@ where
                     "subject": notice.subject.to_string(),
                     "family": notice.family.to_string(),
                     "attempts": notice.attempts,
+                    "notices": dropped,
                     "problem": problem,
                 })),
             },

@@ -40,6 +40,25 @@ macro_rules! select_sessions {
 }
 pub(super) use select_sessions;
 
+/// Selects the families that go on, or of which a token may still count: of those that ended by their age
+/// before `$2` none does.
+macro_rules! living_families {
+    ($which:literal) => {
+        concat!(
+            "select f.id, f.scope from family f join end_user u on u.id = f.subject \
+             where f.revoked_at is null and f.user_epoch = u.session_epoch \
+             and f.idle_expires_at > $2 and ",
+            $which
+        )
+    };
+}
+
+/// What ended by its age before this moment has left no token that counts, if the last one issued now is
+/// dead at `tokens_die_at`.
+fn dead_since(tokens_die_at: Timestamp, now: Timestamp) -> Timestamp {
+    now.minus(tokens_die_at.since(now))
+}
+
 impl<DB: Dialect> SqlStore<DB>
 where
     DB::Arguments: IntoArguments<DB>,
@@ -165,12 +184,11 @@ where
         .ok_or(StoreError::Conflict)?;
         let subject: Uuid = Self::column(&ended, "browser_session", "subject")?;
         // Uses family_session.
-        let rows = sqlx::query::<DB>(
-            "select id, scope from family where session_id = $1 and revoked_at is null",
-        )
-        .bind(id.uuid())
-        .fetch_all(&mut **tx)
-        .await?;
+        let rows = sqlx::query::<DB>(living_families!("f.session_id = $1"))
+            .bind(id.uuid())
+            .bind(dead_since(tokens_die_at, now).millis())
+            .fetch_all(&mut **tx)
+            .await?;
         let mut ids = Vec::with_capacity(rows.len());
         for row in &rows {
             let scope: String = Self::column(row, "family", "scope")?;
@@ -334,13 +352,12 @@ where
         .execute(&mut **tx)
         .await?;
         // Uses family_subject.
-        let rows = sqlx::query::<DB>(
-            "select id from family where subject = $1 and client_id = $2 and revoked_at is null",
-        )
-        .bind(subject.uuid())
-        .bind(client.as_str().to_owned())
-        .fetch_all(&mut **tx)
-        .await?;
+        let rows = sqlx::query::<DB>(living_families!("f.subject = $1 and f.client_id = $3"))
+            .bind(subject.uuid())
+            .bind(dead_since(tokens_die_at, now).millis())
+            .bind(client.as_str().to_owned())
+            .fetch_all(&mut **tx)
+            .await?;
         let ids = Self::family_ids(&rows)?;
         let reason = EndReason::ConsentWithdrawn;
         let families = Self::end_families(tx, ids, reason, now).await?;

@@ -147,6 +147,8 @@ on_both_engines! {
         no_client_waits_until_another_is_told_all,
         however_many_sign_ins_there_are_they_end_in_time,
         the_end_by_theft_is_to_be_told,
+        what_was_over_before_is_not_told_again,
+        what_nobody_answers_to_is_dropped_at_once,
     }
     sessions {
         a_session_is_read_back_as_it_was_put,

@@ -1,6 +1,6 @@
 //! What clients are to be told when their users have been signed out.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use countersign::{
     domain::{
@@ -9,15 +9,16 @@ use countersign::{
         code::{Redeemed, Redemption},
         event::EventQuery,
         family::{EndReason, RefreshPolicy, Verdict},
-        logout_notice::{LogoutNotice, NoticeClaim},
+        logout_notice::{Hopeless, LogoutNotice, NoticeClaim},
         revocation::RevokedValue,
     },
     store::StoreError,
 };
+use serde_json::json;
 
 use super::{
     sample::{NOW, TOKENS_DIE_AT, apply, end_sessions},
-    sessions::{brought, ended, opened},
+    sessions::{brought, consent, ended, opened, put_consent},
     sign_in::{Site, at, code, hash, id, redemption, refresh_by, revoke},
 };
 use crate::support::database::{Database, Engine, statement};
@@ -146,6 +147,7 @@ pub(super) async fn what_somebody_has_taken_on_nobody_else_does(database: &Datab
     putting_off.await.unwrap();
     let drop_late = Change::DropNotice {
         notice: Box::new(late),
+        hopeless: None,
         event: EventType::LogoutNoticeDropped,
         problem: "no answer".to_owned(),
     };
@@ -162,6 +164,7 @@ pub(super) async fn what_somebody_has_taken_on_nobody_else_does(database: &Datab
     assert_eq!(due[0].id, again[0].id);
     let drop = || Change::DropNotice {
         notice: Box::new(due[0].clone()),
+        hopeless: None,
         event: EventType::LogoutNoticeDropped,
         problem: "no answer".to_owned(),
     };
@@ -223,10 +226,92 @@ pub(super) async fn no_client_waits_until_another_is_told_all(database: &Databas
     let (due, _) = claim(&busy, 9_999, 99).await;
     let families: Vec<_> = due.iter().map(|notice| notice.family).collect();
     assert_eq!(families, [id(21)]);
-    // Six that nobody has set out to tell yet, and one of each that somebody has.
+    // One of each that somebody has set out to tell, and six that would have been told as little.
     let (due, _) = claim(&busy, 10_000, 99).await;
-    let untold = due.iter().filter(|notice| notice.attempts == 1).count();
-    assert_eq!((due.len(), untold), (8, 6));
+    assert_eq!(due.len(), 8);
+    assert!(due.iter().all(|notice| notice.attempts == 2), "{due:?}");
+}
+
+/// Neither by an epoch nor by age; and what left no token that counts is not ended once more.
+pub(super) async fn what_was_over_before_is_not_told_again(database: &Database) {
+    let site = told(database).await;
+    let withdraw = async || {
+        let allowed = consent(&site, &[("urn:other", "read")], 0).await;
+        put_consent(&site, &allowed, None).await.unwrap();
+        let change = Change::WithdrawConsent {
+            subject: site.user,
+            client_id: site.client.clone(),
+            tokens_die_at: TOKENS_DIE_AT,
+        };
+        apply(&*site.store, change).await.unwrap();
+        let query = EventQuery {
+            kinds: vec![EventType::ConsentWithdrawn],
+            latest_first: true,
+            limit: 1,
+            ..EventQuery::default()
+        };
+        let events = site.store.events(&query).await.unwrap();
+        events[0].after.as_ref().unwrap()["families"].clone()
+    };
+    site.open(1).await;
+    apply(&*site.store, end_sessions(site.user)).await.unwrap();
+    let (notices, _) = claim(&site, 0, 9).await;
+    assert_eq!(notices.len(), 1);
+    forget(&site, &notices[0]).await;
+    assert_eq!(withdraw().await, json!([]));
+    assert_eq!(claim(&site, 0, 9).await, (Vec::new(), 0));
+    // The last token of the second one is dead, that of the third may be accepted somewhere.
+    let life = TOKENS_DIE_AT.since(NOW);
+    for (number, ended_at) in [(2, life), (3, life - Duration::from_millis(1))] {
+        site.open(number).await;
+        let ended_at = NOW.minus(ended_at).millis();
+        site.set(id(number), &format!("idle_expires_at = {ended_at}"))
+            .await;
+    }
+    site.open(4).await;
+    let ended = [id(4).to_string(), id(3).to_string()];
+    assert_eq!(withdraw().await, json!(ended));
+    let (notices, _) = claim(&site, 0, 9).await;
+    let families: Vec<_> = notices.iter().map(|notice| notice.family).collect();
+    assert_eq!(families, [id(4)]);
+}
+
+/// A client that is gone for good must not have its notices pile up.
+pub(super) async fn what_nobody_answers_to_is_dropped_at_once(database: &Database) {
+    let site = told(database).await;
+    for number in 1..=5 {
+        site.open(number).await;
+        end(&site, number, EndReason::RevokedByOperator).await;
+    }
+    let (due, _) = claim(&site, 0, 1).await;
+    // The others are put off with it, and have been tried as often.
+    let settling = site.store.settle_notice(&due[0], Some(at(10)), at(0));
+    settling.await.unwrap();
+    let (again, waiting) = claim(&site, 10, 1).await;
+    assert_eq!((again.len(), waiting), (1, 5));
+    let drop = |attempts| Change::DropNotice {
+        notice: Box::new(again[0].clone()),
+        hopeless: Some(Hopeless {
+            until: NOW,
+            attempts,
+        }),
+        event: EventType::LogoutNoticeDropped,
+        problem: "no answer".to_owned(),
+    };
+    site.open(6).await;
+    end(&site, 6, EndReason::RevokedByOperator).await;
+    apply(&*site.store, drop(1)).await.unwrap();
+    let query = EventQuery {
+        kinds: vec![EventType::LogoutNoticeDropped],
+        limit: 9,
+        ..EventQuery::default()
+    };
+    let events = site.store.events(&query).await.unwrap();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].after.as_ref().unwrap()["notices"], 5);
+    // One that nobody was ever to be told is not hopeless.
+    let (left, waiting) = claim(&site, 10, 9).await;
+    assert_eq!((left[0].family, waiting), (id(6), 1));
 }
 
 /// One page of a browser that is signed in can ask for sign-ins without end.
