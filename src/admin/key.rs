@@ -322,12 +322,23 @@ impl KeyAdmin {
             let active = active.map(|key| key.kid.clone());
             let unrevoked = unrevoked(schedule);
             let seen = seen.get_or_insert_with(|| unrevoked.clone());
-            if *compromised.get_or_insert_with(|| active.clone()) == active {
+            let compromised = compromised.get_or_insert_with(|| active.clone());
+            if *compromised == active {
                 return Ok(command);
+            }
+            let discards = rotation == (Rotation::Emergency { discard_next: true });
+            // Where it has only been succeeded meanwhile, it is as compromised as before.
+            let is_left = |key: &KeyRecord| {
+                Some(&key.kid) == compromised.as_ref() && key.times.revoked_at.is_none()
+            };
+            match schedule.keys.iter().position(is_left) {
+                Some(_) if discards => return Ok(command),
+                Some(index) => return Ok(Command::Revoke(index)),
+                None => {}
             }
             // The faster one may have left what is to be discarded here, and let it sign.
             let is_left = unrevoked.iter().any(|kid| seen.contains(kid));
-            if rotation == (Rotation::Emergency { discard_next: true }) && is_left {
+            if discards && is_left {
                 return Err(AdminError::Conflict(
                     "another emergency was faster and kept the next keys; look at the keys and ask again"
                         .to_owned(),

@@ -76,6 +76,7 @@ macro_rules! on_both_engines {
 on_both_engines! {
     an_emergency_that_loses_against_the_same_one_revokes_no_second_key,
     an_emergency_that_discards_next_is_not_lost_against_one_that_keeps_it,
+    an_emergency_revokes_the_key_it_meant_also_where_that_is_succeeded_meanwhile,
     a_removal_that_loses_against_a_change_is_made_nonetheless,
     a_rotation_that_loses_against_another_is_too_early,
     an_emergency_that_discards_next_revokes_every_key_there_was,
@@ -618,6 +619,55 @@ async fn an_emergency_that_discards_next_is_not_lost_against_one_that_keeps_it(o
     for key in &change.keys {
         let was_there = before.iter().any(|other| other["kid"] == key["kid"]);
         assert_eq!(key["state"] == "revoked", was_there, "{key}");
+    }
+}
+
+async fn an_emergency_revokes_the_key_it_meant_also_where_that_is_succeeded_meanwhile(
+    office: &Office,
+) {
+    let rival = KeyAdmin {
+        rs256_id_tokens: true,
+        ..office.rivals_keys()
+    };
+    rival.ensure().await.unwrap();
+    let state_of = |keys: &[Value], kid: &str| {
+        let found = kids(keys).into_iter().find(|(other, _)| other == kid);
+        found.unwrap().1
+    };
+    let rotations = [EMERGENCY, Rotation::Emergency { discard_next: true }];
+    for key_use in KeyUse::ALL {
+        for rotation in rotations {
+            let spans = POLICY.spans(*key_use);
+            office.clock.advance(spans.lead + spans.notice);
+            let cause = cause();
+            let rotated = rival.rotate(*key_use, Rotation::Scheduled, &cause).await;
+            let before = kids(&rotated.unwrap().keys);
+            let mut signing = before
+                .into_iter()
+                .filter(|(_, state)| ["active", "next"].contains(&state.as_str()))
+                .map(|(kid, _)| kid);
+            let [meant, successor, last] = [(); 3].map(|()| signing.next().unwrap());
+            // The switch comes, and a change that lets the emergency be worked out anew.
+            office.first({
+                let (rival, clock) = (rival.clone(), office.clock.clone());
+                let last = Kid::parse(&last).unwrap();
+                async move {
+                    clock.advance(spans.notice);
+                    rival.revoke(&last, &self::cause()).await.unwrap();
+                }
+            });
+            let keys = office.keys_with_rs256();
+            keys.rotate(*key_use, rotation, &cause).await.unwrap();
+            assert!(office.was_contested());
+            let after = rival.list(*key_use).await.unwrap();
+            assert_eq!(state_of(&after, &meant), "revoked");
+            let successors = if rotation == EMERGENCY {
+                "active"
+            } else {
+                "revoked"
+            };
+            assert_eq!(state_of(&after, &successor), successors);
+        }
     }
 }
 
