@@ -288,7 +288,10 @@ impl Draft {
         for (index, state) in states.into_iter().enumerate() {
             match state {
                 KeyState::Active => self.revoke(index),
-                KeyState::Next | KeyState::Retiring if discard_next => self.revoke(index),
+                // Also what is published no more: it still shows that an ID Token came from here.
+                KeyState::Next | KeyState::Retiring | KeyState::Retired if discard_next => {
+                    self.revoke(index);
+                }
                 KeyState::Next => {
                     let earlier =
                         |other: &usize| self.activates_at(*other) < self.activates_at(index);
@@ -624,6 +627,22 @@ mod tests {
             states(&plan.created, spans().life, at(1000)),
             [KeyState::Active, KeyState::Next]
         );
+    }
+
+    #[test]
+    fn discarding_next_revokes_also_what_is_published_no_more() {
+        let keys = after(&fresh(), Command::RotateScheduled, at(1000));
+        let later = at(1000)
+            .plus(spans().notice)
+            .plus(spans().retention)
+            .plus(spans().lead);
+        assert_eq!(states(&keys, spans().life, later)[0], KeyState::Retired);
+        let keys = after(
+            &keys,
+            Command::RotateEmergency { discard_next: true },
+            later,
+        );
+        assert!(keys[..3].iter().all(|key| key.revoked_at == Some(later)));
     }
 
     #[test]
