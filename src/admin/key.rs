@@ -608,19 +608,22 @@ impl KeyAdmin {
         key_use: KeyUse,
         event: EventType,
         cause: &Cause,
-        mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Command, AdminError> + Send,
+        decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Command, AdminError> + Send,
     ) -> Result<KeyChange, AdminError> {
         let masters = self.masters.load()?;
-        let mut lag = None;
-        let lag_of_plan = &mut lag;
-        let schedule = self
-            .change(key_use, event, cause, |schedule, now| {
-                let spans = self.policy.spans(key_use);
-                let plan = lifecycle::plan(&schedule.times(), decide(schedule, now)?, spans, now)?;
-                *lag_of_plan = plan.verifiers_may_lag_until;
-                Ok(planned(schedule, plan))
-            })
-            .await?;
+        let (mut schedule, lag) = self.applied(key_use, event, cause, decide).await?;
+        if makes_next_after(key_use, event) {
+            let ensure = |_: &_, _| Ok(Command::Ensure);
+            let event = EventType::KeyCreated;
+            match self.applied(key_use, event, cause, ensure).await {
+                Ok((ensured, _)) => schedule = ensured,
+                // Whoever looks at the schedule next makes up for it.
+                Err(error) => tracing::warn!(
+                    %error,
+                    "the key is revoked, but the next one could not be made"
+                ),
+            }
+        }
         // Shows what was applied; reading it again could fail although it was done.
         Ok(KeyChange {
             key_use,
@@ -628,6 +631,31 @@ impl KeyAdmin {
             // No verifier ever knows of other keys.
             verifiers_may_lag_until: lag.filter(|_| key_use.is_published()),
         })
+    }
+
+    /// The schedule after a command, and until when verifiers may lag.
+    async fn applied(
+        &self,
+        key_use: KeyUse,
+        event: EventType,
+        cause: &Cause,
+        mut decide: impl FnMut(&KeySchedule, Timestamp) -> Result<Command, AdminError> + Send,
+    ) -> Result<(KeySchedule, Option<Timestamp>), AdminError> {
+        let mut lag = None;
+        let lag_of_plan = &mut lag;
+        let schedule = self
+            .change(key_use, event, cause, |schedule, now| {
+                let spans = self.policy.spans(key_use);
+                let command = decide(schedule, now)?;
+                let mut plan = lifecycle::plan(&schedule.times(), command, spans, now)?;
+                if makes_next_after(key_use, event) {
+                    plan.created.retain(|key| key.activates_at <= now);
+                }
+                *lag_of_plan = plan.verifiers_may_lag_until;
+                Ok(planned(schedule, plan))
+            })
+            .await?;
+        Ok((schedule, lag))
     }
 
     /// Makes the keys that a draft lacks, those for RS256 of the `stock`.
@@ -812,6 +840,12 @@ impl Sealed {
     fn under(&self, id: MasterKeyId) -> usize {
         self.under.get(&id).copied().unwrap_or_default()
     }
+}
+
+/// Whether the next key is made after what else is to be done, as making it takes long: what is revoked does not
+/// wait for it, nor stay trusted where it cannot be made.
+fn makes_next_after(key_use: KeyUse, event: EventType) -> bool {
+    key_use == KeyUse::IdTokenRs256 && event == EventType::KeyRevoked
 }
 
 fn primary_of(schedule: &KeySchedule) -> Result<MasterKeyId, AdminError> {

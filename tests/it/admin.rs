@@ -87,6 +87,7 @@ on_both_engines! {
     a_master_key_is_not_promoted_past_a_node_that_may_still_sign,
     keys_for_rs256_are_there_only_where_the_service_has_opted_in,
     keys_for_rs256_rotate_and_are_revoked_like_those_of_access_tokens,
+    a_key_for_rs256_is_revoked_also_where_no_other_can_be_made,
     of_two_nodes_that_make_keys_for_rs256_at_once_one_gets_through,
     a_node_that_ends_while_it_makes_keys_for_rs256_leaves_none_or_all,
     keys_for_rs256_move_to_another_master_key_also_where_the_service_has_opted_out,
@@ -981,6 +982,36 @@ async fn keys_for_rs256_rotate_and_are_revoked_like_those_of_access_tokens(offic
     assert_eq!(kids(&after), kids(&signing));
     let snapshot = office.store.snapshot().await.unwrap();
     assert!(snapshot.revocations.is_empty());
+}
+
+async fn a_key_for_rs256_is_revoked_also_where_no_other_can_be_made(office: &Office) {
+    let keys = office.keys_with_rs256();
+    keys.ensure().await.unwrap();
+    // Its threads have ended.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let background = runtime.handle().clone();
+    runtime.shutdown_background();
+    let makes_none = KeyAdmin {
+        background,
+        ..keys.clone()
+    };
+    let change = makes_none.rotate(RS256, EMERGENCY, &cause()).await.unwrap();
+    assert_eq!(states(&change.keys), ["revoked", "active"]);
+    assert_eq!(keys.list(RS256).await.unwrap(), change.keys);
+    let refused = makes_none.ensure().await;
+    assert!(refused.is_err(), "{refused:?}");
+    keys.ensure().await.unwrap();
+    let listed = keys.list(RS256).await.unwrap();
+    assert_eq!(states(&listed), ["revoked", "active", "next"]);
+    let next = Kid::parse(listed[2]["kid"].as_str().unwrap()).unwrap();
+    let change = makes_none.revoke(&next, &cause()).await.unwrap();
+    assert_eq!(states(&change.keys), ["revoked", "active", "revoked"]);
+    // The key that takes over has to be there first.
+    let discard_next = Rotation::Emergency { discard_next: true };
+    let refused = makes_none.rotate(RS256, discard_next, &cause()).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let listed = keys.list(RS256).await.unwrap();
+    assert_eq!(states(&listed), ["revoked", "active", "revoked"]);
 }
 
 async fn of_two_nodes_that_make_keys_for_rs256_at_once_one_gets_through(office: &Office) {
