@@ -228,6 +228,7 @@ pub(super) async fn callback(
         Err(refused) => return refusal(&refused),
     };
     let asked = told.request(&origin);
+    let (brand, issuer, id) = (&services.brand, &services.hosts.issuer, &origin.request_id);
     match services.hosts.take(asked, request.query_string()).await {
         // What tells the browser again stays: other tabs have begun with it, and it grants nothing.
         Ok(Taken::SignedIn(signed_in)) => {
@@ -242,10 +243,10 @@ pub(super) async fn callback(
             browser::set(&mut response, &start);
             response
         }
-        Err(refused) if refused.code() == ErrorCode::InvalidClient => refusal(&refused),
-        Err(refused) => {
-            let (issuer, id) = (&services.hosts.issuer, &origin.request_id);
-            pages::refused_elsewhere(&services.brand, issuer, &refused, id)
+        Ok(Taken::NotSignedIn { error, path }) => {
+            pages::refused_elsewhere(brand, issuer, &error, (id, Some(path)))
         }
+        Err(refused) if refused.code() == ErrorCode::InvalidClient => refusal(&refused),
+        Err(refused) => pages::refused_elsewhere(brand, issuer, &refused, (id, None)),
     }
 }

@@ -480,19 +480,21 @@ pub(super) fn over(
     refused_with(brand, frame, error, request_id, Some(way_on))
 }
 
-/// The page that tells what is wrong at a host of somebody else, where the style is that of the issuer.
+/// The page that tells what is wrong at a host of somebody else, where the style is that of the issuer;
+/// with the path there by which it may be tried again, if there is one.
 pub(super) fn refused_elsewhere(
     brand: &Brand,
     issuer: &str,
     error: &OAuthError,
-    request_id: &str,
+    (request_id, again): (&str, Option<String>),
 ) -> HttpResponse {
     let style = format!("{issuer}{STYLE_PATH}");
     let frame = Frame {
         style: style.clone(),
         ..brand.frame()
     };
-    refused_with(brand, (frame, &style), error, request_id, None)
+    let way_on = again.map(|path| ("Try again", path));
+    refused_with(brand, (frame, &style), error, request_id, way_on)
 }
 
 /// Draws that page; its style may come from `style_source`.
@@ -519,6 +521,11 @@ fn refused_with(
             "This does not work",
             "This page was open for too long, or comes from another browser.",
             "Nothing has happened. You can begin anew.",
+        ),
+        _ if error.code() == ErrorCode::AccessDenied && way_on.is_some() => (
+            "You are not signed in",
+            "The sign-in was not gone through with.",
+            "If that was not meant, you can begin anew.",
         ),
         _ => (
             "This does not work",

@@ -90,6 +90,13 @@ pub enum Taken {
     Stale(String),
     /// The user has to authenticate first.
     SignIn(SignInUrl),
+    /// Nobody has signed in; it may be tried again by this path of the host.
+    NotSignedIn {
+        /// Why not.
+        error: OAuthError,
+        /// Where on the host the browser had been.
+        path: String,
+    },
 }
 
 /// What a browser is given that comes back from signing in.
@@ -183,11 +190,10 @@ impl ProtectedHosts {
             return Err(over());
         }
         let Some(code) = form.one("code")? else {
-            return Err(OAuthError::new(
-                ErrorCode::AccessDenied,
-                "access_denied",
-                "the sign-in was not gone through with",
-            ));
+            return Ok(Taken::NotSignedIn {
+                error: not_signed_in(form.one("error")?),
+                path: begun.path,
+            });
         };
         let redeeming = self.redeem(&client, request, code, &begun.verifier);
         let whose = match redeeming.await? {
@@ -369,6 +375,22 @@ impl ProtectedHosts {
     fn drawn<const BYTES: usize>(&self) -> Result<String, OAuthError> {
         let bytes: [u8; BYTES] = self.entropy.bytes().map_err(OAuthError::internal)?;
         Ok(base64url::encode(&bytes))
+    }
+}
+
+/// What the error of the authorization endpoint means at a host (RFC 6749 §4.1.2.1).
+fn not_signed_in(error: Option<&str>) -> OAuthError {
+    match error {
+        Some("temporarily_unavailable") => OAuthError::new(
+            ErrorCode::TemporarilyUnavailable,
+            "temporarily_unavailable",
+            "the issuer could not sign anybody in",
+        ),
+        _ => OAuthError::new(
+            ErrorCode::AccessDenied,
+            "access_denied",
+            "the sign-in was not gone through with",
+        ),
     }
 }
 

@@ -13,9 +13,9 @@ use countersign::{
 };
 use reqwest::{Client, Method, header::SET_COOKIE, redirect::Policy};
 use serde_json::Value;
-use url::Url;
+use url::{Url, form_urlencoded};
 
-use super::{Browser, Site};
+use super::{Browser, Site, pages::is_guarded};
 use crate::support::{
     chromium::Chromium,
     client,
@@ -266,6 +266,7 @@ async fn an_answer_is_for_the_browser_and_host_that_have_asked() {
         } else {
             assert_eq!(refused.status, 400, "{refused:?}");
             assert!(refused.body.contains("<h1>This does not work</h1>"));
+            is_guarded(&refused);
         }
         assert_eq!(victim.cookie(WIKI, COOKIE), None);
     }
@@ -296,6 +297,32 @@ async fn an_answer_is_for_the_browser_and_host_that_have_asked() {
         .await
         .replace("issuer.example", "other.example");
     assert_eq!(mixed.get(WIKI, &back, &[]).await.status, 400);
+}
+
+/// RFC 6749 §4.1.2.1: whoever cancels can try again where they were.
+#[tokio::test]
+async fn a_sign_in_that_is_not_gone_through_with_is_no_dead_end() {
+    let hosts = Hosts::start().await;
+    for (error, status, heading) in [
+        ("access_denied", 400, "You are not signed in"),
+        ("temporarily_unavailable", 503, "Not right now"),
+    ] {
+        let mut visitor = hosts.visitor();
+        let query = visitor.sent(WIKI, "/page?a=1").await;
+        let asked: BTreeMap<_, _> = form_urlencoded::parse(query.as_bytes()).collect();
+        let state: String = form_urlencoded::byte_serialize(asked["state"].as_bytes()).collect();
+        let back = format!("/session/callback?error={error}&state={state}&iss={ISSUER}");
+        let page = visitor.get(WIKI, &back, &[]).await;
+        assert_eq!(page.status, status, "{page:?}");
+        assert!(
+            page.body.contains(&format!("<h1>{heading}</h1>")),
+            "{page:?}"
+        );
+        let link = "<a class=\"button\" href=\"/page?a=1\">Try again</a>";
+        assert!(page.body.contains(link), "{page:?}");
+        is_guarded(&page);
+        assert_eq!(visitor.cookie(WIKI, COOKIE), None);
+    }
 }
 
 /// draft-ietf-httpbis-rfc6265bis §4.1.3.2: another host of the domain cannot choose who is signed in.
