@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 use unicode_normalization::UnicodeNormalization as _;
 
-use super::{client::Revision, id::UserId, profile::Profile};
+use super::{client::Revision, id::UserId, profile::Profile, words::is_unseen};
 use crate::clock::Timestamp;
 
 /// The longest user name taken, in characters.
@@ -93,32 +93,6 @@ fn key_of(text: &str) -> String {
     };
     // Some characters have a compatible form in capitals only, and need a second turn.
     fold(&fold(text))
-}
-
-/// Control characters, and those that Unicode lets nobody see (`Default_Ignorable_Code_Point`) or
-/// that turn the direction of a text: names that differ in them look the same.
-fn is_unseen(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}'
-                | '\u{34f}'
-                | '\u{61c}'
-                | '\u{115f}'..='\u{1160}'
-                | '\u{17b4}'..='\u{17b5}'
-                | '\u{180b}'..='\u{180f}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{3164}'
-                | '\u{fe00}'..='\u{fe0f}'
-                | '\u{feff}'
-                | '\u{ffa0}'
-                | '\u{fff0}'..='\u{fffb}'
-                | '\u{1bca0}'..='\u{1bca3}'
-                | '\u{1d173}'..='\u{1d17a}'
-                | '\u{e0000}'..='\u{e0fff}'
-        )
 }
 
 /// The hash of a password, as a PHC string.

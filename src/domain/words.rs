@@ -7,12 +7,38 @@ use std::time::Duration;
 /// # Security
 /// Characters that turn the direction of a text could make what stands beside it read otherwise.
 pub fn problem_of_text(text: &str) -> Option<&'static str> {
-    let fits = !text.trim().is_empty()
+    let fits = text.chars().any(|it| !is_unseen(it) && !it.is_whitespace())
         && text.chars().count() <= 200
         && !text.chars().any(|it| it.is_control() || turns(it));
     (!fits).then_some(
         "must be 1 to 200 characters without control characters, and none that turns the direction of a text",
     )
+}
+
+/// Control characters, and those that Unicode lets nobody see (`Default_Ignorable_Code_Point`) or
+/// that turn the direction of a text: names that differ in them look the same.
+pub(super) fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{34f}'
+                | '\u{61c}'
+                | '\u{115f}'..='\u{1160}'
+                | '\u{17b4}'..='\u{17b5}'
+                | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}'
+                | '\u{ffa0}'
+                | '\u{fff0}'..='\u{fffb}'
+                | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
 }
 
 /// Whether a character has the bidirectional property `Bidi_Control` (UAX #9).
@@ -52,6 +78,8 @@ mod tests {
         for bad in [
             "",
             " ",
+            "\u{200b}\u{2060}",
+            "\u{3164}",
             "a\nb",
             "a\0",
             "a\u{202e}b",
