@@ -77,17 +77,39 @@ impl Site {
         document["refresh_token"].as_str().unwrap().to_owned()
     }
 
-    /// Signs in over and over while it is on; counts who got in and who was told to come back.
-    async fn storm(&self, is_on: &AtomicBool, [let_in, shed]: &[AtomicUsize; 2]) {
+    /// The sign-in page of a browser, as its form is sent.
+    async fn page(&self, http: &Client) -> RequestBuilder {
+        let page = http.get(self.node.url("/account")).send().await.unwrap();
+        assert_eq!(page.status(), StatusCode::OK);
+        let cookie = page.headers()["set-cookie"].to_str().unwrap();
+        let cookie = cookie.split(';').next().unwrap().to_owned();
+        let page = page.text().await.unwrap();
+        let (_, flow) = page.split_once("name=\"flow\" value=\"").unwrap();
+        let form = [
+            ("flow", flow.split('"').next().unwrap()),
+            ("username", "ada"),
+            ("password", &self.password),
+        ];
+        let request = http.post(self.node.url("/signin")).form(&form);
+        request.header("cookie", cookie)
+    }
+
+    /// Signs in over and over while it is on, at the page or by an app of the house; counts who got in
+    /// and who was told to come back.
+    async fn storm(&self, nth: usize, is_on: &AtomicBool, [let_in, shed]: &[AtomicUsize; 2]) {
         let http = http();
+        let request = match nth % 2 {
+            0 => self.sign_in(&http),
+            _ => self.page(&http).await,
+        };
         loop {
             pause(PAUSE).await;
             if !is_on.load(Ordering::Relaxed) {
                 continue;
             }
-            let answer = self.sign_in(&http).send().await.unwrap();
+            let answer = request.try_clone().unwrap().send().await.unwrap();
             match answer.status() {
-                StatusCode::OK => let_in,
+                StatusCode::OK | StatusCode::SEE_OTHER => let_in,
                 StatusCode::SERVICE_UNAVAILABLE => {
                     assert!(answer.headers().contains_key("retry-after"));
                     shed
@@ -131,7 +153,7 @@ async fn sign_ins_beyond_the_workers_are_shed_and_nobody_else_waits(engine: Engi
 
     let is_on = AtomicBool::new(false);
     let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
-    let storm = join_all((0..PEOPLE).map(|_| site.storm(&is_on, &counts)));
+    let storm = join_all((0..PEOPLE).map(|nth| site.storm(nth, &is_on, &counts)));
     let url = site.node.url("/oauth2/token");
     let by_credentials = async || {
         let answer = service.ask(&http, &url).await.unwrap();

@@ -477,6 +477,30 @@ async fn a_client_that_does_not_answer_for_a_day_is_told_no_more() {
     it.nothing_more_is_told().await;
 }
 
+/// What a client has registered is no way into the network of the service (server-side request forgery).
+#[tokio::test]
+async fn a_client_at_an_address_of_our_own_is_not_told() {
+    let inside = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+    inside.set_nonblocking(true).unwrap();
+    let uri = format!("https://{}/told", inside.local_addr().unwrap());
+    let client = ClientMetadata {
+        backchannel_logout_uri: Some(uri),
+        ..wants_to_be_told("Inside", &Receiver::secure())
+    };
+    let it = Told::of(Setup::new().client("inside", client), "ES256").await;
+    let mut browser = it.site.browser();
+    browser.at("inside", "openid read").await;
+    let (_, hint) = browser.at("desk", "openid read").await;
+    browser.signs_out(&hint).await;
+    it.reaches("delivered", 1.0).await;
+    it.reaches("failed", 1.0).await;
+    let reached = inside.accept().map_err(|error| error.kind());
+    assert!(
+        matches!(reached, Err(std::io::ErrorKind::WouldBlock)),
+        "{reached:?}"
+    );
+}
+
 /// A client that signs its user out itself knows; what an operator or the user ends it does not.
 #[tokio::test]
 async fn a_client_is_not_told_what_it_has_done() {

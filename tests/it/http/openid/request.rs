@@ -351,6 +351,8 @@ async fn no_parameter_that_is_known_comes_twice() {
     ] {
         let refused = returned(&ask(&mut browser, &[(name, value), (name, value)]).await);
         assert_eq!(refused["error"], "invalid_request", "{name}");
+        let told = format!("the parameter {name} occurs more than once");
+        assert_eq!(refused["error_description"], told);
     }
     for (name, values) in [
         ("unheard_of", ["x", "x"]),
