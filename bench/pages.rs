@@ -295,7 +295,7 @@ fn enrol(service: &Service) {
     let reading = service.factors.store.user(service.user);
     let user = runtime.block_on(reading).unwrap().expect("the user");
     let (secret, code, cause) = (begun.secret.expose(), format!("{code:06}"), Cause::system());
-    let enrolled = service.factors.enrol(&user, secret, &code, &cause);
+    let enrolled = service.factors.enrol(&user, (secret, &code), true, &cause);
     runtime.block_on(enrolled).unwrap();
     let made = service.factors.make_codes(&user, &cause);
     runtime.block_on(made).unwrap();

@@ -25,9 +25,9 @@ use crate::{
     oauth::{
         authorization::{
             endpoint::{Browser, of_session},
-            second_factor::of_factor,
+            second_factor::{not_taken, of_factor},
         },
-        error::{ErrorCode, OAuthError},
+        error::OAuthError,
         form::Form,
         seals::over,
         store_answer,
@@ -151,8 +151,8 @@ impl Accounts {
     ) -> Result<Outcome, Problem> {
         let session = &present.session;
         let factors = self.factors_of(present).await.map_err(Problem::of)?;
-        let is_proved = !factors.is_enrolled() || acr(&session.amr) != ONE_FACTOR;
-        if !is_proved || !present.is_recent(self.clock.now()) {
+        if factors.is_enrolled() && has_proved_none(present) || !present.is_recent(self.clock.now())
+        {
             return Ok(Outcome::Confirm(present.user.username.clone()));
         }
         let reading = store_answer(&self.clock, self.store.user(session.subject)).await;
@@ -178,6 +178,8 @@ impl Accounts {
                 self.add_passkey(form, &user, state, (present, browser))
                     .await
             }
+            // Nothing was enrolled, and so nothing proved: what somebody enrols at this moment stays.
+            _ if !factors.is_enrolled() => Err(problem(FactorRefused::Conflict)),
             Act::RemovePasskey(id) => {
                 let id = PasskeyId::parse(id).ok_or_else(|| Problem::of(over()))?;
                 let removal = FactorChange::RemovePasskey(id);
@@ -191,17 +193,7 @@ impl Accounts {
                 removed.map_err(problem)?;
                 Ok(Outcome::Done)
             }
-            _ => {
-                if !factors.is_enrolled() {
-                    return Err(problem(FactorRefused::Conflict));
-                }
-                let codes = self.factors.make_codes(&user, &cause).await;
-                let codes = codes.map_err(problem)?;
-                Ok(Outcome::Codes {
-                    codes,
-                    cookie: None,
-                })
-            }
+            _ => self.new_codes(&user, &cause).await,
         }
     }
 
@@ -215,14 +207,15 @@ impl Accounts {
     ) -> Result<Outcome, Problem> {
         let cause = Cause::of_user(user.id, browser.origin);
         let code = form.one("code").map_err(Problem::of)?.unwrap_or_default();
-        let more = match self.factors.enrol(user, secret, code, &cause).await {
+        let (given, is_first) = ((secret, code), has_proved_none(present));
+        let more = match self.factors.enrol(user, given, is_first, &cause).await {
             Ok(more) => more,
             Err(refused @ FactorRefused::Wrong) => {
                 let again = self.factors.begin_again(secret, user.username.as_str());
                 let again = again.map_err(problem)?;
                 return self.enrolment(again, Some(of_factor(refused)), present, browser);
             }
-            Err(refused) => return Err(problem(refused)),
+            Err(refused) => return self.not_enrolled(refused, user, present, &cause).await,
         };
         self.enrolled(user, more, present, &cause).await
     }
@@ -293,22 +286,51 @@ impl Accounts {
         let given = (answer.unwrap_or_default(), name.unwrap_or_default());
         let ceremony: Registration =
             serde_json::from_str(state).map_err(|_| Problem::of(over()))?;
+        let is_first = has_proved_none(present);
         let added = self
             .factors
-            .finish_registration(user, &ceremony, given, &cause);
+            .finish_registration(user, &ceremony, given, is_first, &cause);
         match added.await {
             Ok(more) => self.enrolled(user, more, present, &cause).await,
             Err(FactorRefused::Wrong) => {
-                let wrong = OAuthError::new(
-                    ErrorCode::AccessDenied,
-                    "passkey",
-                    "This passkey was not taken. Try again.",
-                );
-                self.ask_for_passkey(user, Some(wrong), present, browser)
+                self.ask_for_passkey(user, Some(not_taken()), present, browser)
                     .await
             }
-            Err(refused) => Err(problem(refused)),
+            Err(refused) => self.not_enrolled(refused, user, present, &cause).await,
         }
+    }
+
+    /// What is answered where nothing was enrolled. Whoever has proved no second factor, and comes
+    /// upon one that was enrolled at this moment, signs in with that.
+    async fn not_enrolled(
+        &self,
+        refused: FactorRefused,
+        user: &User,
+        present: &Present,
+        cause: &Cause,
+    ) -> Result<Outcome, Problem> {
+        match refused {
+            FactorRefused::Again | FactorRefused::Conflict if has_proved_none(present) => {
+                Ok(Outcome::Confirm(user.username.to_string()))
+            }
+            // The form was sent twice: nobody has seen the recovery codes that come with a first factor.
+            FactorRefused::Again => {
+                let factors = self.factors_of(present).await.map_err(Problem::of)?;
+                if usize::from(factors.totp.is_some()) + factors.passkeys.len() > 1 {
+                    return Ok(Outcome::Done);
+                }
+                self.new_codes(user, cause).await
+            }
+            refused => Err(problem(refused)),
+        }
+    }
+
+    async fn new_codes(&self, user: &User, cause: &Cause) -> Result<Outcome, Problem> {
+        let codes = self.factors.make_codes(user, cause).await;
+        Ok(Outcome::Codes {
+            codes: codes.map_err(problem)?,
+            cookie: None,
+        })
     }
 
     fn enrolment(
@@ -333,6 +355,11 @@ impl Accounts {
         let reading = self.factors.of(present.session.subject).await;
         reading.map_err(OAuthError::of_store)
     }
+}
+
+/// Whether nothing but a first factor was proved in a session.
+fn has_proved_none(present: &Present) -> bool {
+    acr(&present.session.amr) == ONE_FACTOR
 }
 
 fn problem(refused: FactorRefused) -> Problem {

@@ -147,7 +147,8 @@ pub enum Change {
         tokens_die_at: Timestamp,
     },
     /// Changes what a user has enrolled beside its password. Where there is no such user, or not with
-    /// this epoch, or where what is to be removed is not there, that is a conflict.
+    /// this epoch, or where what is to be removed is not there, that is a conflict; as it is where
+    /// there is a second factor already and this is to be the first.
     ///
     /// Recovery codes go with the last factor that they stand in for.
     ChangeFactors {
@@ -155,6 +156,9 @@ pub enum Change {
         subject: UserId,
         /// The epoch of the user that was seen: with another one now, whoever asks may do so no more.
         user_epoch: i64,
+        /// Whether it is done by somebody who has proved no second factor, and therefore for a user who
+        /// has none.
+        is_first: bool,
         /// What is done.
         change: FactorChange,
     },

@@ -1060,7 +1060,8 @@ async fn master_keys_are_exchanged_step_by_step(database: &Database) {
     let (factors, secret) = (context.second_factors(), b"12345678901234567890");
     let code = totp::code(secret, context.clock.now());
     let cause = Cause::system();
-    factors.enrol(&ada, secret, &code, &cause).await.unwrap();
+    let enrolled = factors.enrol(&ada, (secret, &code), true, &cause);
+    enrolled.await.unwrap();
     let masters = terminal.json(&["keys", "masters"]);
     let old = masters["items"][0]["id"].as_str().unwrap();
     let early = terminal.call(&["keys", "remove-master", old]);

@@ -194,6 +194,10 @@ struct Factor<'a> {
 struct Enrol<'a> {
     brand: Frame<'a>,
     base: &'a str,
+    /// The script that has a passkey made, and what it asks the browser for.
+    passkey: Option<(String, &'a str)>,
+    /// Whether it was the code that was wrong.
+    is_wrong: bool,
     username: &'a str,
     secret: &'a str,
     url: &'a str,
@@ -319,11 +323,15 @@ pub(super) fn factor(brand: &Brand, page: &FactorPage) -> HttpResponse {
     )
 }
 
-/// The page on which users enrol an app because they have to.
+/// The page on which users enrol an app, or a passkey, because they have to.
 pub(super) fn enrol(brand: &Brand, page: &EnrolPage) -> HttpResponse {
+    let passkey = page.passkey.as_deref();
+    let reason = page.problem.as_ref().map(OAuthError::reason);
     let template = Enrol {
         brand: brand.frame(),
         base: &brand.base,
+        passkey: passkey.map(|asked| (format!("{}{PASSKEY_PATH}", brand.base), asked)),
+        is_wrong: reason.is_some_and(|reason| reason != "passkey"),
         username: &page.username,
         secret: &page.secret,
         url: &page.url,
@@ -331,7 +339,14 @@ pub(super) fn enrol(brand: &Brand, page: &EnrolPage) -> HttpResponse {
         problem: page.problem.as_ref().map(OAuthError::description),
         flow: &page.flow,
     };
-    asked(brand, &template, "", page.problem.as_ref(), page.for_client)
+    let script = passkey.map_or("", |_| WITH_SCRIPT);
+    asked(
+        brand,
+        &template,
+        script,
+        page.problem.as_ref(),
+        page.for_client,
+    )
 }
 
 /// The page that shows recovery codes, once; its form goes to `action`.

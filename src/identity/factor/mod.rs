@@ -82,6 +82,9 @@ pub enum FactorRefused {
     /// Too many codes were wrong at that place; nothing was looked at.
     #[error(transparent)]
     TooOften(#[from] RetryAfter),
+    /// It has been enrolled already, by what comes once more.
+    #[error("it has been enrolled already")]
+    Again,
     /// There is one already, or not any more, or the user is not what it was.
     #[error("something has changed meanwhile; look again")]
     Conflict,
@@ -194,7 +197,7 @@ impl SecondFactors {
     async fn judge(&self, user: &User, code: &str, cause: &Cause) -> Result<(), FactorRefused> {
         if let Some(hash) = recovery::hash_of(code) {
             let change = FactorChange::UseRecoveryCode(hash);
-            return match self.change(user, change, cause).await {
+            return match self.change(user, change, false, cause).await {
                 Err(FactorRefused::Conflict) => Err(FactorRefused::Wrong),
                 result => result,
             };
@@ -210,11 +213,9 @@ impl SecondFactors {
     }
 
     async fn judge_code_of_app(&self, user: &User, code: &str) -> Result<(), FactorRefused> {
-        let factors = self.of(user.id).await?;
-        let totp = factors.totp.ok_or(FactorRefused::Wrong)?;
-        let plain = sealing::open_totp(&self.masters.load()?, user.id, &totp.sealed)?;
+        let secret = self.secret_of(user).await?.ok_or(FactorRefused::Wrong)?;
         let typed: String = code.chars().filter(|c| *c != ' ').take(10).collect();
-        let step = TotpSecret::kept(plain).step_of(&typed, self.clock.now());
+        let step = secret.step_of(&typed, self.clock.now());
         let step = step.ok_or(FactorRefused::Wrong)?;
         // "The verifier MUST NOT accept the second attempt of the OTP after the successful validation
         // has been issued for the first OTP" (RFC 6238 §5.2).
@@ -224,6 +225,15 @@ impl SecondFactors {
         } else {
             Err(FactorRefused::Wrong)
         }
+    }
+
+    /// The secret that a user's app shares.
+    async fn secret_of(&self, user: &User) -> Result<Option<TotpSecret>, FactorRefused> {
+        let Some(totp) = self.of(user.id).await?.totp else {
+            return Ok(None);
+        };
+        let plain = sealing::open_totp(&self.masters.load()?, user.id, &totp.sealed)?;
+        Ok(Some(TotpSecret::kept(plain)))
     }
 
     /// What a user needs to enrol an app: nothing is stored yet.
@@ -247,18 +257,22 @@ impl SecondFactors {
         })
     }
 
-    /// Enrols an app that has shown to share the secret. The code that shows it counts nowhere again.
+    /// Enrols an app that has shown to share the secret; if `is_first`, for a user who has no second
+    /// factor, or not at all. With the methods that it has proved; the code counts nowhere again.
     pub async fn enrol(
         &self,
         user: &User,
-        secret: &[u8],
-        code: &str,
+        (secret, code): (&[u8], &str),
+        is_first: bool,
         cause: &Cause,
     ) -> Result<Vec<String>, FactorRefused> {
         let now = self.clock.now();
         let shared = TotpSecret::kept(Zeroizing::new(secret.to_vec()));
         let typed: String = code.chars().filter(|c| *c != ' ').take(10).collect();
         let step = shared.step_of(&typed, now).ok_or(FactorRefused::Wrong)?;
+        if self.secret_of(user).await?.is_some_and(|it| it.is(secret)) {
+            return Err(FactorRefused::Again);
+        }
         let mut attempt = 1;
         loop {
             let schedule = self.store.key_schedule(KeyUse::Signing);
@@ -272,7 +286,7 @@ impl SecondFactors {
                 last_step: step,
                 created_at: now,
             });
-            match self.change(user, change, cause).await {
+            match self.change(user, change, is_first, cause).await {
                 // Perhaps because another master key was promoted.
                 Err(FactorRefused::Conflict) if attempt < ATTEMPTS => attempt += 1,
                 result => {
@@ -291,8 +305,8 @@ impl SecondFactors {
         let codes = (0..recovery::AT_ONCE).map(|_| RecoveryCode::draw(&self.entropy));
         let codes = codes.collect::<Result<Vec<_>, _>>()?;
         let hashes = codes.iter().filter_map(RecoveryCode::hash).collect();
-        self.change(user, FactorChange::MakeRecoveryCodes(hashes), cause)
-            .await?;
+        let change = FactorChange::MakeRecoveryCodes(hashes);
+        self.change(user, change, false, cause).await?;
         Ok(codes)
     }
 
@@ -314,19 +328,22 @@ impl SecondFactors {
         if user.second_factor_required && !left {
             return Err(FactorRefused::Last);
         }
-        self.change(user, change, cause).await
+        self.change(user, change, false, cause).await
     }
 
-    /// Changes what a user has, if the user still is what it was when it was read.
+    /// Changes what a user has, if the user still is what it was when it was read; and if it has no
+    /// second factor, where this is to be the first.
     pub(super) async fn change(
         &self,
         user: &User,
         change: FactorChange,
+        is_first: bool,
         cause: &Cause,
     ) -> Result<(), FactorRefused> {
         let change = Change::ChangeFactors {
             subject: user.id,
             user_epoch: user.session_epoch,
+            is_first,
             change,
         };
         let applied = self.store.apply(&change, cause, self.clock.now());

@@ -91,7 +91,8 @@ impl SecondFactors {
         Ok((asked, self.begun(state)))
     }
 
-    /// Adds the passkey that an authenticator has made; with the methods that making it proves.
+    /// Adds the passkey that an authenticator has made; if `is_first`, for a user who has no second
+    /// factor, or not at all. With the methods that making it proves.
     ///
     /// # Security
     /// `answer` and `name` come from whoever sends the request. What makes a passkey here has verified
@@ -101,17 +102,23 @@ impl SecondFactors {
         user: &User,
         ceremony: &Registration,
         (answer, name): (&str, &str),
+        is_first: bool,
         cause: &Cause,
     ) -> Result<Vec<String>, FactorRefused> {
-        if self.of(user.id).await?.passkeys.len() >= MOST {
-            return Err(FactorRefused::Conflict);
-        }
+        let known = self.of(user.id).await?.passkeys;
         let answer: RegisterPublicKeyCredential = read(answer)?;
         let now = self.clock.now();
         let credential = self
             .relying_party()?
             .finish_passkey_registration(&answer, &ceremony.state)
             .map_err(|_| FactorRefused::Wrong)?;
+        let id = PasskeyId::from_bytes(credential.cred_id()).ok_or(FactorRefused::Wrong)?;
+        if known.iter().any(|passkey| passkey.id == id) {
+            return Err(FactorRefused::Again);
+        }
+        if known.len() >= MOST {
+            return Err(FactorRefused::Conflict);
+        }
         self.take(ceremony.at, &answer.response.client_data_json, now)
             .await?;
         let name: String = name
@@ -123,7 +130,7 @@ impl SecondFactors {
         let kept = serde_json::to_value(&credential).map_err(WebauthnError::ParseJSONFailure)?;
         let is_shared = kept.pointer("/cred/backup_eligible") != Some(&Value::Bool(false));
         let passkey = Passkey {
-            id: PasskeyId::from_bytes(credential.cred_id()).ok_or(FactorRefused::Wrong)?,
+            id,
             subject: user.id,
             name: if name.is_empty() {
                 "Passkey".to_owned()
@@ -135,8 +142,8 @@ impl SecondFactors {
             created_at: now,
             last_used_at: None,
         };
-        self.change(user, FactorChange::AddPasskey(Box::new(passkey)), cause)
-            .await?;
+        let adding = FactorChange::AddPasskey(Box::new(passkey));
+        self.change(user, adding, is_first, cause).await?;
         Ok(methods(is_shared))
     }
 

@@ -2,6 +2,7 @@
 //! which is what apps know.
 
 use qrcode::{EcLevel, QrCode, render::svg};
+use subtle::ConstantTimeEq as _;
 use totp_rs::{Builder, Totp};
 use zeroize::Zeroizing;
 
@@ -39,6 +40,11 @@ impl TotpSecret {
     /// The bytes, to be sealed.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Whether it is this one. Told in constant time.
+    pub fn is(&self, other: &[u8]) -> bool {
+        self.0.ct_eq(other).into()
     }
 
     /// The step at which a code counts, be it that of `now`, the one before or the one after: clocks

@@ -11,7 +11,10 @@ use super::request::AuthorizationRequest;
 use crate::{
     clock::Timestamp,
     domain::{consent::Permission, factor::Proved},
-    identity::{factor::passkey::Authentication, session::Present},
+    identity::{
+        factor::passkey::{Authentication, Registration},
+        session::Present,
+    },
     oauth::{
         error::OAuthError,
         form::Form,
@@ -46,6 +49,8 @@ pub(super) struct Flow {
     pub(super) raising: Option<String>,
     /// The secret that an app is to share, in base64url: nothing is stored before it does.
     pub(super) enrolling: Option<String>,
+    /// The passkey that is being made.
+    pub(super) registering: Option<Registration>,
     /// The passkey that is asked for.
     pub(super) ceremony: Option<Authentication>,
 }
@@ -60,6 +65,7 @@ impl Flow {
             proved: None,
             raising: None,
             enrolling: None,
+            registering: None,
             ceremony: None,
         }
     }
@@ -70,6 +76,7 @@ impl Flow {
             proved: None,
             raising: None,
             enrolling: None,
+            registering: None,
             ceremony: None,
             ..self.clone()
         }

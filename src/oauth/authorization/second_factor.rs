@@ -48,7 +48,7 @@ pub struct FactorPage {
     pub flow: String,
 }
 
-/// What the page says on which users enrol an app because they have to.
+/// What the page says on which users enrol an app, or a passkey, because they have to.
 pub struct EnrolPage {
     /// Who signs in.
     pub username: String,
@@ -58,6 +58,8 @@ pub struct EnrolPage {
     pub url: String,
     /// The same for cameras: SVG.
     pub picture: String,
+    /// What the browser is asked to make a passkey, where users have them: JSON.
+    pub passkey: Option<String>,
     /// What was wrong with the last try.
     pub problem: Option<OAuthError>,
     /// Whether it leads to a client.
@@ -90,6 +92,8 @@ impl AuthorizationEndpoint {
             Ok(request) => request,
             Err(rejection) => return Ok(Self::rejected(rejection)),
         };
+        // What was proved before this password was, may have been proved by another user.
+        let flow = &flow.after_steps();
         let factors = self.factors_of(user).await?;
         let wanted = Wanted {
             is_fresh: true,
@@ -166,9 +170,7 @@ impl AuthorizationEndpoint {
     fn proved_by(&self, flow: &Flow, user: &User, amr: Vec<String>) -> Flow {
         Flow {
             proved: Some(Proved::new(user, amr, self.clock.now())),
-            raising: None,
-            enrolling: None,
-            ..flow.clone()
+            ..flow.after_steps()
         }
     }
 
@@ -227,11 +229,23 @@ impl AuthorizationEndpoint {
         let (secret, username) = (secret_of(flow)?, user.username.as_str());
         let enrolment = self.factors.begin_again(&secret, username);
         let enrolment = enrolment.map_err(of_factor)?;
+        let (passkey, registering) = if self.factors.has_passkeys() {
+            let begun = self.factors.begin_registration(user, &[]);
+            let (asked, ceremony) = begun.map_err(of_factor)?;
+            (Some(asked.to_string()), Some(ceremony))
+        } else {
+            (None, None)
+        };
+        let flow = Flow {
+            registering,
+            ..flow.clone()
+        };
         Ok(Reply::Enrol(EnrolPage {
             username: user.username.to_string(),
             secret: enrolment.secret.text(),
             url: enrolment.url,
             picture: enrolment.picture,
+            passkey,
             problem,
             for_client: flow.is_for_client(),
             flow: flow.seal(&self.seals, browser.binding)?,
@@ -261,7 +275,8 @@ impl AuthorizationEndpoint {
         }
     }
 
-    /// Takes the first code of an app that is being enrolled; then shows recovery codes.
+    /// Takes the first code of an app that is being enrolled, or the passkey that was made; then shows
+    /// recovery codes.
     pub(super) async fn take_enrolment(
         &self,
         form: &Form,
@@ -270,35 +285,50 @@ impl AuthorizationEndpoint {
     ) -> Result<Answer, OAuthError> {
         let (user, proved) = self.proved(flow, browser).await?;
         let secret = secret_of(flow)?;
-        // Whoever has one by now proves that one.
         if self.factors_of(&user).await?.is_enrolled() {
+            return self.enrolled_by_now(flow, &user, browser).await;
+        }
+        let cause = Cause::of_user(user.id, browser.origin);
+        let (enrolled, wrong) = if let Some(made) = form.one("passkey")? {
+            let ceremony = flow.registering.as_ref().ok_or_else(over)?;
+            let given = (made, "");
+            let adding = self
+                .factors
+                .finish_registration(&user, ceremony, given, true, &cause);
+            (adding.await, not_taken())
+        } else {
+            let code = form.one("code")?.unwrap_or_default();
+            let enrolling = self.factors.enrol(&user, (&secret, code), true, &cause);
+            (enrolling.await, of_factor(FactorRefused::Wrong))
+        };
+        let problem = match enrolled {
+            Ok(more) => return self.open(flow, &user, (proved.amr, more), browser).await,
+            Err(FactorRefused::Again | FactorRefused::Conflict) => {
+                return self.enrolled_by_now(flow, &user, browser).await;
+            }
+            Err(FactorRefused::Wrong) => wrong,
+            Err(refused) => of_factor(refused),
+        };
+        let page = self.enrolment(flow, &user, Some(problem), browser);
+        page.map(Answer::from)
+    }
+
+    /// Asks for what a user has who is enrolling something and has a second factor by now: be it that
+    /// the same form was sent twice, and nobody has seen the recovery codes, or that it was somebody
+    /// else.
+    async fn enrolled_by_now(
+        &self,
+        flow: &Flow,
+        user: &User,
+        browser: Browser<'_>,
+    ) -> Result<Answer, OAuthError> {
+        let factors = self.factors_of(user).await?;
+        if !factors.is_enrolled() {
             return Err(over());
         }
-        let code = form.one("code")?.unwrap_or_default();
-        let cause = Cause::of_user(user.id, browser.origin);
-        let more = match self.factors.enrol(&user, &secret, code, &cause).await {
-            Ok(more) => more,
-            Err(FactorRefused::Conflict) => return Err(over()),
-            Err(refused) => {
-                let page = self.enrolment(flow, &user, Some(of_factor(refused)), browser);
-                return page.map(Answer::from);
-            }
-        };
-        let codes = self.factors.make_codes(&user, &cause).await;
-        let codes = codes.map_err(of_factor)?;
-        let (_, cookie) = self
-            .session(flow, &user, (proved.amr, more), browser)
-            .await?;
-        let after = flow.after_steps();
-        Ok(Answer {
-            session: Some(cookie),
-            ..Reply::Codes(CodesPage {
-                codes,
-                for_client: after.is_for_client(),
-                flow: after.seal(&self.seals, browser.binding)?,
-            })
-            .into()
-        })
+        let problem = Some(of_factor(FactorRefused::Again));
+        let page = self.factor_page(flow, user, &factors, problem, browser);
+        page.map(Answer::from)
     }
 
     /// A flow whose browser is asked for a passkey: any, or one of these.
@@ -357,7 +387,8 @@ impl AuthorizationEndpoint {
         self.ask_again(flow, browser, "", of_passkey(refused))
     }
 
-    /// Opens a session for a user who has authenticated by the methods of both steps, and goes on.
+    /// Opens a session for a user who has authenticated by the methods of both steps, and goes on; with
+    /// recovery codes first, for one who is enrolling something.
     async fn open(
         &self,
         flow: &Flow,
@@ -365,11 +396,26 @@ impl AuthorizationEndpoint {
         methods: (Vec<String>, Vec<String>),
         browser: Browser<'_>,
     ) -> Result<Answer, OAuthError> {
-        let (present, cookie) = self.session(flow, user, methods, browser).await?;
         let after = flow.after_steps();
+        let codes = match &flow.enrolling {
+            Some(_) => {
+                let cause = Cause::of_user(user.id, browser.origin);
+                let codes = self.factors.make_codes(user, &cause).await;
+                Some(CodesPage {
+                    codes: codes.map_err(of_factor)?,
+                    for_client: after.is_for_client(),
+                    flow: after.seal(&self.seals, browser.binding)?,
+                })
+            }
+            None => None,
+        };
+        let (present, cookie) = self.session(flow, user, methods, browser).await?;
         Ok(Answer {
             session: Some(cookie),
-            ..self.go_on(&after, browser, Some(present), false).await
+            ..match codes {
+                Some(codes) => Reply::Codes(codes).into(),
+                None => self.go_on(&after, browser, Some(present), false).await,
+            }
         })
     }
 
@@ -451,6 +497,15 @@ const fn sessions_ended() -> OAuthError {
     )
 }
 
+/// What is said of a passkey that was made and is not taken.
+pub const fn not_taken() -> OAuthError {
+    OAuthError::new(
+        ErrorCode::AccessDenied,
+        "passkey",
+        "This passkey was not taken. Try again.",
+    )
+}
+
 /// What is said to whoever has not proved to have a passkey.
 fn of_passkey(refused: FactorRefused) -> OAuthError {
     match refused {
@@ -474,6 +529,12 @@ pub fn of_factor(refused: FactorRefused) -> OAuthError {
         FactorRefused::TooOften(wait) => {
             OAuthError::too_often(wait, "Too many codes were wrong. Try again in a moment.")
         }
+        FactorRefused::Again => OAuthError::new(
+            ErrorCode::AccessDenied,
+            "enrolled",
+            "Two-step verification has just been set up. Go on with it: a code that was used already \
+             does not count. If it was not you who set it up, somebody else knows your password.",
+        ),
         FactorRefused::Conflict => OAuthError::new(
             ErrorCode::AccessDenied,
             "conflict",

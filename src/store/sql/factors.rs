@@ -48,8 +48,8 @@ where
 {
     pub(super) async fn change_factors(
         tx: &mut Transaction<'_, DB>,
-        subject: UserId,
-        user_epoch: i64,
+        (subject, user_epoch): (UserId, i64),
+        is_first: bool,
         change: &FactorChange,
     ) -> Result<Done, StoreError> {
         if let FactorChange::AddTotp(totp) = change {
@@ -65,6 +65,10 @@ where
         .fetch_optional(&mut **tx)
         .await?
         .ok_or(StoreError::Conflict)?;
+        // Nobody else adds one as long as the user is locked.
+        if is_first && Self::read_factors(tx, subject).await?.is_enrolled() {
+            return Err(StoreError::Conflict);
+        }
         let (kind, mut detail) = Self::make_factors(tx, subject, change).await?;
         detail.insert("subject".to_owned(), subject.to_string().into());
         let removes = matches!(

@@ -494,8 +494,12 @@ where
             Change::ChangeFactors {
                 subject,
                 user_epoch,
+                is_first,
                 change,
-            } => Self::change_factors(tx, *subject, *user_epoch, change).await?,
+            } => {
+                let user = (*subject, *user_epoch);
+                Self::change_factors(tx, user, *is_first, change).await?
+            }
             Change::ResetFactors { id, tokens_die_at } => {
                 let spans = Spans::new(now, *tokens_die_at);
                 self.reset_factors(tx, *id, spans).await?

@@ -788,7 +788,8 @@ impl Secured {
         let (factors, cause) = (site.server.factors(), Cause::system());
         let secret = b"12345678901234567890".to_vec();
         let code = totp::code(&secret, NOW);
-        factors.enrol(&user, &secret, &code, &cause).await.unwrap();
+        let enrolled = factors.enrol(&user, (&secret, &code), true, &cause);
+        enrolled.await.unwrap();
         let codes = factors.make_codes(&user, &cause).await.unwrap();
         clock.advance(Duration::from_secs(30));
         Self {
@@ -950,6 +951,7 @@ async fn what_needs_a_browser_is_left_to_one() {
         .apply(Change::ChangeFactors {
             subject: site.ada,
             user_epoch: user.session_epoch,
+            is_first: true,
             change: FactorChange::AddPasskey(Box::new(passkey)),
         })
         .await;

@@ -59,6 +59,17 @@ fn of(user: &User, change: FactorChange) -> Change {
     Change::ChangeFactors {
         subject: user.id,
         user_epoch: user.session_epoch,
+        is_first: false,
+        change,
+    }
+}
+
+/// The same by somebody who has proved no second factor.
+fn first_of(user: &User, change: FactorChange) -> Change {
+    Change::ChangeFactors {
+        subject: user.id,
+        user_epoch: user.session_epoch,
+        is_first: true,
         change,
     }
 }
@@ -155,6 +166,7 @@ pub(super) async fn what_cannot_be_added_or_removed_conflicts_and_changes_nothin
         of(&bare, FactorChange::RemoveTotp),
         of(&bare, FactorChange::UseRecoveryCode(hash(1))),
         of(&one, FactorChange::UseRecoveryCode(hash(4))),
+        first_of(&one, FactorChange::RemoveTotp),
         // A passkey belongs to one user.
         of(
             &one,
@@ -201,6 +213,41 @@ pub(super) async fn of_32_who_present_a_one_time_password_at_once_one_has_it(dat
     }
     let nobody = UserId::from_uuid(Uuid::from_u128(99));
     assert!(!store.take_totp_step(nobody, 1000).await.unwrap());
+}
+
+/// Two who know the password, or two tabs: nobody enrols a factor beside one that it has not proved.
+pub(super) async fn of_32_who_enrol_a_first_factor_at_once_one_does(database: &Database) {
+    let store = opened(database).await;
+    let user = created_user(&*store, user(1)).await;
+    let mut writers = JoinSet::new();
+    for number in 0..32 {
+        let adding = if number % 2 == 0 {
+            FactorChange::AddTotp(totp(number))
+        } else {
+            FactorChange::AddPasskey(Box::new(passkey(number, user.id)))
+        };
+        let (store, change) = (store.clone(), first_of(&user, adding));
+        writers.spawn(async move {
+            match apply(&*store, change).await {
+                Ok(_) => true,
+                Err(StoreError::Conflict) => false,
+                Err(error) => panic!("{error:?}"),
+            }
+        });
+    }
+    let won = writers.join_all().await.into_iter().filter(|won| *won);
+    assert_eq!(won.count(), 1);
+    let factors = store.factors(user.id).await.unwrap();
+    assert_eq!(
+        usize::from(factors.totp.is_some()) + factors.passkeys.len(),
+        1
+    );
+    // Recovery codes alone are no factor, and who has proved the first one adds another.
+    apply(&*store, add_passkey(40, &user)).await.unwrap();
+    let bare = created_user(&*store, super::sample::user(2)).await;
+    apply(&*store, make_codes(&bare, 1..=3)).await.unwrap();
+    let first = first_of(&bare, FactorChange::AddTotp(totp(1)));
+    apply(&*store, first).await.unwrap();
 }
 
 pub(super) async fn of_32_who_present_a_recovery_code_at_once_one_uses_it(database: &Database) {

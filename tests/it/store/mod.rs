@@ -121,6 +121,7 @@ on_both_engines! {
         factors_are_read_back_as_they_were_added,
         what_cannot_be_added_or_removed_conflicts_and_changes_nothing,
         of_32_who_present_a_one_time_password_at_once_one_has_it,
+        of_32_who_enrol_a_first_factor_at_once_one_does,
         of_32_who_present_a_recovery_code_at_once_one_uses_it,
         new_recovery_codes_replace_all_that_there_were,
         of_32_uses_of_a_passkey_with_one_count_one_is_noted,

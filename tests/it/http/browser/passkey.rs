@@ -12,7 +12,7 @@ use super::{
     Browser, Site,
     account::form_before,
     flow, heading, hidden, returned,
-    second_factor::{codes_of, only_session},
+    second_factor::{codes_of, only_session, require, secret_of},
 };
 use crate::support::{
     authenticator::Authenticator,
@@ -28,6 +28,7 @@ on_both_engines! {
     a_passkey_is_added_at_the_account_page_and_signs_in_alone,
     a_passkey_is_a_second_factor,
     a_passkey_raises_the_session_that_it_is_added_in,
+    a_user_who_needs_a_second_factor_makes_a_passkey,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -51,6 +52,12 @@ impl Browser<'_> {
         let form = hidden(&page, "form");
         let form = [("form", &*form), ("passkey", &made), ("name", name)];
         self.post("/account/forms", &form).await
+    }
+
+    async fn enrol_passkey(&mut self, page: &Answer, made: &str) -> Answer {
+        let flow = flow(page);
+        let form = [("flow", flow.as_str()), ("passkey", made)];
+        self.post("/signin/enrol", &form).await
     }
 
     async fn present(&mut self, page: &Answer, signed: &str) -> Answer {
@@ -201,6 +208,94 @@ async fn a_passkey_raises_the_session_that_it_is_added_in(engine: Engine) {
     let page = browser.account().await;
     let asked = browser.act(&form_before(&page, "Add a passkey")).await;
     assert_eq!((asked.status, heading(&asked)), (400, "Sign in"));
+}
+
+async fn a_user_who_needs_a_second_factor_makes_a_passkey(engine: Engine) {
+    const ENROL: &str = "Set up two-step verification";
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().on(engine).clock(clock.clone())).await;
+    require(&site, true).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    let page = browser.sign_in(&page, "ada", PASSWORD).await;
+    assert_eq!((page.status, heading(&page)), (200, ENROL));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.contains("script-src 'self';"), "{policy}");
+    // What is wrong, and what was made for another page, is not taken; the app's secret stays.
+    let mut key = Authenticator::new(1, ISSUER);
+    let secret = secret_of(&page);
+    let of_other_page = key.create(&options(&page));
+    let mut page = browser.enrol_passkey(&page, "").await;
+    for wrong in ["{}", &of_other_page] {
+        page = browser.enrol_passkey(&page, wrong).await;
+        assert_eq!((page.status, heading(&page)), (400, ENROL), "{wrong}");
+        assert_eq!(page.header("countersign-reason"), Some("passkey"));
+    }
+    key.verifies = false;
+    let unverified = key.create(&options(&page));
+    page = browser.enrol_passkey(&page, &unverified).await;
+    assert_eq!((page.status, heading(&page)), (400, ENROL));
+    assert_eq!(secret_of(&page), secret);
+    let store = site.server.store();
+    assert!(!store.factors(site.ada).await.unwrap().is_enrolled());
+    assert_eq!(heading(&browser.ask(&[]).await), "Sign in");
+    // Somebody else who knows the password has come as far.
+    let mut other = site.browser();
+    let elsewhere = other.ask(&[]).await;
+    let elsewhere = other.sign_in(&elsewhere, "ada", PASSWORD).await;
+    assert_eq!(heading(&elsewhere), ENROL);
+    let of_other = Authenticator::new(2, ISSUER).create(&options(&elsewhere));
+    let code = totp::code(&secret_of(&elsewhere), NOW);
+    key.verifies = true;
+    let made = key.create(&options(&page));
+    let codes = browser.enrol_passkey(&page, &made).await;
+    assert_eq!(codes_of(&codes).len(), 10);
+    // What is there by now it has to prove; and enrols nothing beside it.
+    let late = other.enrol_passkey(&elsewhere, &of_other).await;
+    let flow_of_other = flow(&elsewhere);
+    let form = [("flow", flow_of_other.as_str()), ("code", &code)];
+    let later = other.post("/signin/enrol", &form).await;
+    for late in [late, later] {
+        assert_eq!(
+            (late.status, heading(&late)),
+            (400, "Two-step verification")
+        );
+        assert_eq!(late.header("countersign-reason"), Some("enrolled"));
+        assert!(late.header("set-cookie").is_none(), "{late:?}");
+    }
+    let factors = store.factors(site.ada).await.unwrap();
+    assert!(factors.totp.is_none(), "{factors:?}");
+    assert_eq!((factors.passkeys.len(), factors.recovery_codes), (1, 10));
+    // Its user goes on.
+    let flow = flow(&codes);
+    let page = browser.post("/signin/continue", &[("flow", &flow)]).await;
+    let answer = browser.decide(&page, "allow").await;
+    let expected = (
+        json!("urn:countersign:acr:2"),
+        json!(["pwd", "hwk", "user", "mfa"]),
+    );
+    assert_eq!(strength(&site, &answer).await, expected);
+    let mut third = site.browser();
+    let page = third.ask(&[]).await;
+    let page = third.sign_in(&page, "ada", PASSWORD).await;
+    assert_eq!(heading(&page), "Two-step verification");
+    let answer = third.present(&page, &key.sign(&options(&page))).await;
+    assert_eq!(strength(&site, &answer).await, expected);
+    // The form once more, as its answer was lost: what it has enrolled leads to recovery codes.
+    let bob = site.server.user("bob").await;
+    site.set_password(bob, PASSWORD).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    browser.sign_in(&page, "bob", PASSWORD).await;
+    let page = browser.account().await;
+    let page = browser.act(&form_before(&page, "Add a passkey")).await;
+    let made = Authenticator::new(3, ISSUER).create(&options(&page));
+    let form = hidden(&page, "form");
+    let form = [("form", form.as_str()), ("passkey", &made)];
+    let first = codes_of(&browser.post("/account/forms", &form).await);
+    let second = codes_of(&browser.post("/account/forms", &form).await);
+    assert!(second.iter().all(|it| !first.contains(it)));
+    assert_eq!(store.factors(bob).await.unwrap().passkeys.len(), 1);
 }
 
 /// Web Authentication §7.1, §7.2: whatever is wrong with an answer.
@@ -371,10 +466,7 @@ async fn a_browser_shows_what_second_factors_take() {
     let site = Site::start().await;
     let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
     let now = || site.server.clients.clock.now();
-    update_user(site.server.store(), site.ada, now(), |user| {
-        user.second_factor_required = true;
-    })
-    .await;
+    require(&site, true).await;
     browser.open(&account()).await;
     browser.sign_in("ada", PASSWORD).await;
     browser.reads("Set up two-step verification").await;
@@ -410,6 +502,23 @@ async fn a_browser_shows_what_second_factors_take() {
     browser.fill("#code", &recovery).await;
     browser.press("Verify").await;
     browser.reads("Your account").await;
+}
+
+#[tokio::test]
+async fn a_browser_makes_the_passkey_that_its_user_needs() {
+    let site = Site::start().await;
+    let browser = Chromium::start(&[("issuer.example", site.server.public)]).await;
+    browser.authenticator().await;
+    require(&site, true).await;
+    browser.open(&account()).await;
+    browser.sign_in("ada", PASSWORD).await;
+    browser.reads("Set up two-step verification").await;
+    browser.shows("enrol-passkey").await;
+    browser.press("Add a passkey").await;
+    browser.reads("Keep your recovery codes").await;
+    browser.press("I have kept them").await;
+    browser.reads("Your account").await;
+    assert_eq!(methods(&site).await, ["pwd", "hwk", "user", "mfa"]);
 }
 
 #[tokio::test]

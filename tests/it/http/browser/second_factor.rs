@@ -29,6 +29,7 @@ on_both_engines! {
     a_code_is_taken_once_and_a_recovery_code_too,
     second_factors_are_changed_at_the_account_page,
     an_old_session_enrols_nothing_and_is_raised_by_what_is_proved_in_it,
+    a_form_that_enrols_and_is_sent_twice_leads_to_recovery_codes,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -186,8 +187,6 @@ async fn a_user_who_needs_a_second_factor_enrols_one_before_anything_is_issued(e
     let page = browser.enrol(&again, &code).await;
     let codes = codes_of(&page);
     assert_eq!(codes.len(), 10);
-    // What was enrolled is enrolled once.
-    over(&site.browser_of(&browser).enrol(&again, &code).await);
     let page = browser.go_on(&page).await;
     assert_eq!(heading(&page), CONSENT);
     let answer = browser.decide(&page, "allow").await;
@@ -207,6 +206,61 @@ async fn a_user_who_needs_a_second_factor_enrols_one_before_anything_is_issued(e
         EventType::ConsentGiven,
     ];
     assert_eq!(kinds, expected.map(EventType::as_str));
+}
+
+/// As by a double click, or where the first answer was lost: its recovery codes nobody has seen.
+async fn a_form_that_enrols_and_is_sent_twice_leads_to_recovery_codes(engine: Engine) {
+    let clock = ManualClock::new(NOW);
+    let site = Site::of(Setup::new().on(engine).clock(clock.clone())).await;
+    require(&site, true).await;
+    let mut browser = site.browser();
+    let page = browser.after_password(&[]).await;
+    let secret = secret_of(&page);
+    let code = totp::code(&secret, NOW);
+    // Its answer, and with it the cookie, is lost.
+    let lost = codes_of(&site.browser_of(&browser).enrol(&page, &code).await);
+    let asked = browser.enrol(&page, &code).await;
+    assert_eq!((asked.status, heading(&asked)), (400, VERIFY));
+    assert_eq!(asked.header("countersign-reason"), Some("enrolled"));
+    assert!(asked.header("set-cookie").is_none(), "{asked:?}");
+    // What was enrolled is proved, and not by the code that has enrolled it (RFC 6238 §5.2).
+    let asked = browser.verify(&asked, &code).await;
+    assert_eq!((asked.status, heading(&asked)), (400, VERIFY));
+    clock.advance(Duration::from_secs(30));
+    let code = totp::code(&secret, clock.now());
+    let page = browser.verify(&asked, &code).await;
+    let codes = codes_of(&page);
+    assert!(codes.iter().all(|it| !lost.contains(it)));
+    let page = browser.go_on(&page).await;
+    assert_eq!(heading(&page), CONSENT);
+    // Later nothing is shown any more: a code that is proved signs in.
+    let mut other = site.browser();
+    let page = other.after_password(&[]).await;
+    assert_eq!(heading(&other.verify(&page, &codes[0]).await), CONSENT);
+
+    // At the account page.
+    require(&site, false).await;
+    let bob = site.server.user("bob").await;
+    site.set_password(bob, PASSWORD).await;
+    let mut browser = site.browser();
+    let page = browser.ask(&[]).await;
+    browser.sign_in(&page, "bob", PASSWORD).await;
+    let mut of_before = site.browser_of(&browser);
+    let page = browser.account().await;
+    let page = browser.act(&form_before(&page, "Set up<")).await;
+    let code = totp::code(&secret_of(&page), clock.now());
+    let form = [("form", hidden(&page, "form")), ("code", code)];
+    let first = codes_of(&browser.post_all(&form).await);
+    let second = codes_of(&browser.post_all(&form).await);
+    assert!(second.iter().all(|it| !first.contains(it)));
+    // Not for one whose session has not proved it.
+    let answer = of_before.post_all(&form).await;
+    assert_eq!(answer.status, 303, "{answer:?}");
+    assert_eq!(heading(&of_before.account().await), "Sign in");
+    // Nor after a moment.
+    clock.advance(Duration::from_mins(5));
+    let asked = browser.post_all(&form).await;
+    assert_eq!((asked.status, heading(&asked)), (400, "Sign in"));
 }
 
 async fn a_code_is_taken_once_and_a_recovery_code_too(engine: Engine) {
