@@ -188,7 +188,7 @@ impl Bench {
             expires_at: now.plus(Duration::from_mins(1)),
             family_id: None,
         };
-        assert!(self.store.put_code(&hash, &code).await.unwrap());
+        assert!(self.store.put_code(&hash, &code, &[].into()).await.unwrap());
         let redemption = Redemption {
             hash,
             client_id: self.client.clone(),

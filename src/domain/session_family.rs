@@ -5,12 +5,13 @@
 //! with the session, and before that by whatever ends families. One that has ended by itself stays so
 //! until the user authenticates again, as the pages that it was for would bring it back at once.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     browser_session::BrowserSession,
     change::Cause,
     claims::RequestedClaims,
+    consent::Permission,
     factor::{ONE_FACTOR, acr},
     family::{EndReason, Family, Grant, Party, Refusal, Standing, Terms, UserStanding},
     id::{ClientId, FamilyId, SessionId},
@@ -36,6 +37,8 @@ pub struct SessionGrant {
     pub scope: Scope,
     /// And where.
     pub resources: Vec<ResourceUri>,
+    /// What the user allows the client, from which both were drawn; nothing where that is not asked.
+    pub allowed: BTreeSet<Permission>,
     /// What the family is called if there is none yet.
     pub family_id: FamilyId,
     /// The terms of such a family.
@@ -166,7 +169,8 @@ impl SessionGrant {
         session.seen_at.plus(self.idle).min(session.expires_at)
     }
 
-    fn grant(&self, session: &BrowserSession) -> Grant {
+    /// What the session stands for at the client.
+    pub fn grant(&self, session: &BrowserSession) -> Grant {
         Grant {
             client_id: self.client_id.clone(),
             client_epoch: self.client_epoch,

@@ -5,7 +5,7 @@
 //! left to one. What has been proved so far goes into the stored [`ChallengeSession`], which is handed
 //! on from step to step.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use serde::Serialize;
 
@@ -452,7 +452,9 @@ impl ChallengeEndpoint {
             expires_at: now.plus(CODE_LIFE),
             family_id: None,
         };
-        let issued = codes::issue(&*self.store, &self.clock, &self.entropy, &code).await?;
+        // The app asks its user by itself.
+        let asked = BTreeSet::new();
+        let issued = codes::issue(&*self.store, &self.clock, &self.entropy, &code, &asked).await?;
         let text = issued.ok_or_else(wrong_credentials)?;
         Ok(ChallengeResponse {
             authorization_code: text.expose().to_owned(),

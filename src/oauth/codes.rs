@@ -1,5 +1,7 @@
 //! What authorization codes are asked for with, and how they are issued, whichever way a user signs in.
 
+use std::collections::BTreeSet;
+
 use super::{
     error::{ErrorCode, OAuthError},
     form::Form,
@@ -10,6 +12,7 @@ use crate::{
     domain::{
         client::{Client, GrantType},
         code::{AuthorizationCode, is_s256},
+        consent::Permission,
         secret::{Ticket, TicketKind},
     },
     entropy::Entropy,
@@ -58,16 +61,18 @@ pub(super) fn code_challenge(form: &Form) -> Result<String, OAuthError> {
     Ok(challenge.to_owned())
 }
 
-/// Draws the text of a code and stores the code; none if client or user may not have it any more.
+/// Draws the text of a code and stores the code; none if client or user may not have it any more, or,
+/// where a browser brings it, the user does not allow all of `asked`.
 pub(super) async fn issue(
     store: &dyn Store,
     clock: &AgreedClock,
     entropy: &Entropy,
     code: &AuthorizationCode,
+    asked: &BTreeSet<Permission>,
 ) -> Result<Option<Ticket>, OAuthError> {
     let text =
         Ticket::mint(TicketKind::AuthorizationCode, entropy).map_err(OAuthError::internal)?;
     let hash = text.hash();
-    let is_stored = store_answer(clock, store.put_code(&hash, code)).await?;
+    let is_stored = store_answer(clock, store.put_code(&hash, code, asked)).await?;
     Ok(is_stored.then_some(text))
 }

@@ -17,7 +17,7 @@ mod sql;
 mod sqlite;
 mod watched;
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use async_trait::async_trait;
 
@@ -33,7 +33,7 @@ use crate::{
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
-        consent::Consent,
+        consent::{Consent, Permission},
         event::{Event, EventQuery},
         factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
@@ -267,11 +267,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Stores an authorization code under its hash: whether that was done. Not done when client or
     /// user has been disabled or removed since the grant, or their sessions were ended; nor where a
-    /// session of a browser has brought it, and the user has not allowed the client anything.
+    /// session of a browser has brought it, and the user does not allow the client all of `asked` at
+    /// that moment.
     async fn put_code(
         &self,
         hash: &SecretHash,
         code: &AuthorizationCode,
+        asked: &BTreeSet<Permission>,
     ) -> Result<bool, StoreError>;
 
     /// Exchanges a code for a family, once; on whatever node. A code that could have been exchanged,

@@ -85,7 +85,7 @@ impl Dialect for Postgres {
     const HOLD_SESSION: &'static str =
         "select id from browser_session where id = $1 and ended_at is null for no key update";
 
-    const SHARE_CONSENT: &'static str = "select client_epoch from consent \
+    const SHARE_CONSENT: &'static str = "select subject, client_id, client_epoch, permissions, given_at from consent \
          where subject = $1 and client_id = $2 for share";
 
     // A row that is locked is being refreshed, or deleted by another node: it is passed over, so that

@@ -76,8 +76,8 @@ impl Dialect for Sqlite {
     const HOLD_SESSION: &'static str =
         "select id from browser_session where id = $1 and ended_at is null";
 
-    const SHARE_CONSENT: &'static str =
-        "select client_epoch from consent where subject = $1 and client_id = $2";
+    const SHARE_CONSENT: &'static str = "select subject, client_id, client_epoch, permissions, given_at from consent \
+         where subject = $1 and client_id = $2";
 
     // Nor does anybody else write.
     const DELETE_EXPIRED_FAMILIES: &'static str = "delete from family where id in \

@@ -1,6 +1,6 @@
 //! A store whose operations are counted when they fail, and seen in the traces of requests.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use tracing::{Instrument as _, Span};
@@ -14,7 +14,7 @@ use crate::{
         change::{Applied, Cause, Change, Changes, Position},
         client::Client,
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
-        consent::Consent,
+        consent::{Consent, Permission},
         event::{Event, EventQuery},
         factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
@@ -183,9 +183,10 @@ impl Store for Watched {
         &self,
         hash: &SecretHash,
         code: &AuthorizationCode,
+        asked: &BTreeSet<Permission>,
     ) -> Result<bool, StoreError> {
-        self.watch("put_code", self.inner.put_code(hash, code))
-            .await
+        let call = self.inner.put_code(hash, code, asked);
+        self.watch("put_code", call).await
     }
 
     async fn redeem_code(

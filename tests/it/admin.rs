@@ -1,6 +1,7 @@
 //! What operators do, where somebody else is faster or something is gone.
 
 use std::{
+    collections::BTreeSet,
     fs,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -23,7 +24,7 @@ use countersign::{
         change::{Applied, Cause, Change, Changes, EventType, Position},
         client::Client,
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
-        consent::Consent,
+        consent::{Consent, Permission},
         event::{Event, EventQuery},
         factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
@@ -221,8 +222,9 @@ impl Store for Contested {
         &self,
         hash: &SecretHash,
         code: &AuthorizationCode,
+        asked: &BTreeSet<Permission>,
     ) -> Result<bool, StoreError> {
-        self.store.put_code(hash, code).await
+        self.store.put_code(hash, code, asked).await
     }
 
     async fn redeem_code(

@@ -396,9 +396,33 @@ impl AuthorizationEndpoint {
             Some(present) => Some(present),
             None => browser.present(&self.sessions).await?,
         };
+        let present = present.as_ref();
+        // Whoever has taken something back meanwhile is asked again.
+        for allows in [allows, false] {
+            let taking = self.take_step(flow, request, browser, present, allows);
+            if let Some(reply) = taking.await? {
+                return Ok(reply);
+            }
+        }
+        Err(OAuthError::new(
+            ErrorCode::AccessDenied,
+            "sessions_ended",
+            "the sessions of the user or the client, or what the user had allowed, have just been ended",
+        ))
+    }
+
+    /// Does the next step; nothing where there could be no code for what was known of the user.
+    async fn take_step(
+        &self,
+        flow: &Flow,
+        request: &AuthorizationRequest,
+        browser: Browser<'_>,
+        present: Option<&Present>,
+        allows: bool,
+    ) -> Result<Option<Reply>, OAuthError> {
         let client_id = &request.client.client_id;
         let permissions = request.permissions(&self.snapshots.registry());
-        let before = match &present {
+        let before = match present {
             Some(present) if !request.client.first_party => {
                 let reading = self.store.consent(present.session.subject, client_id);
                 store_answer(&self.clock, reading).await?
@@ -407,7 +431,7 @@ impl AuthorizationEndpoint {
         };
         // The page may be old: another user may have signed in since, or the client may ask for more.
         let has_consented = allows
-            && present.as_ref().is_some_and(|present| {
+            && present.is_some_and(|present| {
                 flow.shown == Some(Shown::of(request, present, &permissions))
             });
         let is_allowed = before
@@ -415,17 +439,17 @@ impl AuthorizationEndpoint {
             .filter(|consent| consent.client_epoch == request.client.session_epoch)
             .is_some_and(|consent| permissions.is_subset(&consent.permissions));
         let known = Known {
-            session: present.as_ref().map(|present| &present.session),
+            session: present.map(|present| &present.session),
             is_allowed,
             has_consented,
         };
         let step = request.next(known, flow.begun_at(), self.clock.now())?;
-        if let (Step::Issue | Step::Consent, Some(present)) = (step, &present)
+        if let (Step::Issue | Step::Consent, Some(present)) = (step, present)
             && let Some(asked) = self.step_up(flow, request, present, browser).await?
         {
-            return Ok(asked);
+            return Ok(Some(asked));
         }
-        if let (Step::Issue, Some(present), true) = (step, &present, has_consented)
+        if let (Step::Issue, Some(present), true) = (step, present, has_consented)
             && !request.client.first_party
         {
             let subject = present.session.subject;
@@ -434,13 +458,14 @@ impl AuthorizationEndpoint {
                 .await?;
         }
         match (step, present) {
-            (Step::Issue, Some(present)) => self.issue(request, &present).await,
-            (Step::Consent, Some(present)) => {
-                self.ask_for_consent(flow, request, browser, (&present, &permissions))
-            }
+            (Step::Issue, Some(present)) => self.issue(request, (present, &permissions)).await,
+            (Step::Consent, Some(present)) => self
+                .ask_for_consent(flow, request, browser, (present, &permissions))
+                .map(Some),
             _ => {
                 let username = request.asked.login_hint.clone().unwrap_or_default();
                 self.ask(flow, Some(request), browser, username, None)
+                    .map(Some)
             }
         }
     }
@@ -508,11 +533,12 @@ impl AuthorizationEndpoint {
         }))
     }
 
+    /// Issues a code; none where the user or the client may not have it any more.
     async fn issue(
         &self,
         request: &AuthorizationRequest,
-        present: &Present,
-    ) -> Result<Reply, OAuthError> {
+        (present, permissions): (&Present, &BTreeSet<Permission>),
+    ) -> Result<Option<Reply>, OAuthError> {
         let session = &present.session;
         let named = request.names_redirect_uri;
         let code = AuthorizationCode {
@@ -535,16 +561,12 @@ impl AuthorizationEndpoint {
             expires_at: self.clock.now().plus(CODE_LIFE),
             family_id: None,
         };
-        let issued = codes::issue(&*self.store, &self.clock, &self.entropy, &code).await?;
-        let text = issued.ok_or(OAuthError::new(
-            ErrorCode::AccessDenied,
-            "sessions_ended",
-            "the sessions of the user or the client, or what the user had allowed, have just been ended",
-        ))?;
-        Ok(Reply::Return {
+        let (store, entropy) = (&*self.store, &self.entropy);
+        let issued = codes::issue(store, &self.clock, entropy, &code, permissions).await?;
+        Ok(issued.map(|text| Reply::Return {
             to: request.return_address.clone(),
             parameters: vec![("code", text.expose().to_owned())],
-        })
+        }))
     }
 
     /// The request of a client, as clients and resources are now; none where no client has asked.

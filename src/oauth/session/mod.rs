@@ -91,6 +91,7 @@ impl SessionTokens {
                 second_factor_required: client.second_factor_required,
                 scope,
                 resources,
+                allowed: consent.map(|it| it.permissions).unwrap_or_default(),
                 family_id: FamilyId::from_uuid(id.map_err(OAuthError::internal)?),
                 terms: terms.ok_or_else(refresh_tokens::no_key)?,
                 cause: Cause::of_request(&client.client_id, origin, None),

@@ -1,6 +1,6 @@
 //! Families, and the codes that open them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Value, json};
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
@@ -13,6 +13,7 @@ use crate::{
         change::{Cause, EventType},
         claims::RequestedClaims,
         code::{AuthorizationCode, ChallengeSession, CodeRefusal, Redeemed, Redemption},
+        consent::Permission,
         factor::Proved,
         family::{
             ClientStanding, EndReason, Family, FamilyQuery, Grant, NoteKind, Notes, Outcome, Party,
@@ -444,20 +445,14 @@ where
         &self,
         hash: &SecretHash,
         code: &AuthorizationCode,
+        asked: &BTreeSet<Permission>,
     ) -> Result<bool, StoreError> {
         let mut tx = self.writers().begin_with(DB::BEGIN_WRITE).await?;
         let standing = Self::read_standing(&mut tx, &code.grant).await?;
         let grant = &code.grant;
         let is_by_browser = grant.session_id.is_some();
         let is_refused = standing.refusal(grant).is_some()
-            || is_by_browser
-                && !Self::has_consented(
-                    &mut tx,
-                    grant.subject,
-                    &grant.client_id,
-                    grant.client_epoch,
-                )
-                .await?;
+            || is_by_browser && !Self::has_consented(&mut tx, grant, asked).await?;
         if is_refused {
             tx.rollback().await?;
             return Ok(false);

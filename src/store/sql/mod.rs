@@ -18,6 +18,7 @@ mod sessions;
 mod users;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -44,7 +45,7 @@ use crate::{
         change::{Applied, Cause, Change, ChangeRow, Changes, EventType, Position, Topic},
         client::{Client, Revision},
         code::{AuthorizationCode, ChallengeSession, Redeemed, Redemption},
-        consent::Consent,
+        consent::{Consent, Permission},
         event::{Event, EventQuery},
         factor::{Factors, Passkey, PasskeyId, SealedTotp},
         family::{
@@ -135,8 +136,8 @@ pub(super) trait Dialect: Database<Connection: Migrate> {
     /// the transaction ends. Not shared: who shares a row does not let pass who waits to change it.
     const HOLD_SESSION: &'static str;
 
-    /// Selects `client_epoch` of what user `$1` has allowed client `$2`, and keeps it as it is until
-    /// the transaction ends.
+    /// Selects what user `$1` has allowed client `$2`, and keeps it as it is until the transaction
+    /// ends.
     const SHARE_CONSENT: &'static str;
 
     /// Deletes families that expired up to `$1`, at most `$2`, none that somebody else has locked.
@@ -863,8 +864,9 @@ where
         &self,
         hash: &SecretHash,
         code: &AuthorizationCode,
+        asked: &BTreeSet<Permission>,
     ) -> Result<bool, StoreError> {
-        Self::uncontended(|| self.try_put_code(hash, code)).await
+        Self::uncontended(|| self.try_put_code(hash, code, asked)).await
     }
 
     async fn redeem_code(

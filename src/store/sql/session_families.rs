@@ -66,6 +66,12 @@ where
             }
             Ok(seen) => seen,
         };
+        // What is allowed may have been taken back since it was looked at. Before families: who takes it
+        // back locks in this order, too.
+        if !Self::has_consented(&mut tx, &asked.grant(&session), &asked.allowed).await? {
+            tx.rollback().await?;
+            return Ok(SessionFamily::Refused(Refusal::SignedOut));
+        }
         let found = match found {
             Some((family, _)) => {
                 let rows = DB::lock_families(&mut tx, &[family.id.uuid()], Held::Await).await?;
@@ -88,17 +94,6 @@ where
             (Course::Open | Course::Keep | Course::Follow, _) => {
                 let family = asked.opened(&session, now);
                 let standing = Self::read_standing(&mut tx, &family.grant).await?;
-                // It may have been taken back since it was looked at.
-                let is_allowed = Self::has_consented(
-                    &mut tx,
-                    session.subject,
-                    &asked.client_id,
-                    asked.client_epoch,
-                );
-                if !is_allowed.await? {
-                    tx.rollback().await?;
-                    return Ok(SessionFamily::Refused(Refusal::SignedOut));
-                }
                 Self::insert_family(&mut tx, &family).await?;
                 (family, standing)
             }

@@ -1,5 +1,7 @@
 //! Sign-ins at the service itself, and what users have allowed clients.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use sqlx::{Executor, IntoArguments, Pool, Transaction};
 use uuid::Uuid;
@@ -11,7 +13,7 @@ use crate::{
         browser_session::BrowserSession,
         change::{EventType, Topic},
         consent::{Consent, Permission},
-        family::{EndReason, Party, UserStanding},
+        family::{EndReason, Grant, Party, UserStanding},
         id::{ClientId, FamilyId, SessionId, UserId},
         resource::ResourceUri,
         scope::Scope,
@@ -220,30 +222,31 @@ where
         Ok(row.is_none())
     }
 
-    /// Whether a user has allowed a client anything, or need not, as it is of the house. Who takes it
-    /// back waits for this transaction: what it brings is seen by then.
+    /// Whether a user allows a client all that is asked, and anything at all, or need not, as it is of
+    /// the house. Who takes it back waits for this transaction: what it brings is seen by then.
     pub(super) async fn has_consented(
         tx: &mut Transaction<'_, DB>,
-        subject: UserId,
-        client: &ClientId,
-        client_epoch: i64,
+        grant: &Grant,
+        asked: &BTreeSet<Permission>,
     ) -> Result<bool, StoreError> {
         let of_house = sqlx::query::<DB>(
             "select client_id from client where client_id = $1 and first_party = 1",
         )
-        .bind(client.as_str().to_owned())
+        .bind(grant.client_id.as_str().to_owned())
         .fetch_optional(&mut **tx)
         .await?;
         if of_house.is_some() {
             return Ok(true);
         }
         let row = sqlx::query::<DB>(DB::SHARE_CONSENT)
-            .bind(subject.uuid())
-            .bind(client.as_str().to_owned())
+            .bind(grant.subject.uuid())
+            .bind(grant.client_id.as_str().to_owned())
             .fetch_optional(&mut **tx)
             .await?;
-        let epoch = row.map(|row| Self::column::<i64>(&row, "consent", "client_epoch"));
-        Ok(epoch.transpose()? == Some(client_epoch))
+        let consent = row.map(|row| Self::consent_of(&row)).transpose()?;
+        Ok(consent.is_some_and(|consent| {
+            consent.client_epoch == grant.client_epoch && asked.is_subset(&consent.permissions)
+        }))
     }
 
     pub(super) async fn read_consent(

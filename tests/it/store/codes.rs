@@ -35,7 +35,12 @@ impl Site<'_> {
     /// Stores the code of this number.
     async fn put(&self, number: u128) -> AuthorizationCode {
         let code = code(self.grant().await);
-        assert!(self.store.put_code(&hash(number), &code).await.unwrap());
+        assert!(
+            self.store
+                .put_code(&hash(number), &code, &[].into())
+                .await
+                .unwrap()
+        );
         code
     }
 
@@ -185,7 +190,11 @@ pub(super) async fn a_code_is_not_stored_for_what_is_over(database: &Database) {
     let try_to = async |number, grant: &Grant| {
         let before = site.dump().await;
         let code = code(grant.clone());
-        let stored = site.store.put_code(&hash(number), &code).await.unwrap();
+        let stored = site
+            .store
+            .put_code(&hash(number), &code, &[].into())
+            .await
+            .unwrap();
         assert_eq!(site.dump().await != before, stored);
         stored
     };
@@ -215,7 +224,10 @@ pub(super) async fn a_code_is_not_stored_for_what_is_over(database: &Database) {
         assert_eq!(try_to(2, &fresh).await, !disabled);
     }
     // Nobody has the hash of another code.
-    let twice = site.store.put_code(&hash(2), &code(fresh.clone())).await;
+    let twice = site
+        .store
+        .put_code(&hash(2), &code(fresh.clone()), &[].into())
+        .await;
     assert!(matches!(twice, Err(StoreError::Conflict)), "{twice:?}");
     site.delete_user().await;
     assert!(!try_to(3, &fresh).await);
@@ -228,7 +240,12 @@ pub(super) async fn a_code_is_exchanged_only_by_whom_it_is_for(database: &Databa
         ..site.grant().await
     };
     let stored = code(bound);
-    assert!(site.store.put_code(&hash(1), &stored).await.unwrap());
+    assert!(
+        site.store
+            .put_code(&hash(1), &stored, &[].into())
+            .await
+            .unwrap()
+    );
     let right = redemption(1, &stored);
     for (wrong, expected) in wrongs(&right) {
         let refusal = site.refused_without_a_trace(&wrong, 1).await;
@@ -259,7 +276,12 @@ pub(super) async fn what_a_code_was_stored_without_is_not_to_be_presented(databa
         nonce: None,
         ..code(site.grant().await)
     };
-    assert!(site.store.put_code(&hash(1), &bare).await.unwrap());
+    assert!(
+        site.store
+            .put_code(&hash(1), &bare, &[].into())
+            .await
+            .unwrap()
+    );
     let right = redemption(1, &bare);
     let verifier = Redemption {
         code_challenge: Some("challenge".to_owned()),
@@ -296,7 +318,12 @@ pub(super) async fn the_cases_of_a_code_are_judged_in_their_order(database: &Dat
     };
     let (used, unused) = (code(bound.clone()), code(bound));
     for (number, code) in [(1, &used), (2, &unused)] {
-        assert!(site.store.put_code(&hash(number), code).await.unwrap());
+        assert!(
+            site.store
+                .put_code(&hash(number), code, &[].into())
+                .await
+                .unwrap()
+        );
     }
     let right = redemption(1, &used);
     let opened = site.store.redeem_code(&right, NOW).await.unwrap();

@@ -98,7 +98,7 @@ async fn opened(
         expires_at: now.plus(Duration::from_mins(1)),
         family_id: None,
     };
-    assert!(store.put_code(&hash, &code).await.unwrap());
+    assert!(store.put_code(&hash, &code, &[].into()).await.unwrap());
     let redemption = Redemption {
         hash,
         client_id: ClientId::parse(at).unwrap(),

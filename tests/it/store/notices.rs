@@ -379,7 +379,12 @@ pub(super) async fn the_end_by_theft_is_to_be_told(database: &Database) {
     let verdict = site.verdict(refresh_by("thief", &family, 0), at(60_000));
     assert_eq!(verdict.await, Verdict::Reused);
     let code = code(site.grant().await);
-    assert!(site.store.put_code(&hash(2), &code).await.unwrap());
+    assert!(
+        site.store
+            .put_code(&hash(2), &code, &[].into())
+            .await
+            .unwrap()
+    );
     let redeem = async |family| {
         let redemption = Redemption {
             family_id: id(family),

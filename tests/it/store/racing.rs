@@ -251,7 +251,10 @@ impl Round {
                 ..original.clone()
             }));
             let code = code(site.grant().await);
-            let is_stored = site.store.put_code(&hash(first + 5), &code).await;
+            let is_stored = site
+                .store
+                .put_code(&hash(first + 5), &code, &[].into())
+                .await;
             assert!(is_stored.unwrap());
             redemptions.push(redemption(first + 5, &code));
         }
@@ -505,7 +508,10 @@ pub(super) async fn a_sign_in_beside_the_end_of_sessions_leaves_nothing_living(
             let sign_in = {
                 let (store, code) = (nodes[1].clone(), code.clone());
                 tokio::spawn(async move {
-                    let is_stored = store.put_code(&hash(number), &code).await.unwrap();
+                    let is_stored = store
+                        .put_code(&hash(number), &code, &[].into())
+                        .await
+                        .unwrap();
                     let redeemed = store.redeem_code(&redemption(number, &code), at(0)).await;
                     (is_stored, redeemed.unwrap())
                 })
@@ -535,9 +541,10 @@ pub(super) async fn a_sign_in_beside_the_end_of_sessions_leaves_nothing_living(
 }
 
 /// What a user has taken back brings nothing, from the moment on at which that was answered: no code, no
-/// family for a code, and no family that came before goes on.
+/// family for a code, and no family that came before goes on. Nor where less was given again at once.
 pub(super) async fn nothing_comes_of_a_consent_that_was_taken_back(database: &Database) {
     const WORKERS: u128 = 4;
+    const LINES: [(&str, &str); 2] = [("urn:other", "read"), ("urn:other", "write")];
     let site = Site::of(database, RefreshPolicy::Standard).await;
     let nodes = [site.store.clone(), database.open().await];
     let session = opened(&site, 7).await;
@@ -550,24 +557,26 @@ pub(super) async fn nothing_comes_of_a_consent_that_was_taken_back(database: &Da
         client_id: site.client.clone(),
         tokens_die_at: TOKENS_DIE_AT,
     };
-    for round in 1..=5_u128 {
-        // The first was given when the session was opened.
-        if round > 1 {
-            let allowed = consent(&site, &[("urn:other", "read")], 0).await;
-            put_consent(&site, &allowed, None).await.unwrap();
-        }
+    for round in 1..=6_u128 {
+        let before = site.store.consent(site.user, &site.client).await.unwrap();
+        let allowed = consent(&site, &LINES, 1).await;
+        let expected = before.map(|before| before.given_at);
+        put_consent(&site, &allowed, expected).await.unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let (count, mut counted) = watch::channel(0);
         let mut workers = JoinSet::new();
         for worker in 0..WORKERS {
             let (store, code) = (nodes[usize::from(worker % 2 == 0)].clone(), code.clone());
             let (is_over, count) = (Arc::clone(&is_over), count.clone());
+            let asked = allowed.permissions.clone();
             workers.spawn(async move {
                 let mut families = Vec::new();
                 // Each goes on until it has tried once when all is over.
                 for number in (round * WORKERS + worker) * 100_000.. {
                     let was_over = is_over.load(Ordering::SeqCst);
-                    let is_stored = store.put_code(&hash(number), &code).await.unwrap();
+                    let hash = hash(number);
+                    let storing = store.put_code(&hash, &code, &asked);
+                    let is_stored = storing.await.unwrap();
                     assert!(!(was_over && is_stored), "a code");
                     let was_over_then = is_over.load(Ordering::SeqCst);
                     let redeemed = store.redeem_code(&redemption(number, &code), at(1)).await;
@@ -590,6 +599,10 @@ pub(super) async fn nothing_comes_of_a_consent_that_was_taken_back(database: &Da
         // In the midst of it.
         soon(counted.wait_for(|count| *count >= 5)).await.unwrap();
         apply(&*site.store, withdrawal.clone()).await.unwrap();
+        if round % 2 == 0 {
+            let less = consent(&site, &LINES[..1], 0).await;
+            put_consent(&site, &less, None).await.unwrap();
+        }
         is_over.store(true, Ordering::SeqCst);
         let families = soon(workers.join_all()).await.concat();
         assert!(families.len() >= 5);
@@ -607,7 +620,12 @@ pub(super) async fn nothing_comes_of_a_consent_that_was_taken_back(database: &Da
 pub(super) async fn whoever_presents_codes_holds_up_no_end_of_sessions(database: &Database) {
     let site = Site::of(database, RefreshPolicy::Standard).await;
     let code = code(site.grant().await);
-    assert!(site.store.put_code(&hash(1), &code).await.unwrap());
+    assert!(
+        site.store
+            .put_code(&hash(1), &code, &[].into())
+            .await
+            .unwrap()
+    );
     let again = redemption(1, &code);
     let redeem = move |store: Arc<dyn Store>| {
         let redemption = again.clone();
@@ -660,7 +678,7 @@ pub(super) async fn a_refresh_judged_before_the_end_of_sessions_is_covered_by_it
             let (store, batch) = (site.store.clone(), [refresh(&family, 0)]);
             tokio::spawn(async move { store.rotate(&batch, &TERMS, at(0)).await.unwrap() })
         };
-        soon(wait_for_a_lock(database)).await;
+        soon(database.wait_for_a_lock()).await;
         end(&site, how, &[]).await;
         sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
         let outcomes = refreshing.await.unwrap();
@@ -813,7 +831,12 @@ pub(super) async fn two_who_sweep_at_once_delete_what_is_over_and_nothing_that_l
         if number % 3 == 0 {
             code.expires_at = code.expires_at.plus(Duration::from_millis(1));
         }
-        assert!(site.store.put_code(&hash(number), &code).await.unwrap());
+        assert!(
+            site.store
+                .put_code(&hash(number), &code, &[].into())
+                .await
+                .unwrap()
+        );
     }
     let bounds = Bounds {
         now: NOW.plus(CODE_LIFE),
@@ -892,11 +915,4 @@ impl Lock {
             Self::Sqlite(holder) => holder.close().await.unwrap(),
         }
     }
-}
-
-/// Returns when somebody waits for a lock in this database.
-async fn wait_for_a_lock(database: &Database) {
-    let waiting = "select count(*) from pg_stat_activity \
-         where datname = current_database() and wait_event_type = 'Lock'";
-    while database.rows::<(i64,)>(waiting).await == [(0,)] {}
 }

@@ -690,7 +690,7 @@ pub(super) async fn what_cannot_be_answered_spends_no_token(database: &Database)
     let code = site.grant().await;
     let code = super::sign_in::code(code);
     let hash = super::sign_in::hash(2);
-    assert!(site.store.put_code(&hash, &code).await.unwrap());
+    assert!(site.store.put_code(&hash, &code, &[].into()).await.unwrap());
     let before = site.dump().await;
     let redemption = super::sign_in::redemption(2, &code);
     let refused = site.store.redeem_code(&redemption, at(0)).await.unwrap();

@@ -59,6 +59,7 @@ async fn asked(site: &Site<'_>, session: SessionId, family: u128) -> SessionGran
         second_factor_required: false,
         scope: scope("read write"),
         resources: resources(&["urn:other"]),
+        allowed: [(resources(&["urn:other"]).remove(0), "read".to_owned())].into(),
         family_id: id(family),
         terms: TERMS,
         cause: cause("app"),
@@ -253,6 +254,11 @@ pub(super) async fn what_was_ended_by_itself_stays_so_until_the_user_authenticat
     let third = asked(&site, own.id, 3).await;
     assert_eq!(refusal(&site, &third, at(9)).await, Refusal::SignedOut);
     allow(&site, None).await;
+    // But no more than was given again.
+    let mut wider = third.clone();
+    let line = (resources(&["urn:other"]).remove(0), "write".to_owned());
+    wider.allowed.insert(line);
+    assert_eq!(refusal(&site, &wider, at(9)).await, Refusal::SignedOut);
     let third = family(&site, &third, at(9)).await;
     assert_eq!(third.id, id(3));
     assert_eq!(third.last, Party::of(&cause("app")));
@@ -264,7 +270,12 @@ async fn taken(site: &Site<'_>, session: &BrowserSession, number: u128) -> Redee
         session_id: Some(session.id),
         ..site.grant().await
     });
-    assert!(site.store.put_code(&hash(number), &code).await.unwrap());
+    assert!(
+        site.store
+            .put_code(&hash(number), &code, &[].into())
+            .await
+            .unwrap()
+    );
     let redemption = Redemption {
         for_session: true,
         ..redemption(number, &code)

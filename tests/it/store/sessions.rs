@@ -190,7 +190,12 @@ pub(super) async fn the_end_of_a_session_ends_what_was_not_to_outlast_it(databas
         session_id: Some(session.id),
         ..site.grant().await
     });
-    assert!(site.store.put_code(&hash(5), &unused).await.unwrap());
+    assert!(
+        site.store
+            .put_code(&hash(5), &unused, &[].into())
+            .await
+            .unwrap()
+    );
     let head = site.head().await;
     ended(&site, session.id).await.unwrap();
     let row = site.row(&family).await;
@@ -264,7 +269,12 @@ pub(super) async fn a_code_redeemed_beside_the_end_of_its_session_leaves_nothing
             session_id: Some(session.id),
             ..site.grant().await
         });
-        assert!(site.store.put_code(&hash(number), &code).await.unwrap());
+        assert!(
+            site.store
+                .put_code(&hash(number), &code, &[].into())
+                .await
+                .unwrap()
+        );
         let head = site.head().await;
         // Where the engine lets it, the family is about to be written for as long as this is held.
         let holder = match database.engine() {
@@ -380,8 +390,17 @@ pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {
         session_id: Some(session.id),
         ..site.grant().await
     });
-    let unused = site.store.put_code(&hash(5), &by_browser).await;
-    assert!(unused.unwrap());
+    let put = async |number, lines: &[(&str, &str)]| {
+        let (hash, asked) = (hash(number), permissions(lines));
+        let putting = site.store.put_code(&hash, &by_browser, &asked);
+        putting.await.unwrap()
+    };
+    assert!(put(5, &lines).await);
+    // What is within it, and nothing beyond: not another token there, nor the same elsewhere.
+    assert!(put(8, &lines[1..]).await);
+    for beyond in [("urn:other", "write"), ("https://api.example", "read")] {
+        assert!(!put(9, &[lines[0], beyond]).await, "{beyond:?}");
+    }
     withdraw().await.unwrap();
     assert_eq!(read().await, None);
     let row = site.row(&family).await;
@@ -397,7 +416,7 @@ pub(super) async fn a_consent_is_replaced_and_withdrawn(database: &Database) {
         matches!(refused, Redeemed::Refused(CodeRefusal::Unknown)),
         "{refused:?}"
     );
-    let refused = site.store.put_code(&hash(6), &by_browser).await;
+    let refused = site.store.put_code(&hash(6), &by_browser, &[].into()).await;
     assert!(!refused.unwrap());
     let late = put_consent(&site, &more, Some(at(5))).await;
     assert!(matches!(late, Err(StoreError::Conflict)), "{late:?}");

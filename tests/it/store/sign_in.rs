@@ -296,7 +296,12 @@ impl<'a> Site<'a> {
 
     pub(super) async fn open_for(&self, number: u128, grant: Grant) -> Family {
         let code = code(grant);
-        assert!(self.store.put_code(&hash(number), &code).await.unwrap());
+        assert!(
+            self.store
+                .put_code(&hash(number), &code, &[].into())
+                .await
+                .unwrap()
+        );
         let redemption = redemption(number, &code);
         match self.store.redeem_code(&redemption, NOW).await.unwrap() {
             Redeemed::Opened { family, .. } => *family,

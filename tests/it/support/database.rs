@@ -146,6 +146,13 @@ impl Database {
         connection
     }
 
+    /// Returns when somebody waits for a lock of Postgres here.
+    pub(crate) async fn wait_for_a_lock(&self) {
+        let waiting = "select count(*) from pg_stat_activity \
+             where datname = current_database() and wait_event_type = 'Lock'";
+        while self.rows::<(i64,)>(waiting).await == [(0,)] {}
+    }
+
     /// The rows of a query behind the store's back, as tuples.
     pub(crate) async fn rows<T>(&self, sql: &'static str) -> Vec<T>
     where

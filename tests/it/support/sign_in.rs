@@ -289,6 +289,11 @@ pub(crate) fn code_for(grant: Grant, now: Timestamp) -> AuthorizationCode {
 /// Stores a code, and returns its text.
 pub(crate) async fn put_code(store: &dyn Store, code: &AuthorizationCode) -> String {
     let text = Ticket::mint(TicketKind::AuthorizationCode, &Entropy::new()).unwrap();
-    assert!(store.put_code(&text.hash(), code).await.unwrap());
+    assert!(
+        store
+            .put_code(&text.hash(), code, &[].into())
+            .await
+            .unwrap()
+    );
     text.expose().to_owned()
 }

@@ -15,12 +15,14 @@ use countersign::{
     },
 };
 use reqwest::Method;
+use sqlx::{Connection as _, PgConnection};
 
 use super::{REQUEST, STATE, Site, family_of, flow, heading, hidden, of_browsers, returned};
 use crate::support::{
-    database::Engine,
+    database::{Database, Engine},
     server::{ISSUER, Setup},
     sign_in::{PASSWORD, claims},
+    soon,
 };
 
 on_both_engines! {
@@ -95,6 +97,31 @@ async fn what_was_allowed_is_not_asked_for_again(engine: Engine) {
     let own = [("client_id", "own"), ("scope", "files:read")];
     let files = [&own[..], &[("resource", "https://files.example/v1")]].concat();
     assert!(returned(&browser.ask(&files).await).contains_key("code"));
+}
+
+/// What is allowed counts as it is when the code is stored.
+#[tokio::test]
+async fn who_takes_something_back_while_a_code_is_made_is_asked_again() {
+    let database = Database::create(Engine::Postgres).await;
+    let site = Site::of(Setup::new().at(database.url())).await;
+    let mut browser = site.browser();
+    browser.code().await;
+    let mut other = PgConnection::connect(database.url()).await.unwrap();
+    for prompt in ["", "none"] {
+        let taken_back = sqlx::raw_sql("begin; delete from consent");
+        taken_back.execute(&mut other).await.unwrap();
+        let changes = [("prompt", prompt)];
+        let (answer, ()) = tokio::join!(browser.ask(&changes), async {
+            soon(database.wait_for_a_lock()).await;
+            sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+        });
+        if prompt == "none" {
+            assert_eq!(returned(&answer)["error"], "consent_required");
+        } else {
+            assert!(heading(&answer).starts_with("Allow "), "{answer:?}");
+            returned(&browser.decide(&answer, "allow").await);
+        }
+    }
 }
 
 async fn the_end_of_a_session_ends_what_it_has_brought(engine: Engine) {
