@@ -111,6 +111,8 @@ pub struct IdTokenKeys {
     pub es256: KeySet,
     /// For RS256.
     pub rs256: Vec<RsaPublicKey>,
+    /// Those that were revoked, by name: what they have signed may be anybody's.
+    pub revoked: Vec<Kid>,
 }
 
 impl IdTokenKeys {
@@ -125,6 +127,12 @@ impl IdTokenKeys {
         let is_signed = token.header().alg() == KeyAlgorithm::Rs256.as_str()
             && key.has_signed(token.signing_input().as_bytes(), token.signature());
         is_signed.then(|| token.unverified_payload().expose_unverified().as_slice())
+    }
+
+    /// Whether a token says that it was signed with a key that was revoked.
+    pub fn is_of_revoked(&self, token: &Compact<'_>) -> bool {
+        let kid = token.header().kid();
+        kid.is_some_and(|kid| self.revoked.iter().any(|revoked| revoked.as_str() == kid))
     }
 }
 
@@ -190,6 +198,13 @@ impl<K> Ring<K> {
     pub(super) fn trusted(&self) -> impl Iterator<Item = &K> {
         self.all()
             .filter(|(_, times)| times.revoked_at.is_none())
+            .map(|(key, _)| key)
+    }
+
+    /// Those that were.
+    fn revoked(&self) -> impl Iterator<Item = &K> {
+        self.all()
+            .filter(|(_, times)| times.revoked_at.is_some())
             .map(|(key, _)| key)
     }
 
@@ -308,9 +323,13 @@ impl KeyRing {
     /// also those that are published no more. What they have signed has expired, but was signed here.
     pub fn id_token_keys(&self) -> IdTokenKeys {
         let rs256 = self.rs256.iter().flat_map(|ring| ring.0.trusted());
+        let revoked = self.ring.revoked().map(|key| key.kid.clone());
+        let rs256_revoked = self.rs256.iter().flat_map(|ring| ring.0.revoked());
+        let rs256_revoked = rs256_revoked.map(|key| key.kid().clone());
         IdTokenKeys {
             es256: KeySet::from_keys(self.ring.trusted().map(|key| key.public.clone())),
             rs256: rs256.map(|key| key.public.clone()).collect(),
+            revoked: revoked.chain(rs256_revoked).collect(),
         }
     }
 

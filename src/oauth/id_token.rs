@@ -149,8 +149,15 @@ fn at_hash(access_token: &str) -> String {
 
 /// Why a text is no ID Token that this issuer is known to have issued.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an ID Token of this issuer, or one that was signed with a key that was revoked")]
-pub struct InvalidHint;
+pub enum InvalidHint {
+    /// Nobody has signed it who could.
+    #[error("not an ID Token of this issuer")]
+    Unknown,
+    /// It names a key that was revoked. It may be what clients were given before; it may as well have been
+    /// made up, by whoever has the key or by anybody else.
+    #[error("an ID Token by a key that was revoked")]
+    Revoked,
+}
 
 /// What an ID Token said that comes back to its issuer, as a hint of whom a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,15 +178,18 @@ impl Hint {
     /// Anybody may present one, of whomever: it tells whom a request means, and proves nothing of who
     /// sends it.
     pub fn read(token: &str, issuer: &str, keys: &IdTokenKeys) -> Result<Self, InvalidHint> {
-        Self::parse(token, issuer, keys).ok_or(InvalidHint)
+        let token = Compact::parse(token).map_err(|_| InvalidHint::Unknown)?;
+        if keys.is_of_revoked(&token) {
+            return Err(InvalidHint::Revoked);
+        }
+        Self::of(&token, issuer, keys).ok_or(InvalidHint::Unknown)
     }
 
-    fn parse(token: &str, issuer: &str, keys: &IdTokenKeys) -> Option<Self> {
-        let token = Compact::parse(token).ok()?;
+    fn of(token: &Compact<'_>, issuer: &str, keys: &IdTokenKeys) -> Option<Self> {
         if !token.header().typ()?.eq_ignore_ascii_case(TYP) {
             return None;
         }
-        let claims = json::parse_object(keys.verified(&token)?).ok()?;
+        let claims = json::parse_object(keys.verified(token)?).ok()?;
         let text = |name| claims.required_string(name).ok();
         if text("iss")? != issuer {
             return None;

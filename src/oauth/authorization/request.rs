@@ -663,7 +663,7 @@ mod tests {
             &Form::parse(query.finish().as_bytes()).unwrap(),
             &registry(),
             &|text| {
-                let subject = text.parse().map_err(|_| InvalidHint)?;
+                let subject = text.parse().map_err(|_| InvalidHint::Unknown)?;
                 Ok(Hint {
                     subject: UserId::from_uuid(Uuid::from_u128(subject)),
                     client_id: ClientId::parse("app").unwrap(),

@@ -12,7 +12,7 @@ use crate::{
         authorization::endpoint::{Browser, of_session},
         error::{ErrorCode, OAuthError},
         form::Form,
-        id_token::Hint,
+        id_token::{Hint, InvalidHint},
         seals::{Purpose, Seals, over},
         store_answer,
     },
@@ -175,12 +175,18 @@ impl LogoutEndpoint {
         let keys = self.snapshots.ring().id_token_keys();
         let read = |token: &str| Hint::read(token, &self.issuer, &keys);
         let hint = form.one("id_token_hint")?.map(read).transpose();
-        let hint = hint.map_err(|_| {
-            refusal(
-                "id_token_hint",
-                "id_token_hint is no ID Token of this issuer, or its key was revoked",
-            )
-        })?;
+        // Nothing is believed that a key has signed which was revoked. That is no fault of the client,
+        // which has no other ID Token: its user is asked.
+        let is_void = matches!(hint, Err(InvalidHint::Revoked));
+        let hint = match hint {
+            Err(InvalidHint::Unknown) => {
+                return Err(refusal(
+                    "id_token_hint",
+                    "id_token_hint is no ID Token of this issuer",
+                ));
+            }
+            hint => hint.ok().flatten(),
+        };
         let named = form.one("client_id")?.map(ClientId::parse).transpose();
         let named = named.map_err(|_| unknown_client())?;
         // "the OP MUST verify that the Client Identifier matches the one used when issuing the ID
@@ -200,10 +206,13 @@ impl LogoutEndpoint {
             None => None,
         };
         let state = form.one("state")?;
-        let to = form
-            .one("post_logout_redirect_uri")?
-            .map(|uri| way_back(uri, state, client.as_deref()))
-            .transpose()?;
+        let to = match form.one("post_logout_redirect_uri")? {
+            // Nobody can tell whose it is.
+            Some(_) if is_void && client.is_none() => None,
+            uri => uri
+                .map(|uri| way_back(uri, state, client.as_deref()))
+                .transpose()?,
+        };
         Ok(Request { hint, client, to })
     }
 }

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use countersign::{
-    admin::client::ClientMetadata,
+    admin::{client::ClientMetadata, key::Rotation},
     clock::{ManualClock, Timestamp},
+    domain::{change::Cause, key::KeyUse},
 };
 use countersign_verifier::base64url;
 use reqwest::Method;
@@ -18,6 +19,7 @@ use crate::support::{
     jwt::SigningKey,
     server::{Answer, ISSUER, Setup, answer, metadata},
     sign_in::{PASSWORD, VERIFIER, claims},
+    soon,
 };
 
 on_both_engines! {
@@ -34,19 +36,29 @@ async fn with_desk(engine: Engine) -> Site {
 }
 
 async fn of_setup(setup: Setup) -> Site {
-    let desk = ClientMetadata {
+    let other = ClientMetadata {
+        client_name: "Other".to_owned(),
+        ..desk()
+    };
+    Site::of(setup.client("desk", desk()).client("other", other)).await
+}
+
+fn desk() -> ClientMetadata {
+    ClientMetadata {
         client_name: "Desk".to_owned(),
         scope: "read openid".to_owned(),
         redirect_uris: vec![CALLBACK.to_owned()],
         post_logout_redirect_uris: vec![AFTER.to_owned(), AFTER_WITH_QUERY.to_owned()],
         token_endpoint_auth_method: Some("none".to_owned()),
         ..metadata()
-    };
-    let other = ClientMetadata {
-        client_name: "Other".to_owned(),
-        ..desk.clone()
-    };
-    Site::of(setup.client("desk", desk).client("other", other)).await
+    }
+}
+
+/// What an ID Token says it was signed with.
+fn kid(token: &str) -> String {
+    let head = base64url::decode(token.split('.').next().unwrap()).unwrap();
+    let head: Value = serde_json::from_slice(&head).unwrap();
+    head["kid"].as_str().unwrap().to_owned()
 }
 
 impl Browser<'_> {
@@ -228,13 +240,9 @@ async fn oidcc_rp_initiated_logout_bad_id_token_hint() {
     let access_token = site.server.token().await.access_token();
     // All that an ID Token says, signed by somebody else: under the name of the key that has signed it
     // here, and under another.
-    let genuine: Vec<&str> = hint.split('.').collect();
-    let head = base64url::decode(genuine[0]).unwrap();
-    let head: Value = serde_json::from_slice(&head).unwrap();
-    let kid = head["kid"].as_str().unwrap();
-    let foreign = [kid, "another"].map(|kid| {
+    let foreign = [kid(&hint).as_str(), "another"].map(|kid| {
         let key = SigningKey::new(kid);
-        key.sign(&json!({ "typ": head["typ"] }), &claims(&hint))
+        key.sign(&json!({ "typ": "JWT" }), &claims(&hint))
     });
     assert_eq!(claims(&foreign[0]), claims(&hint));
     for bad in ["x", "a.b.c", &access_token, &foreign[0], &foreign[1]] {
@@ -377,6 +385,58 @@ async fn an_id_token_hint_counts_after_its_expiry() {
     let answer = browser.log_out(&parameters).await;
     goes_to(&answer, &format!("{AFTER}?state=x"));
     assert!(!browser.is_in().await);
+}
+
+/// After an emergency clients have ID Tokens left that anybody could have made: they end nothing and lead
+/// nowhere by themselves, but users can still sign out.
+#[tokio::test]
+async fn who_comes_with_an_id_token_of_a_revoked_key_is_asked() {
+    let rs256 = ClientMetadata {
+        id_token_signed_response_alg: Some("RS256".to_owned()),
+        ..desk()
+    };
+    let setup = Setup::new().set("keys.rs256_id_tokens", "true");
+    let site = of_setup(setup.client("rs256", rs256)).await;
+    let mut browser = site.browser();
+    for (client, key_use) in [("desk", KeyUse::Signing), ("rs256", KeyUse::IdTokenRs256)] {
+        let hint = browser.id_token(client).await;
+        let (keys, cause) = (site.server.keys(), Cause::system());
+        let emergency = Rotation::Emergency {
+            discard_next: false,
+        };
+        keys.rotate(key_use, emergency, &cause).await.unwrap();
+        let kid = kid(&hint);
+        soon(async { while site.server.jwks().await.contains(&kid) {} }).await;
+        let forged = SigningKey::new(&kid).sign(&json!({ "typ": "JWT" }), &claims(&hint));
+        for hint in [&hint, &forged] {
+            let asked = [
+                ("id_token_hint", hint.as_str()),
+                ("post_logout_redirect_uri", AFTER),
+                ("state", "x"),
+            ];
+            // Nobody has said who asks.
+            let page = browser.log_out(&asked).await;
+            assert_eq!((page.status, heading(&page)), (200, "Sign out?"));
+            assert!(!page.body.contains("asks to sign you out"), "{page:?}");
+            assert!(browser.is_in().await);
+            let answer = browser.answer_question(&page, "sign_out").await;
+            let is_out = (200, "You are signed out");
+            assert_eq!((answer.status, heading(&answer)), is_out);
+            let again = browser.log_out(&asked).await;
+            assert_eq!((again.status, heading(&again)), is_out);
+            // A client that says so may have its user sent where it has registered, and nowhere else.
+            browser.id_token(client).await;
+            let named = [&asked[..], &[("client_id", client)]].concat();
+            let page = browser.log_out(&named).await;
+            assert_eq!((page.status, heading(&page)), (200, "Sign out?"));
+            let elsewhere = [named[0], named[3], ("post_logout_redirect_uri", CALLBACK)];
+            let refused = browser.log_out(&elsewhere).await;
+            is_refused(&mut browser, &refused, "post_logout_redirect_uri").await;
+            let answer = browser.answer_question(&page, "sign_out").await;
+            goes_to(&answer, &format!("{AFTER}?state=x"));
+            browser.id_token(client).await;
+        }
+    }
 }
 
 #[tokio::test]

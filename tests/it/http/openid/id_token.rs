@@ -260,15 +260,18 @@ async fn no_id_token_passes_for_an_access_token_nor_the_other_way_round() {
     assert_eq!(hint.subject, site.ada);
     assert_eq!(hint.client_id.as_str(), "rp");
     assert_eq!(hint.family, family_of(&answered));
-    assert_eq!(Hint::read(&access, ISSUER, &keys), Err(InvalidHint));
+    assert_eq!(
+        Hint::read(&access, ISSUER, &keys),
+        Err(InvalidHint::Unknown)
+    );
     // Of another issuer, of nobody known, tampered with, unsigned.
     assert_eq!(
         Hint::read(&id, "https://other.example", &keys),
-        Err(InvalidHint)
+        Err(InvalidHint::Unknown)
     );
     assert_eq!(
         Hint::read(&id, ISSUER, &IdTokenKeys::default()),
-        Err(InvalidHint)
+        Err(InvalidHint::Unknown)
     );
     let (input, signature) = id.rsplit_once('.').unwrap();
     let (head, _) = input.split_once('.').unwrap();
@@ -283,7 +286,7 @@ async fn no_id_token_passes_for_an_access_token_nor_the_other_way_round() {
     ] {
         assert_eq!(
             Hint::read(&forged, ISSUER, &keys),
-            Err(InvalidHint),
+            Err(InvalidHint::Unknown),
             "{forged}"
         );
     }
