@@ -519,9 +519,7 @@ where
             _ => (Course::Open, None),
         };
         let kept = kept.filter(|_| course == Course::Keep);
-        let family_id = kept
-            .as_ref()
-            .map_or(redemption.family_id, |family| family.id);
+        let family_id = kept.as_ref().map_or(redemption.family_id, |it| it.id);
         // Waits for whoever redeems the same code.
         let claimed = sqlx::query::<DB>(
             "update authorization_code set family_id = $2 where hash = $1 and family_id is null \

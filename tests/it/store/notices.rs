@@ -261,10 +261,9 @@ pub(super) async fn what_was_over_before_is_not_told_again(database: &Database) 
     assert_eq!(withdraw().await, json!([]));
     assert_eq!(claim(&site, 0, 9).await, (Vec::new(), 0));
     // The last token of the second one is dead, that of the third may be accepted somewhere.
-    let life = TOKENS_DIE_AT.since(NOW);
-    for (number, ended_at) in [(2, life), (3, life - Duration::from_millis(1))] {
+    let end = NOW.minus(TOKENS_DIE_AT.since(NOW)).millis();
+    for (number, ended_at) in [(2, end), (3, end + 1)] {
         site.open(number).await;
-        let ended_at = NOW.minus(ended_at).millis();
         site.set(id(number), &format!("idle_expires_at = {ended_at}"))
             .await;
     }
