@@ -1,6 +1,6 @@
 //! What clients are to be told when their users have been signed out.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use countersign::{
     domain::{
