@@ -117,7 +117,8 @@ fn words(
         }
         EventType::ConsentWithdrawn => {
             let app = name_of(&event.target, registry);
-            (format!("You took back what {app} was allowed."), false)
+            let who = own("You", "An administrator");
+            (format!("{who} took back what {app} was allowed."), false)
         }
         EventType::TotpEnrolled => (
             own(

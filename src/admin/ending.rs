@@ -328,11 +328,21 @@ impl<'a> Trail<'a> {
         Ok(event.map_or(Ending::unknown(why), |event| Ending::by(why, event.clone())))
     }
 
-    /// The event that ended this family and no other, if the audit trail still has it.
+    /// The event that ended this family, and at most others of the same user at the same client, if the
+    /// audit trail still has it.
     pub(super) async fn own_ending(
         &mut self,
         family: &Family,
     ) -> Result<Option<Event>, AdminError> {
+        if family.revoke_reason == Some(EndReason::ConsentWithdrawn) {
+            let grant = &family.grant;
+            let subject = grant.subject.to_string();
+            let events = self.about(&subject, &[EventType::ConsentWithdrawn]).await?;
+            let is_it = |event: &&Event| {
+                Some(event.at) == family.revoked_at && event.target == grant.client_id.as_str()
+            };
+            return Ok(events.iter().find(is_it).cloned());
+        }
         let id = family.id.to_string();
         let events = self.about(&id, &OF_FAMILY).await?;
         Ok(events.first().cloned())

@@ -209,8 +209,13 @@ fn end_text(family: &Family, ending: &Ending, cause: Option<&Cause>) -> String {
         }
         Why::Itself(None) => return "The session was ended.".to_owned(),
         Why::Itself(Some(EndReason::SignedOut)) => return of_user("signed out", cause),
-        Why::Itself(Some(EndReason::ConsentWithdrawn)) => {
+        Why::Itself(Some(EndReason::ConsentWithdrawn))
+            if cause.is_none_or(|cause| cause.actor.starts_with("user:")) =>
+        {
             return of_user("took back what it had allowed the client", cause);
+        }
+        Why::Itself(Some(EndReason::ConsentWithdrawn)) => {
+            "What the user had allowed the client was taken back"
         }
         Why::Itself(Some(EndReason::RevokedByClient)) => {
             return format!(

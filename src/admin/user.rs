@@ -15,7 +15,8 @@ use crate::{
     domain::{
         change::{Cause, Change, EventType},
         client::Revision,
-        id::UserId,
+        consent::Consent,
+        id::{ClientId, UserId},
         profile::Profile,
         user::{PasswordHash, User, Username},
     },
@@ -386,6 +387,44 @@ impl UserAdmin {
         };
         self.store.apply(&change, cause, now).await?;
         Ok(())
+    }
+
+    /// What a user allows clients, by client. What was allowed to one that has been removed, or registered
+    /// anew under its id, is over, and not told.
+    pub async fn consents(
+        &self,
+        id: UserId,
+        request: &PageRequest,
+    ) -> Result<Page<Consent>, AdminError> {
+        self.show(id).await?;
+        let mut consents = Vec::new();
+        for consent in self.store.consents(id).await? {
+            let client = self.store.client(&consent.client_id).await?;
+            if client.is_some_and(|client| client.session_epoch == consent.client_epoch) {
+                consents.push(consent);
+            }
+        }
+        Ok(request.part_of(consents, |consent| consent.client_id.to_string()))
+    }
+
+    /// Takes back what a user allows a client, and ends its sign-ins there.
+    pub async fn withdraw_consent(
+        &self,
+        id: UserId,
+        client_id: ClientId,
+        cause: &Cause,
+    ) -> Result<(), AdminError> {
+        self.show(id).await?;
+        let now = self.clock.now();
+        let change = Change::WithdrawConsent {
+            subject: id,
+            client_id,
+            tokens_die_at: now.plus(self.token_retention),
+        };
+        match self.store.apply(&change, cause, now).await {
+            Err(StoreError::Conflict) => Err(AdminError::NotFound("consent")),
+            applied => Ok(applied.map(drop)?),
+        }
     }
 
     /// Removes a user, with its sessions.

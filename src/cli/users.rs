@@ -15,7 +15,12 @@ use crate::{
         user::UserMetadata,
     },
     app::Context,
-    domain::{client::Revision, id::UserId, user::User},
+    domain::{
+        client::Revision,
+        consent::Consent,
+        id::{ClientId, UserId},
+        user::User,
+    },
     identity::password::{self, Password, TooLong},
 };
 
@@ -33,6 +38,10 @@ pub(super) enum Command {
     SetPassword(SetPassword),
     /// Remove what a user has enrolled beside its password, and end its sessions
     ResetFactors(Switch),
+    /// List what a user allows clients
+    Consents(Show),
+    /// Take back what a user allows a client, and end its sessions there
+    WithdrawConsent(WithdrawConsent),
     /// Refuse a user from now on, and end its sessions
     Disable(Switch),
     /// Accept a user again
@@ -56,6 +65,18 @@ pub(super) struct Show {
     /// Which one: its id or its name
     #[arg(value_name = "USER")]
     user: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WithdrawConsent {
+    /// Whose: its id or its name
+    #[arg(value_name = "USER")]
+    user: String,
+    /// At which client
+    #[arg(value_name = "CLIENT_ID")]
+    client: String,
+    #[command(flatten)]
+    reason: Reason,
 }
 
 #[derive(Debug, Args)]
@@ -161,10 +182,81 @@ impl Command {
             Self::Update(update) => update.run(context, json).await,
             Self::SetPassword(set) => set.run(context, json).await,
             Self::ResetFactors(reset) => reset.reset_factors(context, json).await,
+            Self::Consents(show) => show.consents(context, json).await,
+            Self::WithdrawConsent(withdraw) => withdraw.run(context, json).await,
             Self::Disable(switch) => switch.run(context, true, json).await,
             Self::Enable(switch) => switch.run(context, false, json).await,
             Self::Delete(delete) => delete.delete(context, json).await,
         }
+    }
+}
+
+impl Show {
+    async fn consents(self, context: &Context, json: bool) -> Result<(), Failure> {
+        let user = find(context, &self.user).await?;
+        let mut cursor: Option<String> = None;
+        let mut consents = Vec::new();
+        loop {
+            let request = PageRequest::parse("consents", Some("200"), cursor.as_deref())?;
+            let page = context.users().consents(user.id, &request).await?;
+            consents.extend(page.items);
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        if json {
+            let items: Vec<Value> = consents.iter().map(Consent::document).collect();
+            return Ok(output::json(&json!({ "items": items }))?);
+        }
+        if consents.is_empty() {
+            let nothing = format!("User {} allows no client anything.", user.username);
+            return Ok(output::line(&nothing)?);
+        }
+        let rows = consents.iter().flat_map(|consent| {
+            consent.permissions.iter().map(|(resource, scope)| {
+                [
+                    consent.client_id.to_string(),
+                    resource.as_str().to_owned(),
+                    scope.clone(),
+                    output::utc_seconds(consent.given_at),
+                ]
+            })
+        });
+        let rows: Vec<_> = rows.collect();
+        Ok(output::table(
+            ["CLIENT", "RESOURCE", "SCOPE", "GIVEN"],
+            &rows,
+        )?)
+    }
+}
+
+impl WithdrawConsent {
+    async fn run(self, context: &Context, json: bool) -> Result<(), Failure> {
+        let user = find(context, &self.user).await?;
+        let client = ClientId::parse(&self.client)
+            .map_err(|_| Failure::message("this is no client id; see: countersign clients list"))?;
+        let cause = self.reason.cause();
+        let withdrawing = context
+            .users()
+            .withdraw_consent(user.id, client, &cause)
+            .await;
+        match withdrawing {
+            Err(AdminError::NotFound("consent")) => {
+                return Err(Failure::message(
+                    "the user allows this client nothing; see: countersign users consents",
+                ));
+            }
+            withdrawn => withdrawn?,
+        }
+        if !json {
+            let done = format!(
+                "What user {} allowed {} is taken back, and its sessions there are ended.",
+                user.username, self.client
+            );
+            output::line(&done)?;
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Value, json};
+
 use super::{
     id::{ClientId, UserId},
     resource::ResourceUri,
@@ -26,4 +28,18 @@ pub struct Consent {
     pub permissions: BTreeSet<Permission>,
     /// When it was last asked for and given.
     pub given_at: Timestamp,
+}
+
+impl Consent {
+    /// What was allowed, as the admin interfaces show it.
+    pub fn document(&self) -> Value {
+        let permissions = self.permissions.iter();
+        let permissions = permissions
+            .map(|(resource, scope)| json!({ "resource": resource.as_str(), "scope": scope }));
+        json!({
+            "client_id": self.client_id.as_str(),
+            "permissions": permissions.collect::<Vec<_>>(),
+            "given_at": self.given_at.seconds(),
+        })
+    }
 }

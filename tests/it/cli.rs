@@ -200,6 +200,7 @@ on_both_engines! {
     events_are_shown_as_asked_for,
     events_are_followed_until_interrupted,
     tokens_are_revoked_one_by_one_or_by_client,
+    what_a_user_allows_is_shown_and_taken_back,
     sessions_are_listed_and_shown,
     why_a_session_ended_is_told_and_drawn,
     a_session_is_ended_by_its_id,
@@ -1432,6 +1433,50 @@ async fn sessions(database: &Database) -> (Terminal, Context, Vec<String>) {
         }
     }
     (terminal, context, ids)
+}
+
+async fn what_a_user_allows_is_shown_and_taken_back(database: &Database) {
+    let (terminal, context, _) = sessions(database).await;
+    let none = terminal.call(&["users", "consents", "ada"]);
+    assert!(
+        none.output.contains("allows no client anything"),
+        "{none:?}"
+    );
+    let now = context.clock.now();
+    let client = ClientId::parse("a").unwrap();
+    let client = context.store.client(&client).await.unwrap().unwrap();
+    let ada = context.users().find("ada").await.unwrap().unwrap();
+    let consent = sign_in::consent(&sign_in::grant(&client, &ada, now), now);
+    context
+        .store
+        .apply(&consent, &Cause::system(), now)
+        .await
+        .unwrap();
+    let listed = terminal.json(&["users", "consents", "ada"]);
+    assert_eq!(listed["items"][0]["client_id"], "a");
+    assert_eq!(listed["items"][0]["permissions"][0]["scope"], "read");
+    let table = terminal.call(&["users", "consents", "ada"]).output;
+    assert!(table.starts_with("CLIENT"), "{table}");
+    for wrong in ["b", "nobody", " "] {
+        let refused = terminal.call(&["users", "withdraw-consent", "ada", wrong]);
+        let said = refused.failure();
+        assert!(said.contains("see: countersign"), "{said}");
+    }
+    let taken = [
+        "users",
+        "withdraw-consent",
+        "ada",
+        "a",
+        "--reason",
+        "asked to",
+    ];
+    let taken = terminal.call(&taken);
+    assert!(taken.output.contains("is taken back"), "{taken:?}");
+    let ended = terminal.json(&["families", "list", "--state", "ended"]);
+    assert_eq!(ended["items"].as_array().unwrap().len(), 1);
+    assert_eq!(ended["items"][0]["end_reason"], "consent_withdrawn");
+    let events = terminal.json(&["events", "--type", "consent.withdrawn"]);
+    assert_eq!(events["items"][0]["reason"], "asked to");
 }
 
 async fn sessions_are_listed_and_shown(database: &Database) {

@@ -348,6 +348,8 @@ fn schemas() -> Value {
     let mut schemas = Map::new();
     add::<schema::Client>(&mut schemas);
     add::<schema::Event>(&mut schemas);
+    add::<schema::Consent>(&mut schemas);
+    add::<schema::Permission>(&mut schemas);
     add::<schema::Family>(&mut schemas);
     add::<schema::FieldError>(&mut schemas);
     add::<schema::Key>(&mut schemas);

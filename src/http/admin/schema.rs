@@ -181,6 +181,26 @@ pub(super) struct User {
     password_changed_at: Option<i64>,
 }
 
+/// What a user allows a client.
+#[derive(ToSchema)]
+pub(super) struct Consent {
+    /// The client.
+    client_id: String,
+    /// What, line by line, as the user has read it.
+    permissions: Vec<Permission>,
+    /// When the user was last asked, in seconds since 1970.
+    given_at: i64,
+}
+
+/// One thing that is allowed.
+#[derive(ToSchema)]
+pub(super) struct Permission {
+    /// At which protected resource.
+    resource: String,
+    /// The scope token; empty where none means anything there.
+    scope: String,
+}
+
 /// The keys after a change of them.
 #[derive(ToSchema)]
 pub(super) struct KeyChange {

@@ -80,7 +80,7 @@ const JSON: &[&str] = &["application/json"];
 const MERGE_PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 
 /// Every call. Those of one path stand together.
-pub(super) static OPERATIONS: [Operation; 25] = [
+pub(super) static OPERATIONS: [Operation; 27] = [
     Operation {
         id: "listKeys",
         method: Verb::Get,
@@ -414,6 +414,31 @@ pub(super) static OPERATIONS: [Operation; 25] = [
         success: Success::Removed,
         refusals: &[NotFound, Conflict],
         handler: |call| Box::pin(users::reset_factors(call)),
+    },
+    Operation {
+        id: "listUserConsents",
+        method: Verb::Get,
+        path: "/admin/v1/users/{id}/consents",
+        scope: "users:read",
+        summary: "List what a user allows clients",
+        description: "By client: what the user was asked for and has allowed, which it is not asked for again.",
+        body: None,
+        success: Success::List("Consent"),
+        refusals: &[Invalid, NotFound],
+        handler: |call| Box::pin(users::consents(call)),
+    },
+    Operation {
+        id: "withdrawUserConsent",
+        method: Verb::Delete,
+        path: "/admin/v1/users/{id}/consents/{client_id}",
+        scope: "users:write",
+        summary: "Take back what a user allows a client",
+        description: "Ends the sessions of the user at the client and revokes its access tokens there. The user is \
+            asked again at the next sign-in.",
+        body: None,
+        success: Success::Removed,
+        refusals: &[NotFound],
+        handler: |call| Box::pin(users::withdraw_consent(call)),
     },
     Operation {
         id: "revoke",

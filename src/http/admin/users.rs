@@ -6,7 +6,11 @@ use super::{
     call::{Call, Outcome, answer, created, listed, one, removed},
     problem::Problem,
 };
-use crate::domain::{id::UserId, user::User};
+use crate::domain::{
+    consent::Consent,
+    id::{ClientId, UserId},
+    user::User,
+};
 
 pub(super) async fn list(call: Call) -> Outcome {
     let (request, query) = call.page("users", &["username"])?;
@@ -57,6 +61,23 @@ pub(super) async fn reset_factors(call: Call) -> Outcome {
     let id = user_id(&call)?;
     let cause = call.cause(None);
     call.admin().users.reset_factors(id, &cause).await?;
+    Ok(removed())
+}
+
+pub(super) async fn consents(call: Call) -> Outcome {
+    let (request, _) = call.page("consents", &[])?;
+    let page = call.admin().users.consents(user_id(&call)?, &request);
+    Ok(listed(&page.await?, Consent::document))
+}
+
+pub(super) async fn withdraw_consent(call: Call) -> Outcome {
+    let id = user_id(&call)?;
+    let client = call.id("client_id", "client", ClientId::parse)?;
+    let cause = call.cause(None);
+    call.admin()
+        .users
+        .withdraw_consent(id, client, &cause)
+        .await?;
     Ok(removed())
 }
 

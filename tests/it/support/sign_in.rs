@@ -11,6 +11,7 @@ use countersign::{
         claims::RequestedClaims,
         client::Client,
         code::{AuthorizationCode, CODE_LIFE, s256},
+        consent::Consent,
         family::{Family, Grant},
         id::{ClientId, FamilyId, UserId},
         profile::Profile,
@@ -95,6 +96,13 @@ impl TestServer {
         let client = self.store().client(&id).await.unwrap().unwrap();
         let user = self.store().user(user).await.unwrap().unwrap();
         grant(&client, &user, self.clients.clock.now())
+    }
+
+    /// Has a user allow a client `read` at [`API`].
+    pub(crate) async fn allow(&self, client: &Registered, user: UserId) {
+        let grant = self.grant(client, user).await;
+        let consent = consent(&grant, self.clients.clock.now());
+        self.apply(consent).await;
     }
 
     /// A code for what a user grants to a client.
@@ -271,6 +279,21 @@ pub(crate) fn grant(client: &Client, user: &User, now: Timestamp) -> Grant {
         amr: vec!["pwd".to_owned()],
         dpop_jkt: None,
         claims: RequestedClaims::default(),
+    }
+}
+
+/// That the user of a grant allows its client `read` at [`API`].
+pub(crate) fn consent(grant: &Grant, now: Timestamp) -> Change {
+    let consent = Consent {
+        subject: grant.subject,
+        client_id: grant.client_id.clone(),
+        client_epoch: grant.client_epoch,
+        permissions: [(ResourceUri::parse(API).unwrap(), "read".to_owned())].into(),
+        given_at: now,
+    };
+    Change::PutConsent {
+        consent: Box::new(consent),
+        expected: None,
     }
 }
 

@@ -15,7 +15,7 @@ on_both_engines! {
 }
 
 /// Every table that some change writes.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "client",
     "client_secret",
     "end_user",
@@ -27,6 +27,7 @@ const TABLES: [&str; 11] = [
     "change_head",
     "revocation",
     "family",
+    "consent",
 ];
 
 /// What every change writes.
@@ -159,6 +160,19 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
     change("revoke", "POST", revocations, token, &["revocation"]).await;
 
     let ada = server.user("ada").await;
+    server.sign_in(&server.app, ada).await;
+    let ada_at_app = format!("/admin/v1/users/{ada}/consents/{}", server.app.id);
+    server.allow(&server.app, ada).await;
+    let withdrawn = &["consent", "family", "revocation"];
+    change(
+        "withdrawUserConsent",
+        "DELETE",
+        ada_at_app,
+        Value::Null,
+        withdrawn,
+    )
+    .await;
+
     let signed_in = server.sign_in(&server.app, ada).await;
     let family = format!("/admin/v1/families/{}/revoke", signed_in.family);
     let of_family = &["family", "revocation"];

@@ -317,6 +317,8 @@ async fn ids_that_nothing_can_have_are_not_found() {
             ("POST", "/admin/v1/keys/{}/revoke"),
             ("GET", "/admin/v1/users/{}"),
             ("DELETE", "/admin/v1/users/{}"),
+            ("GET", "/admin/v1/users/{}/consents"),
+            ("DELETE", "/admin/v1/users/{}/consents/app"),
         ] {
             let request = desk.request(method, &path.replace("{}", id));
             is_problem(&desk.send(request).await, 404, "not-found");

@@ -2,19 +2,24 @@
 
 use std::sync::Arc;
 
-use countersign::{domain::id::UserId, store::Store};
+use countersign::{
+    domain::{family::EndReason, id::UserId},
+    store::Store,
+};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use super::*;
 use crate::support::{
     database::{Database, Engine},
-    server::Setup,
+    server::{Setup, metadata},
 };
 
 on_both_engines! {
     a_user_is_created_shown_changed_and_removed,
     a_name_is_taken_once_however_it_is_written,
     of_many_users_of_one_name_at_once_one_is_created,
+    what_a_user_allows_is_listed_and_taken_back,
 }
 
 const USERS: &str = "/admin/v1/users";
@@ -118,6 +123,76 @@ async fn a_user_is_created_shown_changed_and_removed(engine: Engine) {
         is_problem(&answer, 404, "not-found");
     }
     create(&desk, json!({ "username": "ada l." })).await;
+}
+
+/// RFC 9700 §2.1: users and administrators see and revoke what was granted.
+async fn what_a_user_allows_is_listed_and_taken_back(engine: Engine) {
+    let server = Setup::new()
+        .on(engine)
+        .client("other", metadata())
+        .start()
+        .await;
+    let desk = Desk::of(&server, ALL).await;
+    let (ada, other) = (server.user("ada").await, server.other("other"));
+    let consents = format!("{USERS}/{ada}/consents");
+    let listed = async |query: &str| desk.get(&format!("{consents}{query}")).await.json();
+    assert_eq!(listed("").await["items"], json!([]));
+    for client in [&server.app, other] {
+        server.allow(client, ada).await;
+    }
+    let (at_app, at_other) = (
+        server.sign_in(&server.app, ada).await,
+        server.sign_in(other, ada).await,
+    );
+    let mut clients = [server.app.id.as_str(), &other.id];
+    clients.sort_unstable();
+    let first = listed("?limit=1").await;
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let second = listed(&format!("?limit=1&cursor={cursor}")).await;
+    for (page, client) in [(&first, clients[0]), (&second, clients[1])] {
+        let [consent] = &page["items"].as_array().unwrap()[..] else {
+            panic!("{page}");
+        };
+        assert_eq!(consent["client_id"], client);
+        let permissions = json!([{ "resource": API, "scope": "read" }]);
+        assert_eq!(consent["permissions"], permissions);
+        assert!(consent["given_at"].is_i64());
+    }
+    assert_eq!(second["next_cursor"], Value::Null);
+
+    let place = format!("{consents}/{}", server.app.id);
+    assert_eq!(desk.delete(&place).await.status, 204);
+    let left = [&first, &second].map(|page| page["items"][0].clone());
+    let left: Vec<Value> = left
+        .into_iter()
+        .filter(|it| it["client_id"] == other.id)
+        .collect();
+    assert_eq!(listed("").await["items"], json!(left));
+    let ended = server.family(at_app.family).await;
+    assert_eq!(ended.revoke_reason, Some(EndReason::ConsentWithdrawn));
+    assert_eq!(server.family(at_other.family).await.revoked_at, None);
+    let events = desk
+        .get("/admin/v1/events?type=consent.withdrawn")
+        .await
+        .json();
+    let operator = events["items"][0]["actor"].as_str().unwrap();
+    let story = desk
+        .get(&format!("/admin/v1/families/{}", at_app.family))
+        .await;
+    let told =
+        format!("What the user had allowed the client was taken back by operator {operator}");
+    assert!(story.body.contains(&told), "{story:?}");
+    is_problem(&desk.delete(&place).await, 404, "not-found");
+    let nobody = format!("{USERS}/{}/consents", UserId::from_uuid(Uuid::nil()));
+    is_problem(&desk.get(&nobody).await, 404, "not-found");
+    // What was allowed to a client that is no more is over.
+    assert_eq!(
+        desk.delete(&format!("/admin/v1/clients/{}", other.id))
+            .await
+            .status,
+        204
+    );
+    assert_eq!(listed("").await["items"], json!([]));
 }
 
 async fn a_name_is_taken_once_however_it_is_written(engine: Engine) {
