@@ -384,11 +384,16 @@ impl App {
         let issuer = config.issuer(address);
         let context = Context::with_clock(config, issuer, Access::Serve, schema, clock).await?;
         let is_development = context.config.environment == Environment::Development;
+        if !is_development {
+            // What is refused stays development's.
+            refuse_demo_rows(&context).await?;
+        }
         let stored = context.store.enter(context.config.environment).await?;
         if stored != context.config.environment {
             return Err(StartError::OfProduction);
         }
         if !is_development {
+            // Development may have begun in between; from now on it cannot.
             refuse_demo_rows(&context).await?;
         }
         context.keys().bootstrap(is_development).await?;

@@ -378,6 +378,25 @@ async fn demo_rows_in_production_give_one_sentence() {
 }
 
 #[tokio::test]
+async fn production_that_demo_rows_refuse_leaves_development_its_database() {
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        let database = Database::create(engine).await;
+        let development = Installation::development().with("database.url", database.url());
+        assert_eq!(development.start().await.stop().await.code(), Some(0));
+        let production = [
+            "--set=environment=production",
+            "--set=public.trusted_proxies=127.0.0.1",
+            "--set=issuer=https://issuer.example",
+        ];
+        let says = ["database.url", "demo"];
+        refuses(&development, &production, "demo", &says)
+            .await
+            .unwrap();
+        assert_eq!(development.start().await.stop().await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
 async fn development_on_a_database_of_production_gives_one_sentence() {
     for engine in [Engine::Sqlite, Engine::Postgres] {
         let database = Database::create(engine).await;
