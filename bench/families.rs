@@ -41,7 +41,12 @@ use countersign::{
         secret::SecretHash,
     },
     entropy::Entropy,
-    keys::{mac::MacRing, master::MasterKeySource, ring::KeyRing, sealing},
+    keys::{
+        mac::MacRing,
+        master::MasterKeySource,
+        ring::{KeyRing, Rs256Ring},
+        sealing,
+    },
     metrics::Metrics,
     oauth::{
         refresh_tokens::RefreshTokens,
@@ -363,7 +368,7 @@ fn queue(bench: &Bench, stop: &CancellationToken) -> RotationQueue {
     let mac = schedule(sealing::generate_mac(&masters, master, 1, times, &entropy).unwrap());
     let snapshots = Snapshots::new(
         Registry::default(),
-        KeyRing::open(&signing, &masters, &entropy, now).unwrap(),
+        KeyRing::open(&signing, Rs256Ring::none(), &masters, &entropy, now).unwrap(),
         MacRing::open(&mac, &masters, now).unwrap(),
         Duration::ZERO,
     );

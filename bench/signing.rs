@@ -31,7 +31,12 @@ use countersign::{
         scope::Scope,
     },
     entropy::Entropy,
-    keys::{mac::MacRing, master::MasterKeySource, ring::KeyRing, sealing},
+    keys::{
+        mac::MacRing,
+        master::MasterKeySource,
+        ring::{KeyRing, Rs256Ring},
+        sealing,
+    },
     metrics::Metrics,
     oauth::access_token::{AccessGrant, Minter},
     registry::{Registry, Snapshots},
@@ -76,7 +81,7 @@ impl Bench {
             primary_master: Some(master),
             keys: vec![sealing::generate(&masters, master, times, &entropy).unwrap()],
         };
-        let ring = KeyRing::open(&schedule, &masters, &entropy, now).unwrap();
+        let ring = KeyRing::open(&schedule, Rs256Ring::none(), &masters, &entropy, now).unwrap();
         let none = KeySchedule {
             key_use: KeyUse::RefreshMac,
             keys: Vec::new(),

@@ -187,23 +187,20 @@ impl From<KeySchedule> for Draft {
 }
 
 impl KeyAdmin {
-    /// The uses that there are keys of.
+    /// The uses that keys are made for, by the settings.
     pub fn uses(&self) -> impl Iterator<Item = KeyUse> + use<> {
-        let has_rs256 = self.rs256_id_tokens;
+        let makes_rs256 = self.rs256_id_tokens;
         let all = KeyUse::ALL.iter().copied();
-        all.filter(move |key_use| has_rs256 || *key_use != KeyUse::IdTokenRs256)
+        all.filter(move |key_use| makes_rs256 || *key_use != KeyUse::IdTokenRs256)
     }
 
-    /// Whether there are keys of this use.
-    pub fn has(&self, key_use: KeyUse) -> bool {
+    /// Whether keys are made for this use, by the settings.
+    pub fn makes(&self, key_use: KeyUse) -> bool {
         self.uses().any(|one| one == key_use)
     }
 
-    /// Every key of a use as it is now; none of a use that the settings do not allow.
+    /// Every key of a use as it is now, also where the settings no longer allow that use.
     pub async fn list(&self, key_use: KeyUse) -> Result<Vec<Value>, AdminError> {
-        if !self.has(key_use) {
-            return Ok(Vec::new());
-        }
         let schedule = self.schedule(key_use).await?;
         self.documents(&schedule, &self.masters.load()?)
     }
@@ -229,7 +226,14 @@ impl KeyAdmin {
     pub async fn ring(&self) -> Result<KeyRing, AdminError> {
         let schedule = self.schedule(KeyUse::Signing).await?;
         let (masters, now) = (self.masters.load()?, self.clock.now());
-        Ok(KeyRing::open(&schedule, &masters, &self.entropy, now)?)
+        let rs256 = Rs256Ring::none();
+        Ok(KeyRing::open(
+            &schedule,
+            rs256,
+            &masters,
+            &self.entropy,
+            now,
+        )?)
     }
 
     /// Every refresh-MAC key, opened.
@@ -273,10 +277,11 @@ impl KeyAdmin {
         schedule: &KeySchedule,
         masters: &MasterKeys,
     ) -> Result<Rs256Ring, SealingError> {
-        Rs256Ring::open(schedule, masters, &self.entropy, self.clock.now())
+        let now = self.clock.now();
+        Rs256Ring::open(schedule, self.rs256_id_tokens, masters, &self.entropy, now)
     }
 
-    /// Sees to it that keys of every use exist: the first ones, and in time the next one.
+    /// Sees to it that keys exist of every use that the settings allow: the first ones, and in time the next one.
     ///
     /// Every node may do so at any time; the revision of the schedule lets one of them through.
     pub async fn ensure(&self) -> Result<(), AdminError> {
@@ -289,14 +294,15 @@ impl KeyAdmin {
         Ok(())
     }
 
-    /// Lets the next key of a use take over; refused of a use that the settings do not allow.
+    /// Lets the next key of a use take over; refused of a use that has no keys and is to have none.
     pub async fn rotate(
         &self,
         key_use: KeyUse,
         rotation: Rotation,
         cause: &Cause,
     ) -> Result<KeyChange, AdminError> {
-        if !self.has(key_use) {
+        // What was made before the service has opted out may leak, and sign once it opts in again.
+        if !self.makes(key_use) && self.schedule(key_use).await?.keys.is_empty() {
             return Err(AdminError::Invalid(vec![FieldError::new(
                 "/use",
                 "is for services whose setting keys.rs256_id_tokens is true",
@@ -351,14 +357,14 @@ impl KeyAdmin {
 
     /// Declares a key compromised. For the active key that is an emergency rotation.
     pub async fn revoke(&self, kid: &Kid, cause: &Cause) -> Result<KeyChange, AdminError> {
-        for key_use in self.uses() {
+        for key_use in KeyUse::ALL {
             let position =
                 |schedule: &KeySchedule| schedule.keys.iter().position(|key| key.kid == *kid);
-            if position(&self.schedule(key_use).await?).is_none() {
+            if position(&self.schedule(*key_use).await?).is_none() {
                 continue;
             }
             return self
-                .command(key_use, EventType::KeyRevoked, cause, |schedule, _| {
+                .command(*key_use, EventType::KeyRevoked, cause, |schedule, _| {
                     let index = position(schedule);
                     index
                         .map(Command::Revoke)
@@ -596,7 +602,10 @@ impl KeyAdmin {
     ) -> Result<Vec<Value>, AdminError> {
         let now = self.clock.now();
         Ok(match schedule.key_use {
-            KeyUse::Signing => KeyRing::open(schedule, masters, &self.entropy, now)?.documents(now),
+            KeyUse::Signing => {
+                let rs256 = Rs256Ring::none();
+                KeyRing::open(schedule, rs256, masters, &self.entropy, now)?.documents(now)
+            }
             KeyUse::RefreshMac => MacRing::open(schedule, masters, now)?.documents(now),
             KeyUse::IdTokenRs256 => self.rs256_ring(schedule, masters)?.documents(now),
         })

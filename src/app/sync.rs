@@ -19,7 +19,7 @@ use crate::{
     keys::{
         mac::MacRing,
         master::{MasterKeyError, MasterKeySource},
-        ring::KeyRing,
+        ring::{KeyRing, Rs256Ring},
         sealing::SealingError,
     },
     metrics::Metrics,
@@ -331,11 +331,8 @@ impl Source {
 
     fn ring(&self, schedule: &KeySchedule, rs256: &KeySchedule) -> Result<KeyRing, SyncError> {
         let (masters, entropy, now) = (self.masters.load()?, &self.entropy, self.clock.now());
-        let ring = KeyRing::open(schedule, &masters, entropy, now)?;
-        if !self.rs256 {
-            return Ok(ring);
-        }
-        Ok(ring.with_rs256(rs256, &masters, entropy, now)?)
+        let rs256 = Rs256Ring::open(rs256, self.rs256, &masters, entropy, now)?;
+        Ok(KeyRing::open(schedule, rs256, &masters, entropy, now)?)
     }
 
     fn mac_ring(&self, schedule: &KeySchedule) -> Result<MacRing, SyncError> {

@@ -154,17 +154,14 @@ async fn list(key_use: KeyUse, context: &Context, json: bool) -> Result<(), Fail
             &json!({ "items": items, "next_cursor": null }),
         )?);
     }
-    if !context.keys().has(key_use) {
-        return Ok(output::line(
-            "There are no such keys: setting keys.rs256_id_tokens is false.",
-        )?);
-    }
     let now = context.clock.now();
     let keys = context.keys().states(key_use, now).await?;
     if keys.is_empty() {
-        return Ok(output::line(
-            "There are no keys yet; the first start of the service makes them.",
-        )?);
+        return Ok(output::line(if context.keys().makes(key_use) {
+            "There are no keys yet; the first start of the service makes them."
+        } else {
+            "There are no such keys: setting keys.rs256_id_tokens is false."
+        })?);
     }
     let or_dash = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), output::utc);
     let rows: Vec<[String; 5]> = keys

@@ -234,16 +234,18 @@ impl<K> Ring<K> {
 /// The keys that sign, of one revision of their schedules.
 pub struct KeyRing {
     ring: Ring<SigningKey>,
-    /// Those for RS256; none where the service has not opted in.
-    rs256: Option<Rs256Ring>,
+    /// Those for RS256.
+    rs256: Rs256Ring,
     /// The documents and from when on each holds, earliest first; the first holds from ever.
     published: Vec<(Timestamp, Jwks)>,
 }
 
 impl KeyRing {
-    /// Opens every key of the schedule; what is withdrawn and does not open is left out.
+    /// Opens every key of the schedule, beside those for RS256; what is withdrawn and does not open is left
+    /// out.
     pub fn open(
         schedule: &KeySchedule,
+        rs256: Rs256Ring,
         masters: &MasterKeys,
         entropy: &Entropy,
         now: Timestamp,
@@ -257,28 +259,11 @@ impl KeyRing {
                 access_token_header: header("at+jwt", KeyAlgorithm::Es256, &record.kid),
             })
         })?;
-        let published = documents(&ring, None);
+        let published = documents(&ring, &rs256.ring);
         Ok(Self {
             ring,
-            rs256: None,
+            rs256,
             published,
-        })
-    }
-
-    /// The same with the keys for RS256 of this schedule: for services that have opted in.
-    pub fn with_rs256(
-        self,
-        schedule: &KeySchedule,
-        masters: &MasterKeys,
-        entropy: &Entropy,
-        now: Timestamp,
-    ) -> Result<Self, SealingError> {
-        let rs256 = Rs256Ring::open(schedule, masters, entropy, now)?;
-        let published = documents(&self.ring, Some(&rs256.0));
-        Ok(Self {
-            rs256: Some(rs256),
-            published,
-            ..self
         })
     }
 
@@ -298,10 +283,8 @@ impl KeyRing {
     ) -> Result<IdTokenKey<'_>, NoIdTokenKey> {
         let key = match alg {
             IdTokenAlg::Es256 => self.active(now).map(IdTokenKey::Es256),
-            IdTokenAlg::Rs256 => {
-                let ring = self.rs256.as_ref().ok_or(NoIdTokenKey::NotAllowed)?;
-                ring.0.active(now).map(IdTokenKey::Rs256)
-            }
+            IdTokenAlg::Rs256 if !self.rs256.may_sign => return Err(NoIdTokenKey::NotAllowed),
+            IdTokenAlg::Rs256 => self.rs256.ring.active(now).map(IdTokenKey::Rs256),
         };
         key.ok_or(NoIdTokenKey::None)
     }
@@ -322,10 +305,9 @@ impl KeyRing {
     /// The public keys to verify ID Tokens with that come back as hints: every one that was not revoked,
     /// also those that are published no more. What they have signed has expired, but was signed here.
     pub fn id_token_keys(&self) -> IdTokenKeys {
-        let rs256 = self.rs256.iter().flat_map(|ring| ring.0.trusted());
+        let rs256 = self.rs256.ring.trusted();
         let revoked = self.ring.revoked().map(|key| key.kid.clone());
-        let rs256_revoked = self.rs256.iter().flat_map(|ring| ring.0.revoked());
-        let rs256_revoked = rs256_revoked.map(|key| key.kid().clone());
+        let rs256_revoked = self.rs256.ring.revoked().map(|key| key.kid().clone());
         IdTokenKeys {
             es256: KeySet::from_keys(self.ring.trusted().map(|key| key.public.clone())),
             rs256: rs256.map(|key| key.public.clone()).collect(),
@@ -335,8 +317,8 @@ impl KeyRing {
 
     /// Whether it is time to make a key.
     pub fn lacks_key(&self, policy: &Policy, now: Timestamp) -> bool {
-        let rs256 = self.rs256.as_ref();
-        self.ring.lacks_key(policy, now) || rs256.is_some_and(|ring| ring.0.lacks_key(policy, now))
+        let Rs256Ring { ring, may_sign } = &self.rs256;
+        self.ring.lacks_key(policy, now) || *may_sign && ring.lacks_key(policy, now)
     }
 
     /// Every key for access tokens with its state at `now` and its times.
@@ -349,35 +331,54 @@ impl KeyRing {
         &self,
         now: Timestamp,
     ) -> Option<impl Iterator<Item = (&Rs256Key, KeyState, KeyTimes)>> {
-        self.rs256.as_ref().map(|ring| ring.list(now))
+        self.rs256.may_sign.then(|| self.rs256.list(now))
     }
 }
 
-/// The keys for RS256 of one revision of their schedule.
-pub struct Rs256Ring(Ring<Rs256Key>);
+/// The keys for RS256 of one revision of their schedule. They verify and are published wherever there are
+/// some: other nodes may sign with them, or this one may have done so.
+pub struct Rs256Ring {
+    ring: Ring<Rs256Key>,
+    /// Whether the service has opted in: elsewhere they sign nothing.
+    may_sign: bool,
+}
 
 impl Rs256Ring {
+    /// One without any key, that signs nothing.
+    pub fn none() -> Self {
+        let ring = Ring {
+            key_use: KeyUse::IdTokenRs256,
+            times: Vec::new(),
+            keys: Vec::new(),
+        };
+        Self {
+            ring,
+            may_sign: false,
+        }
+    }
+
     /// Opens every key of the schedule; what is withdrawn and does not open is left out.
     pub fn open(
         schedule: &KeySchedule,
+        may_sign: bool,
         masters: &MasterKeys,
         entropy: &Entropy,
         now: Timestamp,
     ) -> Result<Self, SealingError> {
         let open = |record: &_| sealing::open_rs256(masters, record, entropy);
-        Ring::open(schedule, now, open).map(Self)
+        let ring = Ring::open(schedule, now, open)?;
+        Ok(Self { ring, may_sign })
     }
 
     /// Every key with its state at `now` and its times.
     pub fn list(&self, now: Timestamp) -> impl Iterator<Item = (&Rs256Key, KeyState, KeyTimes)> {
-        self.0.list(now)
+        self.ring.list(now)
     }
 }
 
 /// One document for each span of time in which the same keys are published.
-fn documents(ring: &Ring<SigningKey>, rs256: Option<&Ring<Rs256Key>>) -> Vec<(Timestamp, Jwks)> {
-    let of_rs256 = rs256.iter().flat_map(|ring| &ring.times);
-    let times = ring.times.iter().chain(of_rs256);
+fn documents(ring: &Ring<SigningKey>, rs256: &Ring<Rs256Key>) -> Vec<(Timestamp, Jwks)> {
+    let times = ring.times.iter().chain(&rs256.times);
     let mut moments: Vec<Timestamp> = times.filter_map(|times| times.withdrawn_at).collect();
     moments.push(Timestamp::from_millis(i64::MIN));
     moments.sort_unstable();
@@ -386,8 +387,8 @@ fn documents(ring: &Ring<SigningKey>, rs256: Option<&Ring<Rs256Key>>) -> Vec<(Ti
         .into_iter()
         .map(|moment| {
             let es256 = ring.published(moment);
-            let rs256 = rs256.iter().flat_map(|ring| ring.published(moment));
             let es256 = es256.map(|key| json!(key.public.to_jwk()));
+            let rs256 = rs256.published(moment);
             let keys = es256.chain(rs256.map(|key| key.public.to_jwk()));
             (moment, jwks(&keys.collect()))
         })

@@ -23,7 +23,12 @@ use countersign::{
         user::User,
     },
     entropy::Entropy,
-    keys::{mac::MacRing, master::MasterKeySource, ring::KeyRing, sealing},
+    keys::{
+        mac::MacRing,
+        master::MasterKeySource,
+        ring::{KeyRing, Rs256Ring},
+        sealing,
+    },
     metrics::Metrics,
     oauth::{
         error::{ErrorCode, OAuthError},
@@ -260,7 +265,7 @@ fn snapshots(count: u32) -> Snapshots {
     let macs = schedule(KeyUse::RefreshMac, keys.collect());
     Snapshots::new(
         Registry::default(),
-        KeyRing::open(&signing, &masters, &entropy, NOW).unwrap(),
+        KeyRing::open(&signing, Rs256Ring::none(), &masters, &entropy, NOW).unwrap(),
         MacRing::open(&macs, &masters, NOW).unwrap(),
         Duration::ZERO,
     )
