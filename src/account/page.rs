@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use time::{OffsetDateTime, macros::format_description};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 pub use super::happening::Happening;
 use super::{Accounts, agent, form::Act, happening::name_of, security::Security};
@@ -32,6 +32,8 @@ pub struct When {
     pub ago: String,
     /// In full.
     pub utc: String,
+    /// For programs (RFC 3339).
+    pub stamp: String,
 }
 
 impl When {
@@ -39,8 +41,9 @@ impl When {
         let format = format_description!(
             "[day padding:none] [month repr:short] [year], [hour]:[minute] UTC"
         );
-        let utc = OffsetDateTime::from_unix_timestamp(at.seconds()).ok();
-        let utc = utc.and_then(|at| at.format(format).ok());
+        let time = OffsetDateTime::from_unix_timestamp(at.seconds()).ok();
+        let utc = time.and_then(|time| time.format(format).ok());
+        let stamp = time.and_then(|time| time.format(&Rfc3339).ok());
         let past = now.since(at);
         Self {
             ago: if past.as_secs() < 60 {
@@ -49,6 +52,7 @@ impl When {
                 format!("{} ago", span(past))
             },
             utc: utc.unwrap_or_default(),
+            stamp: stamp.unwrap_or_default(),
         }
     }
 }
@@ -99,13 +103,26 @@ pub struct Allowed {
     pub form: String,
 }
 
+/// The part of the page in which something is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// In none of its forms.
+    Page,
+    /// In the form of the password, with no field of it.
+    Password,
+    /// With the present password.
+    CurrentPassword,
+    /// With the new one.
+    NewPassword,
+}
+
 /// What was wrong with a form.
 #[derive(Debug)]
 pub struct Problem {
     /// For the user.
     pub text: String,
-    /// Whether it was the form of the password.
-    pub is_of_password: bool,
+    /// Where.
+    pub part: Part,
     /// For the log and the metrics.
     pub error: OAuthError,
 }
@@ -114,14 +131,14 @@ impl Problem {
     pub(super) fn of(error: OAuthError) -> Self {
         Self {
             text: error.description().to_owned(),
-            is_of_password: false,
+            part: Part::Page,
             error,
         }
     }
 
-    pub(super) fn of_password(error: OAuthError) -> Self {
+    pub(super) fn at(part: Part, error: OAuthError) -> Self {
         Self {
-            is_of_password: true,
+            part,
             ..Self::of(error)
         }
     }

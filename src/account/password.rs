@@ -1,6 +1,9 @@
 //! Changing the password, by whoever knows the present one.
 
-use super::{Accounts, Outcome, page::Problem};
+use super::{
+    Accounts, Outcome,
+    page::{Part, Problem},
+};
 use crate::{
     admin::AdminError,
     domain::change::Cause,
@@ -32,24 +35,33 @@ impl Accounts {
         let field = |name| form.one(name).map_err(Problem::of);
         let (current, new) = (field("current")?, field("new")?.unwrap_or_default());
         if new != field("again")?.unwrap_or_default() {
-            return Err(wrong("The two new passwords are not the same."));
+            return Err(wrong(
+                Part::NewPassword,
+                "The two new passwords are not the same.",
+            ));
         }
         let place = Place::of_browser(browser.origin);
         let name = &present.user.username;
         let current = current.unwrap_or_default();
         let verified = self.sign_in.verify(name, current, place.as_ref()).await;
         let user = verified.map_err(|refused| match refused {
-            Refused::Credentials => wrong("The current password is wrong."),
-            Refused::TooOften(wait) => Problem::of_password(OAuthError::too_often(
-                wait,
-                "That has failed too often from here. Try again in a moment.",
-            )),
-            Refused::Busy(_) => Problem::of_password(busy()),
+            Refused::Credentials => wrong(Part::CurrentPassword, "The current password is wrong."),
+            Refused::TooOften(wait) => Problem::at(
+                Part::Password,
+                OAuthError::too_often(
+                    wait,
+                    "That has failed too often from here. Try again in a moment.",
+                ),
+            ),
+            Refused::Busy(_) => Problem::at(Part::Password, busy()),
             Refused::Store(error) => Problem::of(OAuthError::of_store(error)),
         })?;
         // The name may be another one's by now.
         if user.id != present.session.subject {
-            return Err(wrong("The current password is wrong."));
+            return Err(wrong(
+                Part::CurrentPassword,
+                "The current password is wrong.",
+            ));
         }
         let new = Password::read(new).map_err(|error| weak(&error.to_string()))?;
         let cause = Cause::of_user(user.id, browser.origin);
@@ -68,18 +80,15 @@ const fn busy() -> OAuthError {
     )
 }
 
-fn wrong(text: &'static str) -> Problem {
-    Problem::of_password(OAuthError::new(
-        ErrorCode::AccessDenied,
-        "credentials",
-        text,
-    ))
+fn wrong(part: Part, text: &'static str) -> Problem {
+    let error = OAuthError::new(ErrorCode::AccessDenied, "credentials", text);
+    Problem::at(part, error)
 }
 
 fn weak(detail: &str) -> Problem {
     Problem {
         text: format!("The new password {detail}."),
-        ..wrong("The new password is not taken.")
+        ..wrong(Part::NewPassword, "The new password is not taken.")
     }
 }
 
@@ -89,10 +98,11 @@ fn of_admin(error: AdminError) -> Problem {
             let details: Vec<&str> = errors.iter().map(|error| &*error.detail).collect();
             weak(&details.join("; "))
         }
-        AdminError::Busy(_) => Problem::of_password(busy()),
-        AdminError::Conflict(_) => {
-            wrong("Your password, or your account, was changed at this moment. Try again.")
-        }
+        AdminError::Busy(_) => Problem::at(Part::Password, busy()),
+        AdminError::Conflict(_) => wrong(
+            Part::Password,
+            "Your password, or your account, was changed at this moment. Try again.",
+        ),
         AdminError::Store(error) => Problem::of(OAuthError::of_store(error)),
         other => Problem::of(OAuthError::internal(other)),
     }

@@ -25,6 +25,9 @@ pub enum SessionError {
     /// No randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
+    /// The session that was to go on has just been ended.
+    #[error("the session has been ended")]
+    Ended,
 }
 
 /// A session that lives, and whose it is.
@@ -54,6 +57,8 @@ pub struct Authentication {
     pub amr: Vec<String>,
     auth_time: Timestamp,
     expires_at: Timestamp,
+    /// Whether the user had authenticated before, and not now from the beginning.
+    is_continued: bool,
 }
 
 impl Authentication {
@@ -66,6 +71,7 @@ impl Authentication {
             amr,
             auth_time: session.auth_time,
             expires_at: session.expires_at,
+            is_continued: true,
         }
     }
 }
@@ -100,6 +106,7 @@ impl Sessions {
             amr,
             auth_time,
             expires_at: auth_time.plus(self.lifetime),
+            is_continued: false,
         }
     }
 
@@ -108,6 +115,9 @@ impl Sessions {
     ///
     /// The user is as it was before that was judged. If the password was changed meanwhile, or the
     /// user disabled, its epoch is another one by now, and the session is dead.
+    ///
+    /// # Errors
+    /// [`SessionError::Ended`] where an authentication is continued in a session that has ended.
     pub async fn open(
         &self,
         user: &User,
@@ -117,6 +127,7 @@ impl Sessions {
     ) -> Result<(Present, Ticket), SessionError> {
         let now = self.clock.now();
         let party = Party::of(cause);
+        let is_continued = authentication.is_continued;
         let same = before.filter(|before| before.session.subject == user.id);
         let mut session = BrowserSession {
             id: match same {
@@ -136,7 +147,10 @@ impl Sessions {
         let cookie = Ticket::mint(TicketKind::BrowserSession, &self.entropy)?;
         let hash = cookie.hash();
         if !self.answer(self.store.put_session(&hash, &session)).await? {
-            // The one before has just been ended.
+            // The one before has just been ended: that also ends what is only added to it.
+            if is_continued {
+                return Err(SessionError::Ended);
+            }
             session.id = SessionId::from_uuid(self.entropy.uuid_v7(now)?);
             self.answer(self.store.put_session(&hash, &session)).await?;
         }

@@ -17,6 +17,7 @@ use countersign::{
     entropy::Entropy,
     identity::{
         password::{Password, Passwords, Settings},
+        session::{Authentication, SessionError, Sessions},
         sign_in::{Limits, Place, Refused, SignIn},
     },
     metrics::{Metrics, Reading},
@@ -535,4 +536,40 @@ async fn a_hash_is_of_the_recommended_strength_and_salted() {
     // A row that somebody has damaged is nobody's password.
     let damaged = PasswordHash::from_phc("$argon2id$".to_owned());
     assert!(hall.passwords.verify(password(), damaged).await.is_err());
+}
+
+/// Whoever ends a session ends it also for a step that is under way in it.
+#[tokio::test]
+async fn what_is_added_to_a_session_that_was_ended_brings_it_not_back() {
+    let hall = Hall::open().await;
+    let ada = hall.user(1, "ada", |_| {}).await;
+    let sessions = Sessions {
+        store: Arc::clone(&hall.store),
+        clock: AgreedClock::new(Arc::new(hall.clock.clone())),
+        entropy: Entropy::new(),
+        idle: Duration::from_hours(1),
+        lifetime: Duration::from_hours(24),
+        token_retention: Duration::from_hours(1),
+    };
+    let cause = Cause::system();
+    let by_password = || sessions.authenticated(vec!["pwd".to_owned()]);
+    let opened = sessions.open(&ada, by_password(), &cause, None).await;
+    let (present, _) = opened.unwrap();
+    sessions.end(present.session.id, &cause).await.unwrap();
+    let more = Authentication::continued(&present.session, vec!["otp".to_owned()]);
+    let refused = sessions.open(&ada, more, &cause, Some(&present)).await;
+    assert!(matches!(refused, Err(SessionError::Ended)), "{refused:?}");
+    let living = hall.store.sessions(
+        ada.id,
+        present.session.seen_at.minus(Duration::from_secs(1)),
+        NOW,
+        9,
+    );
+    assert_eq!(living.await.unwrap(), []);
+    // Who authenticates from the beginning has another one.
+    let again = sessions
+        .open(&ada, by_password(), &cause, Some(&present))
+        .await;
+    let (again, _) = again.unwrap();
+    assert_ne!(again.session.id, present.session.id);
 }

@@ -17,7 +17,7 @@ pub use self::brand::Brand;
 use super::{account, body::BodyError, error, logout};
 use crate::{
     account::{
-        page::{AccountPage, Allowed},
+        page::{AccountPage, Allowed, Part},
         security::{EnrolmentPage, PasskeyPage},
     },
     identity::factor::recovery::RecoveryCode,
@@ -123,6 +123,8 @@ struct SignIn<'a> {
     client: Option<&'a str>,
     username: &'a str,
     problem: Option<&'a str>,
+    /// Whether it is about what was typed.
+    is_wrong: bool,
     flow: &'a str,
 }
 
@@ -156,7 +158,7 @@ struct Account<'a> {
     page: &'a AccountPage,
     /// What apps are allowed, in words.
     allowed: Vec<(&'a Allowed, Vec<Granted<'a>>)>,
-    password_problem: Option<&'a str>,
+    password_problem: Option<(Part, &'a str)>,
 }
 
 #[derive(Template)]
@@ -273,6 +275,7 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
         client: page.client_name.as_deref(),
         username: &page.username,
         problem: problem.map(OAuthError::description),
+        is_wrong: problem.is_some_and(|problem| status_of(problem) == StatusCode::BAD_REQUEST),
         flow: &page.flow,
     };
     let script = page.passkey.as_ref().map_or("", |_| WITH_SCRIPT);
@@ -397,7 +400,7 @@ fn granted(grants: &[Told]) -> Vec<Granted<'_>> {
 pub(super) fn account(brand: &Brand, page: &AccountPage) -> HttpResponse {
     let base = &brand.base;
     let problem = page.problem.as_ref();
-    let of_password = problem.filter(|problem| problem.is_of_password);
+    let of_password = problem.filter(|problem| problem.part != Part::Page);
     let allowed = page.allowed.iter();
     let template = Account {
         brand: brand.frame(),
@@ -405,7 +408,7 @@ pub(super) fn account(brand: &Brand, page: &AccountPage) -> HttpResponse {
         more: format!("{base}{}?{}", account::PATH, account::IN_FULL),
         page,
         allowed: allowed.map(|it| (it, granted(&it.grants))).collect(),
-        password_problem: of_password.map(|problem| &*problem.text),
+        password_problem: of_password.map(|problem| (problem.part, &*problem.text)),
     };
     let status = problem.map_or(StatusCode::OK, |problem| status_of(&problem.error));
     let response = drawn(brand, status, &template, "", false);

@@ -2,7 +2,11 @@
 (async () => {
   const form = document.querySelector("form[data-passkey]");
   const known = window.PublicKeyCredential;
-  if (!form || !known?.parseRequestOptionsFromJSON) return;
+  if (!form) return;
+  if (!known?.parseRequestOptionsFromJSON) {
+    document.querySelector("[data-no-passkeys]")?.removeAttribute("hidden");
+    return;
+  }
   const { passkey, options } = form.dataset;
   const button = form.querySelector("button");
   const failed = form.querySelector("[role=alert]");

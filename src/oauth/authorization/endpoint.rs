@@ -30,7 +30,7 @@ use crate::{
         error::{ErrorCode, OAuthError},
         form::Form,
         id_token::{self, Hint},
-        seals::{Seals, is_over},
+        seals::{Seals, is_over, over},
         store_answer,
     },
     registry::{Snapshots, Told},
@@ -651,5 +651,6 @@ pub fn of_session(error: SessionError) -> OAuthError {
     match error {
         SessionError::Store(error) => OAuthError::of_store(error),
         SessionError::Entropy(error) => OAuthError::internal(error),
+        SessionError::Ended => over(),
     }
 }

@@ -7,6 +7,21 @@ if (!document.title) faults.push("no title");
 if (document.querySelectorAll("h1").length !== 1) faults.push("not one h1");
 for (const image of document.querySelectorAll("img:not([alt])")) faults.push(image.outerHTML);
 
+for (const element of document.querySelectorAll("[aria-describedby], [aria-labelledby]")) {
+  const ids = ["aria-describedby", "aria-labelledby"].flatMap((name) => element.getAttribute(name)?.split(/\s+/) ?? []);
+  for (const id of ids) if (!document.getElementById(id)) faults.push(`no #${id}: ${element.outerHTML}`);
+}
+const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
+if (new Set(ids).size !== ids.length) faults.push(`an id twice: ${ids}`);
+let level = 1;
+for (const { tagName } of document.querySelectorAll("h1, h2, h3, h4")) {
+  if (Number(tagName[1]) > level + 1) faults.push(`${tagName} after H${level}`);
+  level = Number(tagName[1]);
+}
+for (const time of document.querySelectorAll("time")) {
+  if (Number.isNaN(Date.parse(time.dateTime))) faults.push(time.outerHTML);
+}
+
 const isSeen = (element) => element.checkVisibility({ visibilityProperty: true, opacityProperty: true });
 for (const control of document.querySelectorAll("input:not([type=hidden]), button, select, textarea, a[href]")) {
   if (!isSeen(control)) continue;

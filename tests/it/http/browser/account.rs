@@ -366,6 +366,15 @@ async fn a_changed_password_ends_every_other_session(engine: Engine) {
         assert_eq!(refused.status, 400, "{refused:?}");
         assert_eq!(heading(&refused), "Your account");
         assert!(refused.body.contains(says), "{says}: {refused:?}");
+        // What is wrong is said of the field that it is wrong with.
+        let marked: Vec<&str> = refused
+            .body
+            .lines()
+            .filter(|line| line.contains("aria-invalid"))
+            .collect();
+        let is_current = says.contains("current");
+        assert_eq!(marked.len(), if is_current { 1 } else { 2 }, "{marked:?}");
+        assert_eq!(marked[0].contains("id=\"current\""), is_current);
         assert_eq!(refused.header("countersign-reason"), Some("credentials"));
         assert!(!refused.body.contains(NEW_PASSWORD));
     }
