@@ -121,8 +121,10 @@ pub(super) async fn sweeper(
             families_before: now.minus(LONGEST_TOKEN_LIFE).minus(KEEP_FAMILIES),
         };
         let sweeping = async {
-            sweep(&*store, &clock, &bounds).await?;
-            walk(&*store, &clock, bounds.families_before, &mut walked).await
+            let swept = sweep(&*store, &clock, &bounds).await;
+            // What fails of one must not keep the other from its work.
+            let walked = walk(&*store, &clock, bounds.families_before, &mut walked).await;
+            swept.and(walked)
         };
         let swept = tokio::select! {
             () = stop.cancelled() => return,

@@ -20,6 +20,7 @@ use crate::support::{
 
 on_both_engines! {
     what_is_over_is_deleted_in_its_time_and_what_lives_is_not,
+    families_are_deleted_although_something_else_cannot_be,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -143,6 +144,40 @@ impl Site {
              (select count(*) from challenge_session)";
         self.database.rows(counts).await[0]
     }
+}
+
+async fn families_are_deleted_although_something_else_cannot_be(engine: Engine) {
+    let site = Site::on(engine).await;
+    let (server, phone) = (&site.server, site.server.other("phone"));
+    let ada = server.user("ada").await;
+    let revoked = server.sign_in(phone, ada).await;
+    let revoke = server.request(Method::POST, "/oauth2/revoke");
+    let revoke = by(revoke, phone, &[("token", &revoked.refresh_token)]);
+    assert_eq!(answer(revoke).await.status, 200);
+    assert_eq!(site.families().await.len(), 1);
+    let rename = "alter table challenge_session rename to elsewhere";
+    site.database.execute(rename).await;
+    site.reach(KEPT + MINUTE).await;
+    soon(async {
+        while !site.families().await.is_empty() {
+            site.clock.advance(Duration::from_secs(31));
+            for _ in 0..10 {
+                site.families().await;
+            }
+        }
+    })
+    .await;
+    // Nor does that pass for a success.
+    soon(async {
+        let failed = "countersign_sweeps_total{outcome=\"failed\"}";
+        for admin in site.admins() {
+            while openmetrics::scrape(admin).await.1.value(failed) == 0.0 {
+                site.clock.advance(Duration::from_secs(1));
+            }
+        }
+    })
+    .await;
+    assert!(site.sweeps().await.iter().all(|swept| *swept == 0.0));
 }
 
 async fn what_is_over_is_deleted_in_its_time_and_what_lives_is_not(engine: Engine) {
