@@ -501,6 +501,7 @@ impl App {
             // None ends before it is told to, but by a panic: better no service than one that no
             // longer follows its database.
             _ = tasks.join_next() => {
+                stopping.cancel();
                 let (_, ()) = tokio::join!(running, http::stop(handles));
                 Err(StartError::TaskEnded)
             }

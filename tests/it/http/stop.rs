@@ -1,15 +1,23 @@
 //! Stopping: what has begun is finished, nothing new begins.
 
-use countersign::admin::client::ClientMetadata;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use countersign::{
+    admin::client::ClientMetadata,
+    clock::{Clock, SystemClock, Timestamp},
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     client,
-    server::{FORM, TestServer, answer, read_to_end},
+    server::{Answer, FORM, Setup, TestServer, answer, read_to_end},
     soon,
 };
 
@@ -53,10 +61,68 @@ async fn a_request_under_way_is_answered_and_new_connections_are_refused() {
     assert!(answer.contains("\"access_token\""), "{answer}");
 }
 
+/// The system's clock, until it fails the task that tells clients of logouts.
+#[derive(Debug)]
+struct Failing {
+    clock: SystemClock,
+    fail: CancellationToken,
+}
+
+#[async_trait]
+impl Clock for Failing {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    async fn sleep(&self, span: Duration) {
+        let of_logouts = span == Duration::from_secs(1);
+        tokio::select! {
+            () = self.clock.sleep(span) => {}
+            () = self.fail.cancelled(), if of_logouts => panic!("the test wants it so"),
+        }
+    }
+
+    fn follows_database(&self) -> bool {
+        self.clock.follows_database()
+    }
+}
+
 /// Otherwise whoever follows events would hold up every restart.
 #[tokio::test]
 async fn whoever_waits_for_events_is_answered_at_once() {
     let server = TestServer::start().await;
+    let waiting = waiting(&server).await;
+    server.begin_to_stop();
+    let answered = soon(waiting).await.unwrap();
+    assert_eq!(
+        (answered.status, &answered.json()["items"]),
+        (200, &json!([]))
+    );
+}
+
+/// Also where no operator has asked it to stop.
+#[tokio::test]
+async fn whoever_waits_for_events_does_not_hold_up_the_end_after_a_task_has_failed() {
+    let fail = CancellationToken::new();
+    let clock = Failing {
+        clock: SystemClock::new(),
+        fail: fail.clone(),
+    };
+    let mut server = Setup::new().clock(clock).start().await;
+    let waiting = waiting(&server).await;
+    fail.cancel();
+    // Long before what it waits for would be over.
+    let answered = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+    assert_eq!(answered.unwrap().unwrap().status, 200);
+    assert!(server.has_failed().await);
+}
+
+/// An operator's request for events that has to wait, and is under way.
+async fn waiting(server: &TestServer) -> JoinHandle<Answer> {
     let operator = server
         .register(&ClientMetadata {
             client_name: "An operator".to_owned(),
@@ -89,10 +155,5 @@ async fn whoever_waits_for_events_is_answered_at_once() {
         }
     })
     .await;
-    server.begin_to_stop();
-    let answered = soon(waiting).await.unwrap();
-    assert_eq!(
-        (answered.status, &answered.json()["items"]),
-        (200, &json!([]))
-    );
+    waiting
 }

@@ -441,6 +441,13 @@ impl TestServer {
         TcpStream::connect(self.public).await.unwrap()
     }
 
+    /// Waits until the server has ended by itself; whether that was a failure.
+    pub(crate) async fn has_failed(&mut self) -> bool {
+        let thread = self.node.thread.take().unwrap();
+        let ended = tokio::task::spawn_blocking(|| thread.join());
+        soon(ended).await.unwrap().is_err()
+    }
+
     /// Tells the server to stop, without waiting for it.
     pub(crate) fn begin_to_stop(&self) {
         self.node.stop.cancel();
