@@ -289,12 +289,17 @@ fn program() -> String {
     let Ok(program) = std::env::current_exe() else {
         return "countersign".to_owned();
     };
-    let here = std::env::current_dir().unwrap_or_default();
-    let path = program
-        .strip_prefix(&here)
-        .unwrap_or(&program)
-        .display()
-        .to_string();
+    called(&program, &std::env::current_dir().unwrap_or_default())
+}
+
+/// The same of this program and this folder.
+fn called(program: &Path, here: &Path) -> String {
+    let path = match program.strip_prefix(here) {
+        // A shell looks for a name without a slash elsewhere.
+        Ok(name) if name.components().count() == 1 => format!("./{}", name.display()),
+        Ok(below) => below.display().to_string(),
+        Err(_) => program.display().to_string(),
+    };
     let plain = path
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte));
@@ -302,5 +307,28 @@ fn program() -> String {
         path
     } else {
         format!("'{}'", path.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_called_from_the_current_folder_by_a_path() {
+        for (program, called_by) in [
+            ("/home/ada/countersign", "./countersign"),
+            (
+                "/home/ada/target/debug/countersign",
+                "target/debug/countersign",
+            ),
+            ("/usr/bin/countersign", "/usr/bin/countersign"),
+            ("/home/ada/it's new", "'./it'\\''s new'"),
+        ] {
+            assert_eq!(
+                called(Path::new(program), Path::new("/home/ada")),
+                called_by
+            );
+        }
     }
 }
