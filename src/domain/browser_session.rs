@@ -29,7 +29,7 @@ pub struct BrowserSession {
     pub amr: Vec<String>,
     /// When it was last used, to within a minute.
     pub seen_at: Timestamp,
-    /// When it ends in any case; never moves.
+    /// When it ends in any case; moves only when the user authenticates again.
     pub expires_at: Timestamp,
     /// When it was ended.
     pub ended_at: Option<Timestamp>,

@@ -282,7 +282,7 @@ pub struct Family {
     pub created_at: Timestamp,
     /// When it ends unless it is refreshed before.
     pub idle_expires_at: Timestamp,
-    /// When it ends in any case; never moves.
+    /// When it ends in any case; of a session's, moves when the user authenticates again.
     pub expires_at: Timestamp,
     /// When it was ended.
     pub revoked_at: Option<Timestamp>,

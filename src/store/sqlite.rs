@@ -48,9 +48,9 @@ impl Dialect for Sqlite {
     const BEGIN_READ: &'static str = "begin deferred";
     const DATABASE_TIME: &'static str = "select cast(unixepoch('subsec') * 1000 as integer)";
 
-    // A condition that always holds tells the conflict from one of a join.
     const INSERT_CHANGES: &'static str = "insert into change (seq, topic, target, at) \
          select value ->> 0, value ->> 1, value ->> 2, $2 from json_each($1)";
+    // A condition that always holds tells the conflict from one of a join.
     const PUT_ENTRIES: &'static str = "insert into revocation \
          (seq, kind, value, not_before, expires_at, client_id) \
          select value ->> 0, value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5 \

@@ -3,8 +3,8 @@
 //! Portable means: `$1` placeholders, `on conflict`, `returning`, `uuid` ids, 64-bit integers for
 //! everything that counts or tells time, `text`. Lists and documents are JSON text.
 //!
-//! One file per family of tables: `registry`, `users`, `factors`, `keys`, `families`, `revocations`, `audit`. The
-//! bounds of the generic store stand in each, as Rust cannot name them once.
+//! One file per family of tables: `registry`, `users`, `factors`, `keys`, `sessions`, `session_families`,
+//! `families`, `notices`, `revocations`, `audit`. The bounds of the generic store stand in each, as Rust cannot name them once.
 
 mod audit;
 mod factors;
