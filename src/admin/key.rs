@@ -278,7 +278,7 @@ impl KeyAdmin {
         masters: &MasterKeys,
     ) -> Result<Rs256Ring, SealingError> {
         let now = self.clock.now();
-        Rs256Ring::open(schedule, self.rs256_id_tokens, masters, &self.entropy, now)
+        Rs256Ring::open(schedule, masters, &self.entropy, now)
     }
 
     /// Sees to it that keys exist of every use that the settings allow: the first ones, and in time the next one.

@@ -331,7 +331,7 @@ impl Source {
 
     fn ring(&self, schedule: &KeySchedule, rs256: &KeySchedule) -> Result<KeyRing, SyncError> {
         let (masters, entropy, now) = (self.masters.load()?, &self.entropy, self.clock.now());
-        let rs256 = Rs256Ring::open(rs256, self.rs256, &masters, entropy, now)?;
+        let rs256 = Rs256Ring::serving(rs256, self.rs256, &masters, entropy)?;
         Ok(KeyRing::open(schedule, rs256, &masters, entropy, now)?)
     }
 

@@ -161,6 +161,15 @@ impl<K> Ring<K> {
         now: Timestamp,
         open: impl Fn(&KeyRecord) -> Result<K, SealingError>,
     ) -> Result<Self, SealingError> {
+        Self::open_needed(schedule, |key| lifecycle::is_published(key, now), open)
+    }
+
+    /// Opens every key of the schedule; one that does not open is left out unless it is needed.
+    fn open_needed(
+        schedule: &KeySchedule,
+        is_needed: impl Fn(&KeyTimes) -> bool,
+        open: impl Fn(&KeyRecord) -> Result<K, SealingError>,
+    ) -> Result<Self, SealingError> {
         let (mut times, mut keys) = (Vec::new(), Vec::new());
         for record in &schedule.keys {
             match open(record) {
@@ -168,9 +177,9 @@ impl<K> Ring<K> {
                     times.push(record.times);
                     keys.push(key);
                 }
-                Err(error) if !lifecycle::is_published(&record.times, now) => {
+                Err(error) if !is_needed(&record.times) => {
                     let (kid, key_use) = (record.kid.as_str(), record.key_use.as_str());
-                    tracing::error!(kid, key_use, %error, "a key that counts no more is left out");
+                    tracing::error!(kid, key_use, %error, "a key that does not open is left out");
                 }
                 Err(error) => return Err(error),
             }
@@ -357,16 +366,32 @@ impl Rs256Ring {
         }
     }
 
-    /// Opens every key of the schedule; what is withdrawn and does not open is left out.
+    /// Opens every key of the schedule, to be shown; what is withdrawn and does not open is left out.
     pub fn open(
         schedule: &KeySchedule,
-        may_sign: bool,
         masters: &MasterKeys,
         entropy: &Entropy,
         now: Timestamp,
     ) -> Result<Self, SealingError> {
-        let open = |record: &_| sealing::open_rs256(masters, record, entropy);
-        let ring = Ring::open(schedule, now, open)?;
+        let ring = Ring::open(schedule, now, |record| {
+            sealing::open_rs256(masters, record, entropy)
+        })?;
+        let may_sign = false;
+        Ok(Self { ring, may_sign })
+    }
+
+    /// Opens the keys of the schedule for a node. Whatever does not open is left out: some clients want
+    /// RS256, but access tokens and revocations are not to stop for it.
+    pub fn serving(
+        schedule: &KeySchedule,
+        may_sign: bool,
+        masters: &MasterKeys,
+        entropy: &Entropy,
+    ) -> Result<Self, SealingError> {
+        let is_needed = |_: &_| false;
+        let ring = Ring::open_needed(schedule, is_needed, |record| {
+            sealing::open_rs256(masters, record, entropy)
+        })?;
         Ok(Self { ring, may_sign })
     }
 

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::support::{
     client,
-    database::Engine,
+    database::{Database, Engine},
     jwt,
     process::Installation,
     server::{API, Answer, ISSUER, Setup, TestServer, answer},
@@ -43,6 +43,7 @@ use crate::support::{
 on_both_engines! {
     a_client_that_wants_rs256_gets_it_for_its_id_tokens_and_nothing_else,
     id_tokens_are_good_through_every_rotation_for_whoever_keeps_the_keys_for_as_long_as_they_may,
+    a_key_for_rs256_that_does_not_open_is_left_out_and_stops_nothing_else,
 }
 
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
@@ -409,6 +410,42 @@ async fn the_next_key_is_made_and_the_last_withdrawn_in_time() {
     let left: Vec<&Value> = of_alg(&jwks, "RS256");
     assert_eq!(left.len(), 2);
     assert!(left.iter().all(|key| key["kid"] != two));
+}
+
+/// Nodes go on following their database: of what is revoked above all.
+async fn a_key_for_rs256_that_does_not_open_is_left_out_and_stops_nothing_else(engine: Engine) {
+    let database = Database::create(engine).await;
+    let setup = Setup::new().at(database.url()).set(SETTING, "true");
+    let server = setup.start().await;
+    let jwks = published(&server).await;
+    let kid = |alg: &str, index: usize| of_alg(&jwks, alg)[index]["kid"].as_str().unwrap();
+    let alter = format!(
+        "update sealed_key set version = 77 where kid = '{}'",
+        kid("RS256", 1)
+    );
+    database.execute(&alter).await;
+    let emergency = Rotation::Emergency {
+        discard_next: false,
+    };
+    let rotated = server
+        .keys()
+        .rotate(KeyUse::Signing, emergency, &Cause::system())
+        .await;
+    rotated.unwrap();
+    soon(async { while server.jwks().await.contains(kid("ES256", 0)) {} }).await;
+    let after = published(&server).await;
+    let left: Vec<&Value> = of_alg(&after, "RS256")
+        .iter()
+        .map(|key| &key["kid"])
+        .collect();
+    assert_eq!(left, [kid("RS256", 0)]);
+    assert_eq!(
+        header(&server.token().await.access_token())["kid"],
+        kid("ES256", 1)
+    );
+    // Whoever looks is told.
+    let listed = server.keys().list(KeyUse::IdTokenRs256).await;
+    assert!(listed.is_err(), "{listed:?}");
 }
 
 /// Sets what the client wants although the service has opted out: it was registered before. Returns
