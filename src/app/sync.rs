@@ -260,7 +260,7 @@ impl Sync {
             self.snapshots.set_registry(everything.registry);
             self.snapshots.set_ring(everything.ring);
             self.snapshots.set_mac_ring(everything.mac_ring);
-            if changes.epoch == self.position.epoch {
+            if everything.position.epoch == self.position.epoch {
                 self.revocations.replace(everything.revocations);
             } else {
                 source.metrics.epoch_changed();
@@ -355,5 +355,68 @@ impl Source {
             }
             client => Ok(client?),
         }
+    }
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::{Clock, ManualClock, Timestamp},
+        config::{Config, Sources},
+        domain::{
+            change::{Cause, Change},
+            revocation::{RevocationKind, RevokedValue},
+        },
+        store::{Access, Schema},
+    };
+
+    #[tokio::test]
+    async fn a_restore_that_comes_between_two_readings_forgets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let settings = [
+            ("database.url", format!("sqlite://{}", path("a.db"))),
+            ("keys.directory", path("keys")),
+        ];
+        let sources = Sources {
+            overrides: settings
+                .map(|(key, value)| (key.to_owned(), value))
+                .to_vec(),
+            ..Sources::default()
+        };
+        let config = Config::load(&sources).unwrap();
+        let now = Timestamp::from_seconds(1_800_000_000);
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(now));
+        let issuer = "https://issuer.example".to_owned();
+        let context = Context::with_clock(config, issuer, Access::Serve, Schema::default(), clock);
+        let context = context.await.unwrap();
+        context.keys().bootstrap(true).await.unwrap();
+        let sync = Sync::begin(&context).await.unwrap();
+        // Lost with the database.
+        sync.revocations.extend([Revocation {
+            seq: sync.position.seq,
+            kind: RevocationKind::Jti,
+            value: RevokedValue::of("a token"),
+            not_before: None,
+            expires_at: Some(now.plus(Duration::from_mins(5))),
+            owner: None,
+        }]);
+        // One of which the row is gone: everything has to be read.
+        let changes = Changes {
+            epoch: sync.position.epoch,
+            head: sync.position.seq + 1,
+            rows: Vec::new(),
+        };
+        let restored = Change::Restore {
+            keep_tokens: true,
+            tokens_die_at: now,
+        };
+        let cause = Cause::system();
+        context.store.apply(&restored, &cause, now).await.unwrap();
+        let position = sync.take_in(&changes).await.unwrap();
+        assert_ne!(position.epoch, changes.epoch);
+        assert_eq!(sync.revocations.len(), 1);
+        context.close().await;
     }
 }
