@@ -433,8 +433,8 @@ async fn a_key_for_rs256_that_does_not_open_is_left_out_and_stops_nothing_else(e
         .await;
     rotated.unwrap();
     soon(async { while server.jwks().await.contains(kid("ES256", 0)) {} }).await;
-    let after = published(&server).await;
-    let left: Vec<&Value> = of_alg(&after, "RS256")
+    let now = published(&server).await;
+    let left: Vec<&Value> = of_alg(&now, "RS256")
         .iter()
         .map(|key| &key["kid"])
         .collect();
