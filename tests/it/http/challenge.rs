@@ -84,7 +84,7 @@ impl Site {
     }
 
     async fn set_password(&self, user: UserId, password: &str) {
-        let hash = hash_of(password).await;
+        let hash = hash_of(password);
         let now = self.server.clients.clock.now();
         update_user(self.server.store(), user, now, |user| {
             user.password_hash = Some(hash);
@@ -235,7 +235,7 @@ async fn a_password_change_while_somebody_signs_in_leaves_no_session_behind(engi
     for round in 0..3 {
         let (old, new) = (password(round), password(round + 1));
         site.set_password(site.ada, &old).await;
-        let hash = hash_of(&new).await;
+        let hash = hash_of(&new);
         let mut attempts = JoinSet::new();
         for _ in 0..6 {
             attempts.spawn(answer(site.by_phone(&at_once("ada", &old))));

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use fantoccini::{
     Client, ClientBuilder, Locator,
     elements::Element,
@@ -344,25 +345,47 @@ impl Chromium {
     /// for all that is used on it. What it looks like is kept as
     /// `target/screenshots/<page>-<width>-<scheme>.png`.
     pub(crate) async fn shows(&self, page: &str) {
-        for width in WIDTHS {
+        self.look(page, &WIDTHS, true).await;
+    }
+
+    /// The same of a page that is known from another test but for its colours: at one width, and nothing
+    /// is kept.
+    pub(crate) async fn shows_coloured(&self, page: &str) {
+        self.look(page, &WIDTHS[..1], false).await;
+    }
+
+    async fn look(&self, page: &str, widths: &[u32], is_kept: bool) {
+        for &width in widths {
             let mut grounds = Vec::new();
+            self.resize(width, 800).await;
             for scheme in ["light", "dark"] {
                 self.prefer(scheme).await;
-                self.resize(width, 800).await;
                 let seen = self.run(FAULTS, Value::Null).await;
                 let place = format!("{page} at {width} px, {scheme}");
                 assert_eq!(seen["faults"], json!([]), "{place}");
                 grounds.push(seen["ground"].clone());
-                let height = seen["height"].as_u64().unwrap().clamp(800, 4000);
-                self.resize(width, u32::try_from(height).unwrap()).await;
-                let picture = soon(self.client.screenshot()).await.unwrap();
-                let file = screenshots().join(format!("{page}-{width}-{scheme}.png"));
-                fs::write(file, picture).unwrap();
+                if is_kept {
+                    let height = seen["height"].as_u64().unwrap().clamp(800, 4000);
+                    let picture = self.picture(width, height).await;
+                    let file = screenshots().join(format!("{page}-{width}-{scheme}.png"));
+                    fs::write(file, picture).unwrap();
+                }
             }
             assert_ne!(grounds[0], grounds[1], "{page} is not dark");
         }
         self.prefer("").await;
         self.resize(1280, 800).await;
+    }
+
+    /// What the page looks like, so far down, also where that is out of sight.
+    async fn picture(&self, width: u32, height: u64) -> Vec<u8> {
+        let parameters = json!({
+            "optimizeForSpeed": true,
+            "captureBeyondViewport": true,
+            "clip": { "x": 0, "y": 0, "width": width, "height": height, "scale": 1 },
+        });
+        let taken = self.devtools("Page.captureScreenshot", parameters).await;
+        STANDARD.decode(taken["data"].as_str().unwrap()).unwrap()
     }
 }
 

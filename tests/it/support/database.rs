@@ -176,22 +176,31 @@ impl Database {
 
     /// Everything in these tables, whatever it is.
     pub(crate) async fn dump<'a>(&self, tables: &[&'a str]) -> Vec<(&'a str, Vec<String>)> {
-        let mut dump = Vec::new();
-        for table in tables {
-            let sql = match self.engine {
-                Engine::Postgres => format!("select t::text from {table} t order by 1"),
-                Engine::Sqlite => {
-                    let sql = format!("select name from pragma_table_info('{table}')");
-                    let columns: Vec<(String,)> = self.rows(statement(sql)).await;
-                    let columns = columns.iter().map(|(name,)| format!("quote(\"{name}\")"));
-                    let row = columns.collect::<Vec<_>>().join("||','||");
-                    format!("select {row} from {table} order by 1")
-                }
-            };
-            let rows: Vec<(String,)> = self.rows(statement(sql)).await;
-            dump.push((*table, rows.into_iter().map(|(row,)| row).collect()));
-        }
-        dump
+        let columns: Vec<(String, String)> = match self.engine {
+            Engine::Postgres => Vec::new(),
+            Engine::Sqlite => {
+                let all = "select t.name, c.name from sqlite_schema t, pragma_table_info(t.name) c \
+                     where t.type = 'table'";
+                self.rows(all).await
+            }
+        };
+        // One look, as each takes a connection.
+        let looks = tables.iter().map(|table| match self.engine {
+            Engine::Postgres => format!("select '{table}', t::text from {table} t"),
+            Engine::Sqlite => {
+                let own = columns.iter().filter(|(of, _)| of == table);
+                let own: Vec<String> = own.map(|(_, name)| format!("quote(\"{name}\")")).collect();
+                format!("select '{table}', {} from {table}", own.join("||','||"))
+            }
+        });
+        let looks: Vec<String> = looks.collect();
+        let sql = format!("{} order by 1, 2", looks.join(" union all "));
+        let rows: Vec<(String, String)> = self.rows(statement(sql)).await;
+        let of = |table: &str| {
+            let own = rows.iter().filter(|(of, _)| of == table);
+            own.map(|(_, row)| row.clone()).collect()
+        };
+        tables.iter().map(|table| (*table, of(table))).collect()
     }
 
     /// Lets every writing to a table fail.

@@ -1,11 +1,10 @@
 //! Users, and their sign-ins as clients have them: the code is put into the database, the rest goes
 //! over HTTP.
 
-use std::{sync::Arc, time::Duration};
-
+use argon2::{Algorithm, Argon2, Params, PasswordHasher as _, Version};
 use countersign::{
     admin::client::ClientMetadata,
-    clock::{AgreedClock, SystemClock, Timestamp},
+    clock::Timestamp,
     domain::{
         change::{Cause, Change, EventType},
         claims::RequestedClaims,
@@ -21,14 +20,12 @@ use countersign::{
         user::{PasswordHash, User, Username},
     },
     entropy::Entropy,
-    identity::password::{Password, Passwords, Settings},
-    metrics::Metrics,
+    identity::password::Password,
     store::Store,
 };
 use countersign_verifier::base64url;
 use reqwest::RequestBuilder;
 use serde_json::{Map, Value};
-use tokio::runtime::Handle;
 
 use super::server::{API, Answer, Registered, TestServer, answer, metadata};
 
@@ -147,22 +144,14 @@ impl TestServer {
 /// The password of every user who has one.
 pub(crate) const PASSWORD: &str = "zwölf Boxkämpfer jagen Eva";
 
-/// The hash of [`PASSWORD`], or of another password.
-pub(crate) async fn hash_of(password: &str) -> PasswordHash {
-    let clock = AgreedClock::new(Arc::new(SystemClock::new()));
-    let span = Duration::from_secs(1);
-    let settings = Settings {
-        minimum_length: 15,
-        concurrent_hashes: 1,
-    };
-    let metrics = Metrics::new(clock.now(), span, span);
-    let (issuer, runtime) = (String::new(), Handle::current());
-    let passwords = Passwords::new(settings, issuer, runtime, clock, Entropy::new(), metrics);
-    let name = Username::parse("somebody").unwrap();
-    let hashed = passwords
-        .hash(Password::read(password).unwrap(), name)
-        .await;
-    hashed.unwrap()
+/// The hash of a password, such as little work makes: who signs in with it has as little. The hashes that
+/// the service makes itself are tried where it makes them.
+pub(crate) fn hash_of(password: &str) -> PasswordHash {
+    let params = Params::new(Params::MIN_M_COST, 1, 1, None).unwrap();
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    let password = Password::read(password).unwrap();
+    let hashed = argon2.hash_password_with_salt(password.expose().as_bytes(), b"0123456789abcdef");
+    PasswordHash::from_phc(hashed.unwrap().to_string())
 }
 
 /// A client that keeps no secret.

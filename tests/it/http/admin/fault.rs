@@ -97,26 +97,15 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
     };
     let made = "/admin/v1/clients/made".to_owned();
     let client = json!({ "client_id": "made", "client_name": "Made" });
-    let created = change(
-        "createClient",
-        "POST",
-        "/admin/v1/clients".to_owned(),
-        client,
-        &["client", "client_secret"],
-    );
+    let both = &["client", "client_secret"];
+    let clients = "/admin/v1/clients".to_owned();
+    let created = change("createClient", "POST", clients, client, both);
     let created = created.await.json();
     let renamed = json!({ "client_name": "Renamed" });
     change("updateClient", "PATCH", made.clone(), renamed, &["client"]).await;
-    let both = &["client", "client_secret"];
     let secrets = format!("{made}/secrets");
-    change(
-        "addClientSecret",
-        "POST",
-        secrets.clone(),
-        Value::Null,
-        both,
-    )
-    .await;
+    let place = secrets.clone();
+    change("addClientSecret", "POST", place, Value::Null, both).await;
     let first = created["secrets"][0]["id"].as_str().unwrap();
     let first = format!("{secrets}/{first}");
     change("removeClientSecret", "DELETE", first, Value::Null, both).await;

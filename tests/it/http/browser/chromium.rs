@@ -158,17 +158,17 @@ async fn pages_in_the_colour_of_a_brand_can_be_read() {
         let browser = browser_at(&site, &app).await;
         browser.open(&request(&[])).await;
         browser.reads("Sign in").await;
-        browser.shows(&format!("brand-{name}-sign-in")).await;
+        browser.shows_coloured(&format!("sign-in in {name}")).await;
         browser.sign_in("ada", PASSWORD).await;
         browser
             .reads("Allow Field <b>Notes to use your account?")
             .await;
-        browser.shows(&format!("brand-{name}-consent")).await;
+        browser.shows_coloured(&format!("consent in {name}")).await;
         browser.press("Allow").await;
         browser.reads("The app").await;
         browser.open(&format!("{ISSUER}/account")).await;
         browser.reads("Your account").await;
-        browser.shows(&format!("brand-{name}-account")).await;
+        browser.shows_coloured(&format!("account in {name}")).await;
     }
 }
 

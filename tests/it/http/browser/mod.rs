@@ -85,7 +85,7 @@ impl Site {
     }
 
     pub(super) async fn set_password(&self, user: UserId, password: &str) {
-        let hash = hash_of(password).await;
+        let hash = hash_of(password);
         let now = self.server.clients.clock.now();
         update_user(self.server.store(), user, now, |user| {
             user.password_hash = Some(hash);
