@@ -21,10 +21,21 @@ pub struct LogoutNotice {
     pub created_at: Timestamp,
 }
 
+/// What becomes of a notice that somebody has set out to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    /// Its client was told, or does not want to be: it is forgotten.
+    Forget,
+    /// It is told later, from this moment on.
+    PutOff(Timestamp),
+    /// So is all else that is due for its client, as if it had been tried as well.
+    PutOffAll(Timestamp),
+}
+
 /// Which notices of a client are given up along with one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hopeless {
-    /// Those of sign-ins that ended up to this moment.
+    /// Those of sign-ins that ended up to this moment, of what is due.
     pub until: Timestamp,
     /// Of those, the ones that were tried so often at least.
     pub attempts: u32,

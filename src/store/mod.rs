@@ -41,7 +41,7 @@ use crate::{
         },
         id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim, Settling},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -374,13 +374,12 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<ClaimedNotices, StoreError>;
 
-    /// Puts off what a client was to be told until `due_at`, and with it all that it was to be told by
-    /// `now`; or, where there is no such moment, as it was told, forgets it. Does nothing if somebody
-    /// else has set out to tell it since.
+    /// Settles what has come of telling a client something at `now`. Does nothing if somebody else has set
+    /// out to tell it since.
     async fn settle_notice(
         &self,
         notice: &LogoutNotice,
-        due_at: Option<Timestamp>,
+        settling: Settling,
         now: Timestamp,
     ) -> Result<(), StoreError>;
 

@@ -23,7 +23,7 @@ use crate::{
         },
         id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim, Settling},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -314,10 +314,10 @@ impl Store for Watched {
     async fn settle_notice(
         &self,
         notice: &LogoutNotice,
-        due_at: Option<Timestamp>,
+        settling: Settling,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let call = self.inner.settle_notice(notice, due_at, now);
+        let call = self.inner.settle_notice(notice, settling, now);
         self.watch("settle_notice", call).await
     }
 

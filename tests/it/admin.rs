@@ -32,7 +32,7 @@ use countersign::{
         },
         id::{ClientId, FamilyId, Kid, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim, Settling},
         node::{Environment, Node},
         resource::Resource,
         revocation::Revocation,
@@ -336,10 +336,10 @@ impl Store for Contested {
     async fn settle_notice(
         &self,
         notice: &LogoutNotice,
-        due_at: Option<Timestamp>,
+        settling: Settling,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.store.settle_notice(notice, due_at, now).await
+        self.store.settle_notice(notice, settling, now).await
     }
 
     async fn put_challenge(

@@ -18,12 +18,12 @@ use tokio::task::{Id, JoinSet};
 use url::Url;
 
 use crate::{
-    clock::{AgreedClock, Timestamp},
+    clock::AgreedClock,
     domain::{
         change::{Cause, Change, EventType},
         client::{Client, IdTokenAlg},
         id::ClientId,
-        logout_notice::{Hopeless, LogoutNotice, NoticeClaim},
+        logout_notice::{Hopeless, LogoutNotice, NoticeClaim, Settling},
     },
     entropy::{Entropy, EntropyError},
     keys::{ring::NoIdTokenKey, signer::SignError},
@@ -183,54 +183,86 @@ impl LogoutNotifier {
 
     /// Tells a client several things at once.
     async fn turn(self: Arc<Self>, notices: Vec<LogoutNotice>) -> Result<(), StoreError> {
-        let settling = notices.into_iter().map(|notice| self.settle(notice));
-        let settled = join_all(settling).await;
-        settled.into_iter().collect()
-    }
-
-    /// Tells a client one thing.
-    async fn settle(&self, notice: LogoutNotice) -> Result<(), StoreError> {
-        let Some(wish) = self.wish_of(&notice.client_id).await? else {
-            let noted = self.put_off(&notice, None).await;
-            self.metrics.logout_notice("unwanted");
-            return noted;
-        };
-        let problem = self.tell(&wish, &notice).await.err();
-        let outcome = match &problem {
-            None => "delivered",
-            Some(Untold::Refused) => "refused",
-            Some(_) => "failed",
-        };
-        // Whoever sees the count finds the notice as it says.
-        let noted = self.note(notice, problem).await;
-        self.metrics.logout_notice(outcome);
-        noted
-    }
-
-    /// Notes what has come of telling a client.
-    async fn note(&self, notice: LogoutNotice, problem: Option<Untold>) -> Result<(), StoreError> {
-        let now = self.clock.now();
-        let Some(problem) = problem else {
-            return self.put_off(&notice, None).await;
-        };
-        let next = now.plus(pause(notice.attempts));
-        let is_refused = matches!(problem, Untold::Refused);
-        let has_time = next < notice.created_at.plus(PATIENCE);
-        if !is_refused && (has_time || notice.attempts < FEWEST_ATTEMPTS) {
-            report(&notice, &problem);
-            return self.put_off(&notice, Some(next)).await;
+        let count = notices.len();
+        let telling = notices.into_iter().map(|notice| self.tried(notice));
+        let mut told = Ok(());
+        let mut failed = Vec::new();
+        for outcome in join_all(telling).await {
+            match outcome {
+                Ok(problem) => failed.extend(problem),
+                Err(error) => told = Err(error),
+            }
         }
-        let (event, hopeless) = if is_refused {
-            (EventType::LogoutNoticeRefused, None)
-        } else {
-            self.metrics.logout_notice("dropped");
-            // However many have piled up meanwhile: they would be tried a few at a time.
-            let hopeless = Hopeless {
-                until: next.minus(PATIENCE),
-                attempts: FEWEST_ATTEMPTS,
-            };
-            (EventType::LogoutNoticeDropped, Some(hopeless))
+        // A client that has taken something is there: nothing else of it has to wait, or is hopeless.
+        let is_silent = failed.len() == count;
+        for (notice, problem) in failed {
+            let noted = self.note(notice, &problem, is_silent).await;
+            // Whoever sees the count finds the notice as it says.
+            self.metrics.logout_notice("failed");
+            told = told.and(noted);
+        }
+        told
+    }
+
+    /// Tells a client one thing; with what was in the way, if it is to be told once more.
+    async fn tried(
+        &self,
+        notice: LogoutNotice,
+    ) -> Result<Option<(LogoutNotice, Untold)>, StoreError> {
+        let (outcome, noted) = match self.wish_of(&notice.client_id).await? {
+            None => ("unwanted", self.settle(&notice, Settling::Forget).await),
+            Some(wish) => match self.tell(&wish, &notice).await {
+                Ok(()) => ("delivered", self.settle(&notice, Settling::Forget).await),
+                Err(Untold::Refused) => {
+                    let (event, problem) = (EventType::LogoutNoticeRefused, &Untold::Refused);
+                    ("refused", self.drop(notice, None, event, problem).await)
+                }
+                Err(problem) => return Ok(Some((notice, problem))),
+            },
         };
+        self.metrics.logout_notice(outcome);
+        noted.map(|()| None)
+    }
+
+    /// Puts off what a client did not take, or gives it up; with all else that is due for one that
+    /// takes nothing.
+    async fn note(
+        &self,
+        notice: LogoutNotice,
+        problem: &Untold,
+        is_silent: bool,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let next = now.plus(pause(notice.attempts));
+        let has_time = next < notice.created_at.plus(PATIENCE);
+        if has_time || notice.attempts < FEWEST_ATTEMPTS {
+            report(&notice, problem);
+            let settling = if is_silent {
+                Settling::PutOffAll(next)
+            } else {
+                Settling::PutOff(next)
+            };
+            return self.settle(&notice, settling).await;
+        }
+        self.metrics.logout_notice("dropped");
+        // However many have piled up meanwhile: they would be tried a few at a time.
+        let hopeless = is_silent.then_some(Hopeless {
+            until: next.minus(PATIENCE),
+            attempts: FEWEST_ATTEMPTS,
+        });
+        let event = EventType::LogoutNoticeDropped;
+        self.drop(notice, hopeless, event, problem).await
+    }
+
+    /// Gives up telling a client something.
+    async fn drop(
+        &self,
+        notice: LogoutNotice,
+        hopeless: Option<Hopeless>,
+        event: EventType,
+        problem: &Untold,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.now();
         let change = Change::DropNotice {
             notice: Box::new(notice),
             hopeless,
@@ -245,13 +277,9 @@ impl LogoutNotifier {
         }
     }
 
-    async fn put_off(
-        &self,
-        notice: &LogoutNotice,
-        due_at: Option<Timestamp>,
-    ) -> Result<(), StoreError> {
+    async fn settle(&self, notice: &LogoutNotice, settling: Settling) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let settling = self.store.settle_notice(notice, due_at, now);
+        let settling = self.store.settle_notice(notice, settling, now);
         store::in_time(&self.clock, settling).await
     }
 

@@ -66,8 +66,15 @@ where
         .await?
         .ok_or(StoreError::Conflict)?;
         // Nobody else adds one as long as the user is locked.
-        if is_first && Self::read_factors(tx, subject).await?.is_enrolled() {
-            return Err(StoreError::Conflict);
+        if is_first {
+            let before = Self::read_factors(tx, subject).await?;
+            let is_there = match change {
+                FactorChange::MakeRecoveryCodes(_) => before.recovery_codes > 0,
+                _ => before.is_enrolled(),
+            };
+            if is_there {
+                return Err(StoreError::Conflict);
+            }
         }
         let (kind, mut detail) = Self::make_factors(tx, subject, change).await?;
         detail.insert("subject".to_owned(), subject.to_string().into());

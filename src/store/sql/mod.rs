@@ -53,7 +53,7 @@ use crate::{
         },
         id::{ClientId, FamilyId, MasterKeyId, NodeId, SessionId, UserId},
         key::{KeySchedule, KeyUse, SealedKey},
-        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim},
+        logout_notice::{ClaimedNotices, LogoutNotice, NoticeClaim, Settling},
         node::{Environment, Node},
         resource::Resource,
         revocation::{LONGEST_CHANGE, Revocation},
@@ -510,7 +510,7 @@ where
                 hopeless,
                 event,
                 problem,
-            } => Self::drop_notice(tx, notice, *hopeless, (*event, problem)).await?,
+            } => Self::drop_notice(tx, notice, *hopeless, (*event, problem), now).await?,
             Change::Restore {
                 keep_tokens,
                 tokens_die_at,
@@ -988,10 +988,10 @@ where
     async fn settle_notice(
         &self,
         notice: &LogoutNotice,
-        due_at: Option<Timestamp>,
+        settling: Settling,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        Self::uncontended(|| self.put_off_or_forget(notice, due_at, now)).await
+        Self::uncontended(|| self.settle(notice, settling, now)).await
     }
 
     async fn put_challenge(

@@ -12,7 +12,9 @@ use crate::{
     domain::{
         change::{EventType, Topic},
         id::{ClientId, FamilyId, NoticeId, UserId},
-        logout_notice::{ClaimedNotices, Hopeless, LogoutNotice, MOST_COUNTED, NoticeClaim},
+        logout_notice::{
+            ClaimedNotices, Hopeless, LogoutNotice, MOST_COUNTED, NoticeClaim, Settling,
+        },
     },
     store::StoreError,
 };
@@ -23,7 +25,7 @@ use crate::{
 const MOST_OF_A_CLIENT: i64 = 100;
 
 /// Has clients told of families that end at `$2`, each of the `$3` latest of its own, and of none that
-/// was over before by its age or an epoch. A notice is called what its family is, so that there is one.
+/// an epoch had ended before. A notice is called what its family is, so that there is one.
 macro_rules! insert_notices {
     ($which:literal) => {
         concat!(
@@ -35,8 +37,7 @@ macro_rules! insert_notices {
              from family f join client c on c.client_id = f.client_id \
              join end_user u on u.id = f.subject \
              where c.backchannel_logout_uri is not null \
-             and f.client_epoch = c.session_epoch and f.user_epoch = u.session_epoch \
-             and f.idle_expires_at > $2 and f.expires_at > $2 and ",
+             and f.client_epoch = c.session_epoch and f.user_epoch = u.session_epoch and ",
             $which,
             ") ended where place <= $3 on conflict (id) do nothing"
         )
@@ -85,12 +86,15 @@ where
         now: Timestamp,
     ) -> Result<(), StoreError> {
         // Uses family_subject.
-        sqlx::query::<DB>(insert_notices!("f.subject = $1 and f.revoked_at is null"))
-            .bind(user.uuid())
-            .bind(now.millis())
-            .bind(MOST_OF_A_CLIENT)
-            .execute(&mut **tx)
-            .await?;
+        sqlx::query::<DB>(insert_notices!(
+            "f.subject = $1 and f.revoked_at is null \
+             and f.idle_expires_at > $2 and f.expires_at > $2"
+        ))
+        .bind(user.uuid())
+        .bind(now.millis())
+        .bind(MOST_OF_A_CLIENT)
+        .execute(&mut **tx)
+        .await?;
         Ok(())
     }
 
@@ -132,15 +136,15 @@ where
         })
     }
 
-    /// Puts off a notice and all that is due for its client, or forgets it. What somebody else has
-    /// taken on since has another number of attempts.
-    pub(super) async fn put_off_or_forget(
+    /// Forgets a notice, or puts it off. What somebody else has taken on since has another number of
+    /// attempts.
+    pub(super) async fn settle(
         &self,
         notice: &LogoutNotice,
-        due_at: Option<Timestamp>,
+        settling: Settling,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let Some(due_at) = due_at else {
+        let (Settling::PutOff(due_at) | Settling::PutOffAll(due_at)) = settling else {
             sqlx::query::<DB>("delete from logout_notice where id = $1 and attempts = $2")
                 .bind(notice.id.uuid())
                 .bind(i64::from(notice.attempts))
@@ -156,7 +160,7 @@ where
         .bind(due_at.millis())
         .fetch_optional(&self.writers())
         .await?;
-        if own.is_some() {
+        if own.is_some() && matches!(settling, Settling::PutOffAll(_)) {
             sqlx::query::<DB>(
                 // Uses logout_notice_client.
                 "update logout_notice set due_at = $2, attempts = attempts + 1 \
@@ -177,6 +181,7 @@ where
         notice: &LogoutNotice,
         hopeless: Option<Hopeless>,
         (event, problem): (EventType, &str),
+        now: Timestamp,
     ) -> Result<Done, StoreError> {
         sqlx::query::<DB>("delete from logout_notice where id = $1 and attempts = $2 returning id")
             .bind(notice.id.uuid())
@@ -187,13 +192,14 @@ where
         let mut dropped = 1;
         if let Some(hopeless) = hopeless {
             let others = sqlx::query::<DB>(
-                // Uses logout_notice_client.
-                "delete from logout_notice \
-                 where client_id = $1 and created_at <= $2 and attempts >= $3 returning id",
+                // Uses logout_notice_client. What somebody is telling at this moment is not due.
+                "delete from logout_notice where client_id = $1 and due_at <= $4 \
+                 and created_at <= $2 and attempts >= $3 returning id",
             )
             .bind(notice.client_id.as_str().to_owned())
             .bind(hopeless.until.millis())
             .bind(i64::from(hopeless.attempts))
+            .bind(now.millis())
             .fetch_all(&mut **tx)
             .await?;
             dropped += others.len();

@@ -42,23 +42,16 @@ macro_rules! select_sessions {
 }
 pub(super) use select_sessions;
 
-/// Selects the families that go on, or of which a token may still count: of those that ended by their age
-/// before `$2` none does.
-macro_rules! living_families {
+/// Selects the families that have not been ended one by one, nor by an epoch of the user. Those that are
+/// over by their age as well: by another clock they might go on.
+macro_rules! unended_families {
     ($which:literal) => {
         concat!(
             "select f.id, f.scope from family f join end_user u on u.id = f.subject \
-             where f.revoked_at is null and f.user_epoch = u.session_epoch \
-             and f.idle_expires_at > $2 and ",
+             where f.revoked_at is null and f.user_epoch = u.session_epoch and ",
             $which
         )
     };
-}
-
-/// What ended by its age before this moment has left no token that counts, if the last one issued now is
-/// dead at `tokens_die_at`.
-fn dead_since(tokens_die_at: Timestamp, now: Timestamp) -> Timestamp {
-    now.minus(tokens_die_at.since(now))
 }
 
 impl<DB: Dialect> SqlStore<DB>
@@ -186,9 +179,8 @@ where
         .ok_or(StoreError::Conflict)?;
         let subject: Uuid = Self::column(&ended, "browser_session", "subject")?;
         // Uses family_session.
-        let rows = sqlx::query::<DB>(living_families!("f.session_id = $1"))
+        let rows = sqlx::query::<DB>(unended_families!("f.session_id = $1"))
             .bind(id.uuid())
-            .bind(dead_since(tokens_die_at, now).millis())
             .fetch_all(&mut **tx)
             .await?;
         let mut ids = Vec::with_capacity(rows.len());
@@ -355,9 +347,8 @@ where
         .execute(&mut **tx)
         .await?;
         // Uses family_subject.
-        let rows = sqlx::query::<DB>(living_families!("f.subject = $1 and f.client_id = $3"))
+        let rows = sqlx::query::<DB>(unended_families!("f.subject = $1 and f.client_id = $2"))
             .bind(subject.uuid())
-            .bind(dead_since(tokens_die_at, now).millis())
             .bind(client.as_str().to_owned())
             .fetch_all(&mut **tx)
             .await?;

@@ -150,6 +150,7 @@ on_both_engines! {
         the_end_by_theft_is_to_be_told,
         what_was_over_before_is_not_told_again,
         what_nobody_answers_to_is_dropped_at_once,
+        what_one_notice_waits_for_no_other_does,
     }
     sessions {
         a_session_is_read_back_as_it_was_put,

@@ -9,7 +9,7 @@ use countersign::{
         code::{Redeemed, Redemption},
         event::EventQuery,
         family::{EndReason, RefreshPolicy, Verdict},
-        logout_notice::{Hopeless, LogoutNotice, NoticeClaim},
+        logout_notice::{Hopeless, LogoutNotice, NoticeClaim, Settling},
         revocation::RevokedValue,
     },
     store::StoreError,
@@ -63,7 +63,7 @@ async fn claim(site: &Site<'_>, millis: i64, limit: u32) -> (Vec<LogoutNotice>, 
 }
 
 async fn forget(site: &Site<'_>, notice: &LogoutNotice) {
-    let settling = site.store.settle_notice(notice, None, NOW);
+    let settling = site.store.settle_notice(notice, Settling::Forget, NOW);
     settling.await.unwrap();
 }
 
@@ -143,7 +143,7 @@ pub(super) async fn what_somebody_has_taken_on_nobody_else_does(database: &Datab
     forget(&site, &late).await;
     let putting_off = site
         .store
-        .settle_notice(&late, Some(at(60_001)), at(60_000));
+        .settle_notice(&late, Settling::PutOffAll(at(60_001)), at(60_000));
     putting_off.await.unwrap();
     let drop_late = Change::DropNotice {
         notice: Box::new(late),
@@ -155,9 +155,9 @@ pub(super) async fn what_somebody_has_taken_on_nobody_else_does(database: &Datab
     assert!(matches!(dropped, Err(StoreError::Conflict)), "{dropped:?}");
     assert_eq!(claim(&site, 60_001, 9).await, (Vec::new(), 6));
     // One is put off, one is dropped, with its event.
-    let putting_off = site
-        .store
-        .settle_notice(&again[0], Some(at(90_000)), at(60_001));
+    let putting_off =
+        site.store
+            .settle_notice(&again[0], Settling::PutOffAll(at(90_000)), at(60_001));
     putting_off.await.unwrap();
     let (due, _) = claim(&site, 90_000, 9).await;
     assert_eq!(due.len(), 1);
@@ -216,7 +216,7 @@ pub(super) async fn no_client_waits_until_another_is_told_all(database: &Databas
     let claimed = busy.store.claim_notices(&except, NOW).await.unwrap();
     assert_eq!((claimed.notices, claimed.waiting), (Vec::new(), 10));
     // Who did not answer is left alone with all there is, and nobody else is.
-    let retry = Some(at(10_000));
+    let retry = Settling::PutOffAll(at(10_000));
     for notice in [of_busy[0], of_quiet[0]] {
         let settling = busy.store.settle_notice(notice, retry, at(1));
         settling.await.unwrap();
@@ -232,7 +232,7 @@ pub(super) async fn no_client_waits_until_another_is_told_all(database: &Databas
     assert!(due.iter().all(|notice| notice.attempts == 2), "{due:?}");
 }
 
-/// Neither by an epoch nor by age; and what left no token that counts is not ended once more.
+/// What an epoch has ended is not ended once more by a consent that is withdrawn.
 pub(super) async fn what_was_over_before_is_not_told_again(database: &Database) {
     let site = told(database).await;
     let withdraw = async || {
@@ -260,19 +260,38 @@ pub(super) async fn what_was_over_before_is_not_told_again(database: &Database) 
     forget(&site, &notices[0]).await;
     assert_eq!(withdraw().await, json!([]));
     assert_eq!(claim(&site, 0, 9).await, (Vec::new(), 0));
-    // The last token of the second one is dead, that of the third may be accepted somewhere.
-    let end = NOW.minus(TOKENS_DIE_AT.since(NOW)).millis();
-    for (number, ended_at) in [(2, end), (3, end + 1)] {
-        site.open(number).await;
-        site.set(id(number), &format!("idle_expires_at = {ended_at}"))
-            .await;
-    }
+    // One that is over by its age is ended all the same, and its client may know of it.
+    site.open(3).await;
+    let idle = NOW.millis() - 1;
+    site.set(id(3), &format!("idle_expires_at = {idle}")).await;
     site.open(4).await;
     let ended = [id(4).to_string(), id(3).to_string()];
     assert_eq!(withdraw().await, json!(ended));
     let (notices, _) = claim(&site, 0, 9).await;
     let families: Vec<_> = notices.iter().map(|notice| notice.family).collect();
-    assert_eq!(families, [id(4)]);
+    assert_eq!(families, [id(3), id(4)]);
+}
+
+/// A client that takes others is there.
+pub(super) async fn what_one_notice_waits_for_no_other_does(database: &Database) {
+    let site = told(database).await;
+    for number in 1..=3 {
+        site.open(number).await;
+        end(&site, number, EndReason::RevokedByOperator).await;
+    }
+    let (due, _) = claim(&site, 0, 1).await;
+    let settling = site
+        .store
+        .settle_notice(&due[0], Settling::PutOff(at(10)), NOW);
+    settling.await.unwrap();
+    let (others, _) = claim(&site, 0, 9).await;
+    assert_eq!(others.len(), 2);
+    assert!(
+        others.iter().all(|notice| notice.attempts == 1),
+        "{others:?}"
+    );
+    let (again, _) = claim(&site, 10, 9).await;
+    assert_eq!((again[0].id, again[0].attempts), (due[0].id, 2));
 }
 
 /// A client that is gone for good must not have its notices pile up.
@@ -284,7 +303,9 @@ pub(super) async fn what_nobody_answers_to_is_dropped_at_once(database: &Databas
     }
     let (due, _) = claim(&site, 0, 1).await;
     // The others are put off with it, and have been tried as often.
-    let settling = site.store.settle_notice(&due[0], Some(at(10)), at(0));
+    let settling = site
+        .store
+        .settle_notice(&due[0], Settling::PutOffAll(at(10)), at(0));
     settling.await.unwrap();
     let (again, waiting) = claim(&site, 10, 1).await;
     assert_eq!((again.len(), waiting), (1, 5));
