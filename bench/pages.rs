@@ -297,7 +297,7 @@ fn enrol(service: &Service) {
     let (secret, code, cause) = (begun.secret.expose(), format!("{code:06}"), Cause::system());
     let enrolled = service.factors.enrol(&user, (secret, &code), true, &cause);
     runtime.block_on(enrolled).unwrap();
-    let made = service.factors.make_codes(&user, &cause);
+    let made = service.factors.make_codes(&user, false, &cause);
     runtime.block_on(made).unwrap();
 }
 

@@ -229,16 +229,11 @@ impl Accounts {
         present: &Present,
         cause: &Cause,
     ) -> Result<Outcome, Problem> {
-        let factors = self.factors_of(present).await.map_err(Problem::of)?;
-        let codes = if factors.recovery_codes == 0 {
-            Some(
-                self.factors
-                    .make_codes(user, cause)
-                    .await
-                    .map_err(problem)?,
-            )
-        } else {
-            None
+        let codes = match self.factors.make_codes(user, true, cause).await {
+            Ok(codes) => Some(codes),
+            // There are some, or the user is another one by now: then the session is over.
+            Err(FactorRefused::Conflict) => None,
+            Err(refused) => return Err(problem(refused)),
         };
         let raised = Authentication::continued(&present.session, more);
         let opened = self.sessions.open(user, raised, cause, Some(present)).await;
@@ -326,7 +321,7 @@ impl Accounts {
     }
 
     async fn new_codes(&self, user: &User, cause: &Cause) -> Result<Outcome, Problem> {
-        let codes = self.factors.make_codes(user, cause).await;
+        let codes = self.factors.make_codes(user, false, cause).await;
         Ok(Outcome::Codes {
             codes: codes.map_err(problem)?,
             cookie: None,

@@ -222,7 +222,9 @@ impl FamilyAdmin {
     ) -> Result<Page<FamilyView>, AdminError> {
         let (mut query, wanted) = filter.read(request)?;
         let now = self.clock.now();
-        query.living_at = (wanted == Some(FamilyState::Active)).then_some(now);
+        // Of a user there are not so many that have ended, and are passed over by the database.
+        let is_of_user = query.subject.is_some();
+        query.living_at = (is_of_user && wanted == Some(FamilyState::Active)).then_some(now);
         let mut trail = Trail::new(&*self.store, now).await?;
         let mut views = Vec::new();
         let mut looked_at = 0;

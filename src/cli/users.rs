@@ -207,7 +207,9 @@ impl Show {
         }
         if json {
             let items: Vec<Value> = consents.iter().map(Consent::document).collect();
-            return Ok(output::json(&json!({ "items": items }))?);
+            return Ok(output::json(
+                &json!({ "items": items, "next_cursor": null }),
+            )?);
         }
         if consents.is_empty() {
             let nothing = format!("User {} allows no client anything.", user.username);

@@ -17,7 +17,7 @@ use crate::{
     domain::{
         change::Origin,
         client::{Client, GrantType},
-        family::{Family, UserStanding},
+        family::{Family, Standing, UserStanding},
         id::FamilyId,
         refresh_token::RefreshToken,
         resource::ResourceUri,
@@ -97,7 +97,14 @@ impl Introspection {
         token: &RefreshToken,
     ) -> Result<Option<Value>, OAuthError> {
         let living = self.living(token.family).await?;
-        let Some((family, user)) = living else {
+        let Some((family, standing)) = living else {
+            return Ok(None);
+        };
+        let Some(user) = standing
+            .user
+            .as_ref()
+            .filter(|_| !standing.lacks_factor(&family.grant))
+        else {
             return Ok(None);
         };
         let is_current = i64::try_from(token.counter) == Ok(family.counter)
@@ -130,18 +137,16 @@ impl Introspection {
             return Ok(None);
         };
         let living = self.living(family).await?;
-        Ok(living.map(|(_, user)| answer(claims, Some(&user))))
+        Ok(living
+            .and_then(|(_, standing)| standing.user)
+            .map(|user| answer(claims, Some(&user))))
     }
 
-    /// A family that has not ended, and its user.
-    async fn living(&self, id: FamilyId) -> Result<Option<(Family, UserStanding)>, OAuthError> {
+    /// A family that has not ended, with its client and user.
+    async fn living(&self, id: FamilyId) -> Result<Option<(Family, Standing)>, OAuthError> {
         let clock = &self.tokens.clock;
         let found = store_answer(clock, self.store.family(id)).await?;
-        Ok(found.and_then(|(family, standing)| {
-            let is_living = family.ending(&standing, clock.now()).is_none();
-            is_living.then_some(())?;
-            Some((family, standing.user?))
-        }))
+        Ok(found.filter(|(family, standing)| family.ending(standing, clock.now()).is_none()))
     }
 
     fn concerns(&self, caller: &Client, claims: &AccessTokenClaims<'_>) -> bool {

@@ -275,7 +275,7 @@ pub(super) fn sign_in(brand: &Brand, page: &SignInPage) -> HttpResponse {
         client: page.client_name.as_deref(),
         username: &page.username,
         problem: problem.map(OAuthError::description),
-        is_wrong: problem.is_some_and(|problem| status_of(problem) == StatusCode::BAD_REQUEST),
+        is_wrong: problem.is_some_and(|problem| problem.reason() == "credentials"),
         flow: &page.flow,
     };
     let script = page.passkey.as_ref().map_or("", |_| WITH_SCRIPT);
@@ -334,7 +334,7 @@ pub(super) fn enrol(brand: &Brand, page: &EnrolPage) -> HttpResponse {
         brand: brand.frame(),
         base: &brand.base,
         passkey: passkey.map(|asked| (format!("{}{PASSKEY_PATH}", brand.base), asked)),
-        is_wrong: reason.is_some_and(|reason| reason != "passkey"),
+        is_wrong: reason == Some("second_factor"),
         username: &page.username,
         secret: &page.secret,
         url: &page.url,

@@ -296,17 +296,19 @@ impl SecondFactors {
         }
     }
 
-    /// Makes recovery codes, in place of those before; shown this once.
+    /// Makes recovery codes, in place of those before; if `is_first`, for a user who has none, or not at
+    /// all. Shown this once.
     pub async fn make_codes(
         &self,
         user: &User,
+        is_first: bool,
         cause: &Cause,
     ) -> Result<Vec<RecoveryCode>, FactorRefused> {
         let codes = (0..recovery::AT_ONCE).map(|_| RecoveryCode::draw(&self.entropy));
         let codes = codes.collect::<Result<Vec<_>, _>>()?;
         let hashes = codes.iter().filter_map(RecoveryCode::hash).collect();
         let change = FactorChange::MakeRecoveryCodes(hashes);
-        self.change(user, change, false, cause).await?;
+        self.change(user, change, is_first, cause).await?;
         Ok(codes)
     }
 

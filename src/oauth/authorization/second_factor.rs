@@ -309,6 +309,11 @@ impl AuthorizationEndpoint {
             Err(FactorRefused::Wrong) => wrong,
             Err(refused) => of_factor(refused),
         };
+        // The database may have done it, although it did not answer in time. Another passkey would take
+        // the place of the first one.
+        if self.factors_of(&user).await?.is_enrolled() {
+            return self.enrolled_by_now(flow, &user, browser).await;
+        }
         let page = self.enrolment(flow, &user, Some(problem), browser);
         page.map(Answer::from)
     }
@@ -400,7 +405,7 @@ impl AuthorizationEndpoint {
         let codes = match &flow.enrolling {
             Some(_) => {
                 let cause = Cause::of_user(user.id, browser.origin);
-                let codes = self.factors.make_codes(user, &cause).await;
+                let codes = self.factors.make_codes(user, false, &cause).await;
                 Some(CodesPage {
                     codes: codes.map_err(of_factor)?,
                     for_client: after.is_for_client(),

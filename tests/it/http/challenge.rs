@@ -790,7 +790,7 @@ impl Secured {
         let code = totp::code(&secret, NOW);
         let enrolled = factors.enrol(&user, (&secret, &code), true, &cause);
         enrolled.await.unwrap();
-        let codes = factors.make_codes(&user, &cause).await.unwrap();
+        let codes = factors.make_codes(&user, false, &cause).await.unwrap();
         clock.advance(Duration::from_secs(30));
         Self {
             site,

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use countersign::domain::id::UserId;
+
 use super::*;
 use crate::support::{
     database::{Database, Engine},
@@ -150,17 +152,10 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
 
     let ada = server.user("ada").await;
     server.sign_in(&server.app, ada).await;
-    let ada_at_app = format!("/admin/v1/users/{ada}/consents/{}", server.app.id);
     server.allow(&server.app, ada).await;
+    let (call, place) = ("withdrawUserConsent", consent_at(&server.app, ada));
     let withdrawn = &["consent", "family", "revocation"];
-    change(
-        "withdrawUserConsent",
-        "DELETE",
-        ada_at_app,
-        Value::Null,
-        withdrawn,
-    )
-    .await;
+    change(call, "DELETE", place, Value::Null, withdrawn).await;
 
     let signed_in = server.sign_in(&server.app, ada).await;
     let family = format!("/admin/v1/families/{}/revoke", signed_in.family);
@@ -182,6 +177,10 @@ async fn every_change_is_made_whole_or_not_at_all(engine: Engine) {
         changing(&desk.document),
         "every call that changes something is tried"
     );
+}
+
+fn consent_at(client: &Registered, user: UserId) -> String {
+    format!("/admin/v1/users/{user}/consents/{}", client.id)
 }
 
 /// Every call that changes something.
