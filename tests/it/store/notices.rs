@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use countersign::{
     domain::{
-        change::{Change, EventType},
+        change::{Cause, Change, EventType},
         client::Client,
         code::{Redeemed, Redemption},
         event::EventQuery,
@@ -309,18 +309,19 @@ pub(super) async fn what_nobody_answers_to_is_dropped_at_once(database: &Databas
     settling.await.unwrap();
     let (again, waiting) = claim(&site, 10, 1).await;
     assert_eq!((again.len(), waiting), (1, 5));
-    let drop = |attempts| Change::DropNotice {
+    let dropping = Change::DropNotice {
         notice: Box::new(again[0].clone()),
         hopeless: Some(Hopeless {
             until: NOW,
-            attempts,
+            attempts: 1,
         }),
         event: EventType::LogoutNoticeDropped,
         problem: "no answer".to_owned(),
     };
     site.open(6).await;
     end(&site, 6, EndReason::RevokedByOperator).await;
-    apply(&*site.store, drop(1)).await.unwrap();
+    let dropped = site.store.apply(&dropping, &Cause::system(), at(10));
+    dropped.await.unwrap();
     let query = EventQuery {
         kinds: vec![EventType::LogoutNoticeDropped],
         limit: 9,
