@@ -320,7 +320,8 @@ pub(super) async fn what_nobody_answers_to_is_dropped_at_once(database: &Databas
     };
     site.open(6).await;
     end(&site, 6, EndReason::RevokedByOperator).await;
-    let dropped = site.store.apply(&dropping, &Cause::system(), at(10));
+    let cause = Cause::system();
+    let dropped = site.store.apply(&dropping, &cause, at(10));
     dropped.await.unwrap();
     let query = EventQuery {
         kinds: vec![EventType::LogoutNoticeDropped],
