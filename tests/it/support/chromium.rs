@@ -112,7 +112,6 @@ impl Chromium {
         let port = end_tls(&mut front, Arc::clone(&hosts)).await;
         let driver = Driver::start();
         let arguments = [
-            "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),
             "--disable-gpu".to_owned(),
             "--disable-quic".to_owned(),
@@ -128,8 +127,9 @@ impl Chromium {
             ),
         ];
         let capabilities = json!({
+            "browserName": "chrome-headless-shell",
             "goog:chromeOptions": {
-                "binary": "/usr/bin/chromium",
+                "binary": "/usr/bin/chromium-headless-shell",
                 "args": arguments,
                 // Passkeys in spite of certificates that nobody has issued; no offers to keep passwords.
                 "prefs": {

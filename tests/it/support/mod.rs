@@ -16,8 +16,6 @@ pub(crate) mod sign_in;
 pub(crate) mod site;
 pub(crate) mod totp;
 
-use std::time::Duration;
-
 use countersign::outbound;
 use reqwest::ClientBuilder;
 
@@ -30,7 +28,7 @@ pub(crate) fn client() -> ClientBuilder {
 
 /// Waits for what must come soon; fails the test rather than let it hang.
 pub(crate) async fn soon<T>(awaited: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), awaited)
+    tokio::time::timeout(process::DEADLINE, awaited)
         .await
         .expect("this should have come long ago")
 }

@@ -9,13 +9,15 @@ use std::{
     fmt::Display,
     fs::{self, File},
     net::{SocketAddr, TcpListener},
+    ops::Range,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         LazyLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -36,8 +38,12 @@ pub(crate) const PROXY: &str = "192.0.2.1";
 /// The resource of every client that [`Installation::client`] makes.
 pub(crate) const AUDIENCE: &str = "https://api.example";
 
-/// By when something must have come.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// By when something must have come. It is there lest a test hangs; no promise of ours is that long.
+pub(crate) const DEADLINE: Duration = Duration::from_mins(2);
+
+/// How often it is looked whether this machine stands still, and how late a look may come.
+const BEAT: Duration = Duration::from_millis(10);
+const LATE: Duration = Duration::from_millis(60);
 
 /// How often a process is started anew when somebody else took its port.
 const ATTEMPTS: u32 = 5;
@@ -49,17 +55,52 @@ pub(crate) fn now() -> Timestamp {
     CLOCK.now()
 }
 
-/// Measures how long something takes.
+/// For how long this machine has stood still since the first call, as virtual ones do now and then.
+fn stood_still() -> Duration {
+    /// When it was last seen to go on, and for how long it had stood still by then; in microseconds.
+    static SEEN: LazyLock<&[AtomicU64; 2]> = LazyLock::new(|| {
+        let seen: &[AtomicU64; 2] = Box::leak(Box::new([micros().into(), 0.into()]));
+        thread::spawn(move || {
+            loop {
+                thread::sleep(BEAT);
+                let now = micros();
+                let late = lateness(seen[0].swap(now, Ordering::SeqCst), now);
+                seen[1].fetch_add(late, Ordering::SeqCst);
+            }
+        });
+        seen
+    });
+    fn micros() -> u64 {
+        CLOCK.monotonic().as_micros().try_into().unwrap()
+    }
+    fn lateness(last: u64, now: u64) -> u64 {
+        let span = Duration::from_micros(now.saturating_sub(last));
+        let late = if span > LATE { span } else { Duration::ZERO };
+        late.as_micros().try_into().unwrap()
+    }
+    let before = SEEN[1].load(Ordering::SeqCst);
+    // Whoever looks may have been woken before the one that counts.
+    Duration::from_micros(before + lateness(SEEN[0].load(Ordering::SeqCst), micros()))
+}
+
+/// Measures how long something takes. While the machine stands still, no time passes.
 #[derive(Clone, Copy)]
-pub(crate) struct Stopwatch(Duration);
+pub(crate) struct Stopwatch {
+    begun: Duration,
+    stood_still: Duration,
+}
 
 impl Stopwatch {
     pub(crate) fn start() -> Self {
-        Self(CLOCK.monotonic())
+        Self {
+            stood_still: stood_still(),
+            begun: CLOCK.monotonic(),
+        }
     }
 
     pub(crate) fn elapsed(self) -> Duration {
-        CLOCK.monotonic().saturating_sub(self.0)
+        let elapsed = CLOCK.monotonic().saturating_sub(self.begun);
+        elapsed.saturating_sub(stood_still().saturating_sub(self.stood_still))
     }
 }
 
@@ -347,11 +388,20 @@ pub(crate) fn create_client(name: &str) -> [&str; 10] {
     ]
 }
 
-/// An address that nobody listens at, at this moment.
+/// An address that nobody listens at, and no other test is given. It is below the range that the system
+/// takes ports from by itself.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .unwrap()
+    const PORTS: Range<u16> = 20_000..30_000;
+    // Runs beside this one begin elsewhere.
+    static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| (std::process::id() * 97).into());
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed) as usize % PORTS.len();
+        let port = PORTS.start + u16::try_from(next).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// A client of its own connections.

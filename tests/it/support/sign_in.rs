@@ -24,10 +24,15 @@ use countersign::{
     store::Store,
 };
 use countersign_verifier::base64url;
-use reqwest::RequestBuilder;
+use reqwest::{RequestBuilder, Response};
 use serde_json::{Map, Value};
+use tokio::task::JoinSet;
 
-use super::server::{API, Answer, Registered, TestServer, answer, metadata};
+use super::{
+    openmetrics,
+    process::until,
+    server::{API, Answer, Registered, TestServer, answer, metadata},
+};
 
 /// What proves that somebody has asked for a code (RFC 7636 Appendix B).
 pub(crate) const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
@@ -138,6 +143,36 @@ impl TestServer {
     /// A family as it is in the database.
     pub(crate) async fn family(&self, id: FamilyId) -> Family {
         self.store().family(id).await.unwrap().unwrap().0
+    }
+}
+
+impl TestServer {
+    /// Fills the line of those whose passwords are hashed, at a server that hashes one at a time: `sign_in`
+    /// is one of the user `slow`, who is made here. Until what is returned is dropped, nobody gets in.
+    pub(crate) async fn full_line(
+        &self,
+        sign_in: impl Fn() -> RequestBuilder,
+    ) -> JoinSet<reqwest::Result<Response>> {
+        let slow = self.user("slow").await;
+        let hash = hash_of(PASSWORD);
+        let takes_seconds = hash.phc().replace("m=8,t=1,", "m=19456,t=300,");
+        assert_ne!(takes_seconds, hash.phc());
+        update_user(self.store(), slow, self.clients.clock.now(), |user| {
+            user.password_hash = Some(PasswordHash::from_phc(takes_seconds));
+        })
+        .await;
+        let mut line = JoinSet::new();
+        // One at work, and as many as may wait.
+        for _ in 0..=32 {
+            line.spawn(sign_in().send());
+        }
+        until("a full line", async || {
+            let (_, metrics) = openmetrics::scrape(self.admin).await;
+            let waiting = metrics.value("countersign_queue_depth{queue=\"passwords\"}");
+            (waiting > 31.5).then_some(())
+        })
+        .await;
+        line
     }
 }
 

@@ -2,13 +2,9 @@
 
 use std::{collections::BTreeMap, task::Poll, time::Duration};
 
-use countersign::{
-    clock::{ManualClock, Timestamp},
-    domain::user::PasswordHash,
-};
+use countersign::clock::{ManualClock, Timestamp};
 use reqwest::Method;
 use sqlx::{Connection as _, PgConnection};
-use tokio::task::JoinSet;
 
 use super::{
     STATE, Site,
@@ -18,10 +14,9 @@ use super::{
 };
 use crate::support::{
     database::{Database, Engine},
-    openmetrics,
     process::until,
     server::{Answer, Setup, answer},
-    sign_in::{PASSWORD, hash_of, update_user},
+    sign_in::PASSWORD,
     totp,
 };
 
@@ -272,42 +267,21 @@ async fn a_page_that_says_not_now_is_guarded() {
 /// Hashing is bounded: whom there is no room for is told so, on a page, and gets in a moment later.
 #[tokio::test]
 async fn who_signs_in_when_the_line_is_full_is_told_to_come_back() {
-    /// One at work, and as many as may wait.
-    const LINE: usize = 1 + 32;
     let setup = Setup::new()
         .set("passwords.concurrent_hashes", "1")
         .set("limits.password_failures_per_minute", "0")
         .set("limits.password_failures_per_address_per_minute", "0");
     let site = Site::of(setup).await;
-    // Whose password takes seconds to verify.
-    let slow = site.server.user("slow").await;
-    let hash = hash_of(PASSWORD);
-    let cost = hash.phc().replace("m=8,t=1,", "m=19456,t=120,");
-    assert_ne!(cost, hash.phc());
-    let now = site.server.clients.clock.now();
-    update_user(site.server.store(), slow, now, |user| {
-        user.password_hash = Some(PasswordHash::from_phc(cost));
-    })
-    .await;
     let mut browser = site.browser();
     let page = browser.ask(&[]).await;
     let sealed = flow(&page);
-    let mut line = JoinSet::new();
-    for _ in 0..LINE {
-        let form = [
-            ("flow", sealed.as_str()),
-            ("username", "slow"),
-            ("password", PASSWORD),
-        ];
-        let request = browser.request(Method::POST, "/signin").form(&form);
-        line.spawn(request.send());
-    }
-    until("a full line", async || {
-        let (_, metrics) = openmetrics::scrape(site.server.admin).await;
-        let waiting = metrics.value("countersign_queue_depth{queue=\"passwords\"}");
-        (waiting > 31.5).then_some(())
-    })
-    .await;
+    let form = [
+        ("flow", sealed.as_str()),
+        ("username", "slow"),
+        ("password", PASSWORD),
+    ];
+    let sign_in = || browser.request(Method::POST, "/signin").form(&form);
+    let line = site.server.full_line(sign_in).await;
     let shed = browser.sign_in(&page, "ada", PASSWORD).await;
     assert_eq!(shed.status, 503, "{shed:?}");
     leads_on(&shed, "Sign in");
@@ -321,7 +295,7 @@ async fn who_signs_in_when_the_line_is_full_is_told_to_come_back() {
     assert!(!browser.cookies.contains_key("__Host-countersign"));
     // Nothing was lost, and others are served: this page goes on.
     assert_eq!(answer(site.server.get("/health/live")).await.status, 200);
-    line.shutdown().await;
+    drop(line);
     until("a place in the line", async || {
         let answer = browser.sign_in(&shed, "ada", PASSWORD).await;
         (answer.status == 200).then_some(())
