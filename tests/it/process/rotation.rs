@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{show, turn};
+use super::show;
 use crate::support::{
     database::{Database, Engine},
     process::{
@@ -41,8 +41,14 @@ use crate::support::{
 /// clock.
 const TOLERANCE: Duration = Duration::from_millis(300);
 
-/// By when every node has been told of a change, on a busy machine.
+/// By when every node has been told of a change that was answered, on a busy machine.
 const NEWS: Duration = Duration::from_secs(2);
+
+/// How many clients fetch tokens.
+const CONNECTIONS: usize = 8;
+
+/// How often it is begun anew where this machine was too slow for the times of the keys.
+const ATTEMPTS: usize = 5;
 
 /// The settings that the lead follows from, in milliseconds.
 struct Spans {
@@ -74,7 +80,8 @@ struct Verifier {
 /// A JWKS as it was fetched.
 struct CachedKeys {
     keys: Arc<KeySet>,
-    fetched: Stopwatch,
+    /// A copy gets old also while this machine stands still.
+    fetched: Timestamp,
     /// How old it was then.
     age: Duration,
 }
@@ -89,7 +96,7 @@ impl Verifier {
         spans: &Spans,
     ) -> Self {
         let seconds = spans.max_age / 1000;
-        let (keys, fetched) = (Arc::default(), Stopwatch::start());
+        let (keys, fetched) = (Arc::default(), now());
         let verifier = Self {
             keeps,
             clock_error,
@@ -115,8 +122,8 @@ impl Verifier {
 
     async fn keys(&self) -> Arc<KeySet> {
         let mut copy = self.copy.lock().await;
-        if copy.fetched.elapsed() + copy.age >= self.keeps {
-            let (fetched, age) = (Stopwatch::start(), Duration::ZERO);
+        if now().since(copy.fetched) + copy.age >= self.keeps {
+            let (fetched, age) = (now(), Duration::ZERO);
             let keys = self.fetch().await;
             *copy = CachedKeys { keys, fetched, age };
         }
@@ -158,11 +165,10 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Starts `connections` clients, spread over the nodes.
+    /// Starts the clients, spread over the nodes.
     async fn begin(
         nodes: &[Node],
         credentials: &Credentials,
-        connections: usize,
         spans: &Spans,
     ) -> (Arc<Self>, JoinSet<()>) {
         let traffic = Arc::new(Self {
@@ -173,7 +179,7 @@ impl Traffic {
             stop: CancellationToken::new(),
         });
         let mut tasks = JoinSet::new();
-        for connection in 0..connections {
+        for connection in 0..CONNECTIONS {
             let node = connection % nodes.len();
             let url = nodes[node].url("/oauth2/token");
             let (traffic, credentials) = (Arc::clone(&traffic), credentials.clone());
@@ -210,6 +216,23 @@ impl Traffic {
             }
             pause(Duration::from_millis(40)).await;
         }
+    }
+
+    /// Returns when each of two nodes has signed with this key; `false` if that has not come before a
+    /// moment.
+    async fn has_seen(&self, kid: &str, before: Timestamp) -> bool {
+        until("tokens of a key", async || {
+            let has_signed = |node| {
+                let samples = self.samples.lock().unwrap();
+                let mut of_key = samples.iter().filter(|sample| sample.kid == kid);
+                of_key.any(|sample| sample.node == node)
+            };
+            if now() >= before {
+                return Some(false);
+            }
+            (has_signed(0) && has_signed(1)).then_some(true)
+        })
+        .await
     }
 
     /// Presents tokens of every age to one verifier, again and again.
@@ -308,8 +331,15 @@ async fn keys_of(database: &Database, key_use: &str) -> Vec<Key> {
     rows.map(key).collect()
 }
 
-/// Checks what the traffic has seen against the keys, and reports it.
-fn judge(traffic: &Traffic, keys: &[Key], signers: usize, seconds: f64) -> String {
+/// Checks what the traffic has seen against the keys, of which at least the first `signers` must have
+/// signed, and reports it. The emergency was answered at a moment.
+fn judge(
+    traffic: &Traffic,
+    keys: &[Key],
+    signers: usize,
+    answered_at: Timestamp,
+    seconds: f64,
+) -> String {
     let samples = traffic.samples.lock().unwrap();
     let refusals = traffic.refusals.lock().unwrap();
     let verifications = traffic.verifications.load(Ordering::Relaxed);
@@ -345,10 +375,10 @@ fn judge(traffic: &Traffic, keys: &[Key], signers: usize, seconds: f64) -> Strin
     let used: BTreeSet<&str> = samples.iter().map(|sample| sample.kid.as_str()).collect();
     let of_keys: BTreeSet<&str> = keys.iter().map(|key| key.kid.as_str()).collect();
     assert!(used.is_subset(&of_keys));
-    assert_eq!(used.len(), signers, "so many keys should have signed");
+    assert!(used.len() >= signers, "so many keys should have signed");
 
     // Every node signs with the key that its times say, and no other.
-    for (number, key) in keys.iter().enumerate().take(signers) {
+    for (number, key) in keys.iter().enumerate().take(used.len()) {
         for node in [0, 1] {
             let of_node = || {
                 samples
@@ -356,15 +386,21 @@ fn judge(traffic: &Traffic, keys: &[Key], signers: usize, seconds: f64) -> Strin
                     .filter(move |sample| sample.node == node && sample.kid == key.kid)
             };
             let count = of_node().count();
+            if count == 0 && number >= signers {
+                continue;
+            }
             assert!(count > 0, "node {node} never signed with key {number}");
             let first = of_node().map(|sample| sample.got_at).min().unwrap();
             let last = of_node().map(|sample| sample.asked_at).max().unwrap();
             let begin = key.activates_at;
             let end = keys[number + 1].activates_at;
             // Of a switch on schedule the nodes know in advance, of a revocation they are told.
-            let lateness = key.revoked_at.map_or(TOLERANCE, |_| NEWS);
+            let latest = match key.revoked_at {
+                None => end.plus(TOLERANCE),
+                Some(_) => answered_at.plus(NEWS),
+            };
             assert!(
-                first > begin.minus(TOLERANCE) && last < end.plus(lateness),
+                first > begin.minus(TOLERANCE) && last < latest,
                 "node {node} signed with key {number} before or after its time"
             );
             let _ = writeln!(
@@ -393,9 +429,30 @@ async fn rotate(installation: &Installation, flags: &[&str]) -> Value {
     answer["verifiers_may_lag_until"].take()
 }
 
+/// Rotates before that is allowed, and is told when it is; `false` if it was allowed by then.
+async fn is_told_the_time(installation: &Installation, allowed_at: Timestamp) -> bool {
+    let outcome = installation.run(&["keys", "rotate"]).await;
+    if outcome.status.success() {
+        assert!(now() >= allowed_at, "too early: {outcome:?}");
+        return false;
+    }
+    let sentence = outcome.refusal();
+    assert!(sentence.contains(&clock_face(allowed_at)), "{sentence}");
+    true
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotations_in_mid_traffic_make_no_verifier_refuse_a_valid_token() {
-    let _turn = turn().await;
+    for _ in 0..ATTEMPTS {
+        if rotations_in_mid_traffic().await {
+            return;
+        }
+    }
+    panic!("too slow each time");
+}
+
+/// `false` if this machine was too slow for it.
+async fn rotations_in_mid_traffic() -> bool {
     let spans = Spans {
         poll: 250,
         max_age: 2000,
@@ -412,22 +469,25 @@ async fn rotations_in_mid_traffic_make_no_verifier_refuse_a_valid_token() {
     let twin = installation.twin();
     let nodes = [installation.start().await, twin.start().await];
     let begun = Stopwatch::start();
-    let (traffic, tasks) = Traffic::begin(&nodes, &credentials, 32, &spans).await;
+    let (traffic, tasks) = Traffic::begin(&nodes, &credentials, &spans).await;
 
     let first = keys(&database).await;
     assert_eq!(first.len(), 2);
     let known_at = first[1].published_at.plus(spans.lead());
-    let early = installation.run(&["keys", "rotate"]).await.refusal();
-    assert!(early.contains(&clock_face(known_at)), "{early}");
+    if !is_told_the_time(&installation, known_at).await {
+        return false;
+    }
 
     reach(known_at).await;
     assert_eq!(rotate(&installation, &["--emergency"]).await, Value::Null);
+    let answered_at = now();
 
     let second = keys(&database).await;
     assert_eq!(second.len(), 3);
-    let early = installation.run(&["keys", "rotate"]).await.refusal();
     let known_at = second[2].published_at.plus(spans.lead());
-    assert!(early.contains(&clock_face(known_at)), "{early}");
+    if !is_told_the_time(&installation, known_at).await {
+        return false;
+    }
     reach(known_at).await;
     assert_eq!(rotate(&installation, &[]).await, Value::Null);
 
@@ -436,11 +496,11 @@ async fn rotations_in_mid_traffic_make_no_verifier_refuse_a_valid_token() {
     assert!(switch > known_at, "a switch that nodes could not know of");
     // Until the copies that were fetched right before the switch have been replaced.
     reach(switch.plus(Duration::from_secs(5))).await;
-    pause(Duration::from_secs(20).saturating_sub(begun.elapsed())).await;
     let seconds = begun.elapsed().as_secs_f64();
     traffic.end(tasks).await;
 
-    show(&judge(&traffic, &keys(&database).await, 3, seconds));
+    let all = keys(&database).await;
+    show(&judge(&traffic, &all, 3, answered_at, seconds));
     // The key of the emergency is gone, and with it every token it has signed.
     for node in &nodes {
         let published = node.jwks().await;
@@ -449,11 +509,21 @@ async fn rotations_in_mid_traffic_make_no_verifier_refuse_a_valid_token() {
         assert_eq!(kids.iter().copied().collect::<BTreeSet<_>>(), expected);
         assert_eq!(kids.len(), expected.len());
     }
+    true
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_nodes_one_makes_the_next_key_and_all_switch_to_it_on_schedule() {
-    let _turn = turn().await;
+    for _ in 0..ATTEMPTS {
+        if all_switch_on_schedule().await {
+            return;
+        }
+    }
+    panic!("too slow each time");
+}
+
+/// `false` if this machine was too slow for it.
+async fn all_switch_on_schedule() -> bool {
     let spans = Spans {
         poll: 100,
         max_age: 1000,
@@ -472,9 +542,12 @@ async fn of_many_nodes_one_makes_the_next_key_and_all_switch_to_it_on_schedule()
     let twin = installation.twin();
     let nodes = [installation.start().await, twin.start().await];
     let begun = Stopwatch::start();
-    let (traffic, tasks) = Traffic::begin(&nodes, &credentials, 8, &spans).await;
+    let (traffic, tasks) = Traffic::begin(&nodes, &credentials, &spans).await;
 
     let first = keys(&database).await;
+    if !traffic.has_seen(&first[0].kid, first[1].activates_at).await {
+        return false;
+    }
     // Two switches of the schedule by itself.
     reach(first[1].activates_at.plus(period)).await;
     let on_schedule = until("the key after the next", async || {
@@ -487,35 +560,55 @@ async fn of_many_nodes_one_makes_the_next_key_and_all_switch_to_it_on_schedule()
         assert!(pair[1].activates_at.since(pair[1].published_at) >= spans.lead());
     }
     // An emergency soon after a switch: the key after the next is known to all already.
-    reach(on_schedule[2].activates_at.plus(Duration::from_secs(1))).await;
-    assert!(now().since(on_schedule[2].activates_at) < spans.lead());
-    assert_eq!(rotate(&installation, &["--emergency"]).await, Value::Null);
-    // Read before the schedule makes yet another key.
-    let keys = keys(&database).await;
-    let mac_keys = keys_of(&database, "refresh_mac").await;
-    let events: Vec<(String, String, i64)> = database
-        .rows(
-            "select target, type, count(*) from event \
-             where type in ('key.created', 'key.revoked', 'key.rotated') \
-             group by target, type order by target desc, type",
-        )
-        .await;
+    let switch = on_schedule[2].activates_at;
+    reach(switch.plus(Duration::from_secs(1))).await;
+    let next_at = on_schedule[3].activates_at;
+    if !traffic.has_seen(&on_schedule[2].kid, next_at).await {
+        return false;
+    }
+    let lag = rotate(&installation, &["--emergency"]).await;
+    let answered_at = now();
+    if answered_at.since(switch) >= spans.lead() {
+        return false;
+    }
+    assert_eq!(lag, Value::Null);
+    let last = on_schedule[3].kid.as_str();
+    traffic.has_seen(last, answered_at.plus(period)).await;
     pause(spans.lead()).await;
     let seconds = begun.elapsed().as_secs_f64();
     traffic.end(tasks).await;
 
-    show(&judge(&traffic, &keys, 4, seconds));
+    let mut keys = keys(&database).await;
+    show(&judge(&traffic, &keys, 4, answered_at, seconds));
+    // From then on the schedule may have made yet another key.
+    let more_at = switch.plus(period).minus(spans.lead());
+    keys.retain(|key| key.published_at < more_at);
+    let mut mac_keys = keys_of(&database, "refresh_mac").await;
+    mac_keys.retain(|key| key.published_at < more_at);
+    let mut events: Vec<(String, String, i64)> = database
+        .rows(
+            "select target, type, at from event \
+             where type in ('key.created', 'key.revoked', 'key.rotated') \
+             order by target desc, type",
+        )
+        .await;
+    events.retain(|(_, _, at)| Timestamp::from_millis(*at) < more_at);
     assert_eq!(keys.len(), 5, "one new key for each switch");
     // The first two keys together, then one for each switch of the schedule.
     let expected = [
-        ("signing", "key.created", 3),
-        ("signing", "key.revoked", 1),
-        ("refresh_mac", "key.created", 3),
+        ("signing", "key.created"),
+        ("signing", "key.created"),
+        ("signing", "key.created"),
+        ("signing", "key.revoked"),
+        ("refresh_mac", "key.created"),
+        ("refresh_mac", "key.created"),
+        ("refresh_mac", "key.created"),
     ];
-    let expected = expected.map(|(target, kind, count)| (target.into(), kind.into(), count));
-    assert_eq!(events, expected);
+    let events = events.iter().map(|(target, kind, _)| (&**target, &**kind));
+    assert!(events.eq(expected));
     assert_eq!(mac_keys.len(), 4);
     for pair in mac_keys.windows(2) {
         assert_eq!(pair[1].activates_at, pair[0].activates_at.plus(period));
     }
+    true
 }
