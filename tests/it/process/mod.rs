@@ -44,7 +44,7 @@ mod upgrade;
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Waits until no other test loads the machine.
-async fn turn() -> MutexGuard<'static, ()> {
+pub(crate) async fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     TURN.lock().await
 }

@@ -5,6 +5,7 @@ use std::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread::available_parallelism,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use super::{show, turn};
 use crate::support::{
     database::{Database, Engine},
     latency::Plan,
-    process::{Installation, Node, http, pause},
+    process::{Installation, Node, Stopwatch, http, pause, until},
     sign_in::{VERIFIER, redeem, refresh},
 };
 
@@ -25,26 +26,58 @@ on_both_engines! {
     sign_ins_beyond_the_workers_are_shed_and_nobody_else_waits,
 }
 
-/// How many people sign in at the same time: many more than can be at work or in line.
-const PEOPLE: usize = 96;
+/// How many people sign in at the same time for each worker, of which there is one for each core: many
+/// more than can be at work or in line.
+const PEOPLE: usize = 48;
 
 /// How long each waits before the next try: what is measured is the service, not those who storm it.
 const PAUSE: Duration = Duration::from_millis(200);
 
 const PLAN: Plan = Plan {
-    rounds: 6,
-    requests: 60,
+    rounds: 5,
+    requests: 30,
 };
 
 /// How often all is measured at most; the best counts, for other processes disturb it, too.
-const MEASUREMENTS: usize = 4;
+///
+/// Whoever is not slower by a factor is undisturbed, and where all this makes the processors scarce, so is
+/// whoever does not wait for the work of any password.
+const MEASUREMENTS: usize = 6;
 
-/// How much slower everybody else may get, at the median.
+/// How much slower everybody else may get, at the median, than beside as many people who ask for
+/// something else as often.
 const MOST: f64 = 1.5;
 
 /// And one request in twenty: where two cores run other tests beside a hundred people, what waits is
 /// now and then one of these.
 const MOST_OF_SOME: f64 = 2.0;
+
+/// How long each of some requests took, without the storm and in it.
+#[derive(Default)]
+struct Took(Mutex<[Vec<Duration>; 2]>);
+
+impl Took {
+    fn add(&self, is_storm: bool, begun: Stopwatch) {
+        self.0.lock().unwrap()[usize::from(is_storm)].push(begun.elapsed());
+    }
+
+    /// Whether nobody waited for the work of a password, which takes so long: at the median less than a
+    /// quarter of it was waited for, and less than all of it by all but one in twenty. However few cores
+    /// there are for everything else, whoever needs a worker waits longer.
+    fn is_without(&self, work: Duration) -> bool {
+        let mut took = std::mem::take(&mut *self.0.lock().unwrap());
+        for requests in &mut took {
+            requests.sort();
+        }
+        let waited = |percent: usize| {
+            let [alone, beside] = took
+                .each_ref()
+                .map(|all| all[(all.len() - 1) * percent / 100]);
+            beside.saturating_sub(alone)
+        };
+        waited(50) < work / 4 && waited(95) < work
+    }
+}
 
 struct Site {
     node: Node,
@@ -95,7 +128,7 @@ impl Site {
     }
 
     /// Signs in over and over while it is on, at the page or by an app of the house; counts who got in
-    /// and who was told to come back.
+    /// and who was told to come back. Asks for what needs no password otherwise.
     async fn storm(&self, nth: usize, is_on: &AtomicBool, [let_in, shed]: &[AtomicUsize; 2]) {
         let http = http();
         let request = match nth % 2 {
@@ -105,6 +138,8 @@ impl Site {
         loop {
             pause(PAUSE).await;
             if !is_on.load(Ordering::Relaxed) {
+                let answer = http.get(self.node.url("/health/live")).send().await;
+                assert_eq!(answer.unwrap().status(), StatusCode::OK);
                 continue;
             }
             let answer = request.try_clone().unwrap().send().await.unwrap();
@@ -146,34 +181,58 @@ async fn sign_ins_beyond_the_workers_are_shed_and_nobody_else_waits(engine: Engi
         password: created["password"].as_str().unwrap().to_owned(),
     };
     let http = http();
-    let signed_in = site.sign_in(&http).send().await.unwrap();
-    let document: Value = signed_in.json().await.unwrap();
+    // The fastest of a few, with nobody else there.
+    let (mut document, mut work) = (Value::Null, Duration::MAX);
+    for _ in 0..5 {
+        let begun = Stopwatch::start();
+        let signed_in = site.sign_in(&http).send().await.unwrap();
+        work = work.min(begun.elapsed());
+        document = signed_in.json().await.unwrap();
+    }
     let code = document["authorization_code"].as_str().unwrap();
     let token = Mutex::new(site.refreshed(&http, &redeem(code)).await);
 
-    let is_on = AtomicBool::new(false);
+    let people = PEOPLE * available_parallelism().unwrap().get();
+    let is_on = AtomicBool::new(true);
     let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
-    let storm = join_all((0..PEOPLE).map(|nth| site.storm(nth, &is_on, &counts)));
+    let storm = join_all((0..people).map(|nth| site.storm(nth, &is_on, &counts)));
     let url = site.node.url("/oauth2/token");
+    let took = Took::default();
     let by_credentials = async || {
+        let begun = Stopwatch::start();
         let answer = service.ask(&http, &url).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
+        took.add(is_on.load(Ordering::Relaxed), begun);
     };
     let by_refreshing = async || {
+        let begun = Stopwatch::start();
         let before = token.lock().unwrap().clone();
         let after = site.refreshed(&http, &refresh(&before)).await;
         *token.lock().unwrap() = after;
+        took.add(is_on.load(Ordering::Relaxed), begun);
     };
     let measuring = async {
+        // Until there are more than can be in line.
+        until("somebody who is told to come back", async || {
+            let [let_in, shed] = &counts;
+            let is_full = let_in.load(Ordering::Relaxed) > 0 && shed.load(Ordering::Relaxed) > 0;
+            is_full.then_some(())
+        })
+        .await;
         let (mut credentials, mut refreshes) = (false, false);
         for _ in 0..MEASUREMENTS {
             if !credentials {
                 let ratios = PLAN.compare("client credentials", &is_on, &by_credentials);
-                credentials = ratios.await.is_within(MOST, MOST_OF_SOME);
+                let is_as_fast = ratios.await.is_within(MOST, MOST_OF_SOME);
+                credentials = took.is_without(work) || is_as_fast;
             }
             if !refreshes {
                 let ratios = PLAN.compare("refreshes", &is_on, &by_refreshing);
-                refreshes = ratios.await.is_within(MOST, MOST_OF_SOME);
+                let is_as_fast = ratios.await.is_within(MOST, MOST_OF_SOME);
+                refreshes = took.is_without(work) || is_as_fast;
+            }
+            if credentials && refreshes {
+                break;
             }
         }
         (credentials, refreshes)
@@ -184,9 +243,7 @@ async fn sign_ins_beyond_the_workers_are_shed_and_nobody_else_waits(engine: Engi
     };
     let [let_in, shed] = counts.map(AtomicUsize::into_inner);
     show(&format!(
-        "\nsign-ins: {let_in} let in, {shed} told to come back\n"
+        "\nsign-ins: {let_in} let in, {shed} told to come back; alone, one takes {work:?}\n"
     ));
     assert_eq!(undisturbed, (true, true), "credentials, refreshes");
-    // There was a storm, and it was more than the workers could do.
-    assert!(let_in > 0 && shed > 0, "{let_in} {shed}");
 }
