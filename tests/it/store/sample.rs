@@ -21,6 +21,24 @@ use uuid::Uuid;
 
 use crate::support::database::Database;
 
+/// How often something is tried that this machine may be too slow for.
+pub(super) const ATTEMPTS: u128 = 5;
+
+/// What comes of something for whoever comes back when the store cannot do it in time: where the machine
+/// stands still it may give up waiting for locks.
+pub(super) async fn again<T, F: Future<Output = Result<T, StoreError>>>(
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, StoreError> {
+    let mut told = attempt().await;
+    for _ in 1..ATTEMPTS {
+        match told {
+            Err(StoreError::Unavailable(_)) => told = attempt().await,
+            _ => break,
+        }
+    }
+    told
+}
+
 /// When everything here happens, unless said otherwise.
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_123);
 
