@@ -311,17 +311,25 @@ impl<'a> Site<'a> {
 
     /// Makes families of these numbers that are as this one is, but for their ids.
     pub(super) async fn copy(&self, family: &Family, numbers: RangeInclusive<u128>) {
-        let ids = numbers.map(|number| format!("({})", self.literal(Uuid::from_u128(number))));
-        let ids = ids.collect::<Vec<_>>().join(",");
-        let original = self.literal(family.id.uuid());
+        self.copy_each(numbers.map(|number| (family.id, number)))
+            .await;
+    }
+
+    /// Makes a family of each of these numbers that is as that one is, but for its id.
+    pub(super) async fn copy_each(&self, copies: impl Iterator<Item = (FamilyId, u128)>) {
+        let pair = |(original, number): (FamilyId, u128)| {
+            let copy = self.literal(Uuid::from_u128(number));
+            format!("({copy},{})", self.literal(original.uuid()))
+        };
+        let pairs = copies.map(pair).collect::<Vec<_>>().join(",");
         let columns = "client_id, client_epoch, subject, user_epoch, session_id, scope, resources, \
              auth_time, amr, dpop_jkt, counter, mac_version, mac_since, rotated_at, created_at, \
              idle_expires_at, expires_at, revoked_at, revoke_reason, first_address, first_agent, \
              last_address, last_agent, notes";
         self.database
             .execute(&format!(
-                "with copy (copy_id) as (values {ids}) insert into family (id, {columns}) \
-                 select copy_id, {columns} from copy, family where id = {original}"
+                "with copy (copy_id, original) as (values {pairs}) insert into family (id, {columns}) \
+                 select copy_id, {columns} from copy, family where id = original"
             ))
             .await;
     }
