@@ -21,12 +21,13 @@ mod timeline;
 mod token;
 mod users;
 
-use std::{collections::HashMap, ffi::OsString, io, path::PathBuf, process::ExitCode};
+use std::{collections::HashMap, ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use percent_encoding::percent_decode_str;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
+use tokio::runtime::Builder;
 
 use self::failure::Failure;
 use crate::{
@@ -118,9 +119,20 @@ struct Reason {
 }
 
 impl Cli {
-    /// Does what the arguments say.
-    pub async fn run(self) -> ExitCode {
-        let Err(failure) = Box::pin(self.try_run()).await else {
+    /// Does what the arguments say, on threads of its own.
+    ///
+    /// Not `async`, so that all there is to do is compiled here, once, and not with whatever awaits it.
+    pub fn run(self) -> ExitCode {
+        let runtime = match Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                output::remark(&format!(
+                    "the operating system gives no threads to run on: {error}"
+                ));
+                return ExitCode::FAILURE;
+            }
+        };
+        let Err(failure) = runtime.block_on(self.try_run()) else {
             return ExitCode::SUCCESS;
         };
         match failure {
@@ -140,14 +152,6 @@ impl Cli {
         self.global.check_settings()?;
         let command = self.command.unwrap_or(Command::Serve);
         Box::pin(command.run(&self.global)).await
-    }
-
-    /// Says why nothing can be run at all.
-    pub fn cannot_run(error: &io::Error) -> ExitCode {
-        output::remark(&format!(
-            "the operating system gives no threads to run on: {error}"
-        ));
-        ExitCode::FAILURE
     }
 }
 
