@@ -10,10 +10,10 @@ use crate::support::{
 };
 
 /// How many requests are made up for each call.
-const EXAMPLES: &str = "4";
+const EXAMPLES: &str = "2";
 
 /// How long that may take, in seconds.
-const LONGEST: &str = "60";
+const LONGEST: &str = "40";
 
 /// Schemathesis reads the description and makes up requests, good and bad ones. No answer may be one
 /// of 5xx, or one that the description does not know.
