@@ -25,8 +25,8 @@ async fn every_answer_to_a_made_up_request_is_one_that_the_description_knows() {
         .await
         .with("limits.requests_per_minute_per_client", 0);
     let node = installation.start().await;
-    let scope = "clients:read clients:write events:read keys:read keys:rotate resources:read \
-                 resources:write revocations:write";
+    let scope = "clients:read clients:write events:read families:read families:write keys:read \
+                 keys:rotate resources:read resources:write revocations:write users:read users:write";
     let create = [
         "clients",
         "create",
