@@ -88,8 +88,8 @@ async fn a_stranger_who_guesses_does_not_slow_down_the_client_it_guesses_at() {
     let refused = [AtomicU32::new(0), AtomicU32::new(0)];
     let hammering = (0..CONNECTIONS).map(|_| hammer(&node, &good.id, &is_on, &refused));
     let hammering = futures_util::future::join_all(hammering);
-    // Other processes want the processors as well: that makes the service look slower, never faster. What the service itself does to the client is there in
-    // every measurement, so the best of a few counts.
+    // Other processes want the processors as well: that makes the service look slower, never faster. What
+    // the service itself does to the client is there in every measurement, so the best of a few counts.
     let measuring = async {
         for _ in 0..MEASUREMENTS {
             let ratios = PLAN.compare("a token", &is_on, &ask).await;
