@@ -144,9 +144,7 @@ impl TestServer {
     pub(crate) async fn family(&self, id: FamilyId) -> Family {
         self.store().family(id).await.unwrap().unwrap().0
     }
-}
 
-impl TestServer {
     /// Fills the line of those whose passwords are hashed, at a server that hashes one at a time: `sign_in`
     /// is one of the user `slow`, who is made here. Until what is returned is dropped, nobody gets in.
     pub(crate) async fn full_line(
